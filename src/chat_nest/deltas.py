@@ -1,0 +1,42 @@
+"""What a provider yields, piece by piece, in no provider's and no dialect's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from chat_nest.usage import Usage
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+"""`length` also ends a stream that we cut at its cap."""
+
+
+class TextDelta(Struct, frozen=True):
+    """A piece of the answer, never empty."""
+
+    text: str
+
+
+class ReasoningDelta(Struct, frozen=True):
+    """A piece of the model's visible reasoning, never empty; it counts as output."""
+
+    text: str
+
+
+class UsageDelta(Struct, frozen=True):
+    """Totals so far as the provider counts them; the newest replaces the ones before."""
+
+    usage: Usage
+
+
+class FinishDelta(Struct, frozen=True):
+    """The provider's own completion signal."""
+
+    reason: FinishReason
+
+
+Delta = TextDelta | ReasoningDelta | UsageDelta | FinishDelta
+Batch = Sequence[Delta]
+"""Everything that one read from the provider brought; never empty."""

@@ -1,0 +1,1 @@
+"""One file a wire dialect: parse a body, encode batches, refuse."""

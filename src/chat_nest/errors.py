@@ -1,0 +1,188 @@
+"""Every refusal or failure that a caller can see: a code, an HTTP status and a message fit for an end user.
+
+A message never holds a value that the client sent, a provider's own text, or a key.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ChatError(Exception):
+    """What chat_nest raises on purpose.
+
+    `retry_after` is in seconds. `retryable` says whether the same request may succeed later.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    text: ClassVar[str] = "AI request failed"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None) -> None:
+        self.message = message or self.text
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+# The request itself.
+
+
+class BadRequest(ChatError):
+    """A field broke a rule. `field` is a path such as `messages[2].role`; the message states the rule."""
+
+    code, status, text = "bad_request", 400, "Invalid request"
+
+    def __init__(self, message: str = "", *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Unauthorized(ChatError):
+    code, status, text = "unauthorized", 401, "Authentication is required"
+
+
+class Forbidden(ChatError):
+    code, status, text = "forbidden", 403, "This is not allowed"
+
+
+class NotFound(ChatError):
+    code, status, text = "not_found", 404, "Not found"
+
+
+class MethodNotAllowed(ChatError):
+    """`allow` lists the methods that the path answers to."""
+
+    code, status, text = "method_not_allowed", 405, "This method is not allowed here"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"Use {allow} here")
+        self.allow = allow
+
+
+class BodyTooLarge(ChatError):
+    code, status, text = "body_too_large", 413, "The request body is too large"
+
+
+class UnsupportedMediaType(ChatError):
+    code, status, text = "unsupported_media_type", 415, "Send application/json without a content encoding"
+
+
+# What the caller may still spend.
+
+
+class LimitExceeded(ChatError):
+    """A limit refused the request. `limit` names it, as in a profile: `tokens_per_day`."""
+
+    code, status, retryable = "limit_exceeded", 429, True
+
+    def __init__(self, message: str = "", *, limit: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+
+
+class RateLimited(LimitExceeded):
+    code, text = "rate_limited", "Rate limit exceeded. Please slow down."
+
+
+class TooManyStreams(LimitExceeded):
+    code, text = "too_many_streams", "Too many answers at once. Please wait for one to end."
+
+
+class RequestTooLarge(LimitExceeded):
+    code, text, retryable = "request_too_large", "Request too large. Please shorten your message.", False
+
+
+class BudgetExceeded(LimitExceeded):
+    code, text, retryable = "budget_exceeded", "Daily AI budget exceeded. Try again tomorrow.", False
+
+
+class LimiterUnavailable(ChatError):
+    """The store did not answer in time, so nothing was reserved and nothing was sent."""
+
+    code, status, text, retryable = "limiter_unavailable", 503, "The service is busy. Please try again.", True
+
+
+# The provider.
+
+
+class UpstreamError(ChatError):
+    """The provider failed.
+
+    `spent_nothing` is True only where it is certain that the provider produced and billed nothing.
+    """
+
+    code, status, text = "upstream_error", 502, "The model provider failed"
+
+    def __init__(self, message: str = "", *, spent_nothing: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.spent_nothing = spent_nothing
+
+
+class UpstreamUnavailable(UpstreamError):
+    """A 5xx before anything was produced."""
+
+    code, status, retryable = "upstream_unavailable", 502, True
+    text = "The model provider is unavailable. Please try again."
+
+
+class UpstreamUnreachable(UpstreamError):
+    """Name resolution, connection or TLS failed: the request was never sent."""
+
+    code, retryable, text = "upstream_unreachable", True, "The model provider can't be reached"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """The provider limits this server, not this caller."""
+
+    code, status, retryable = "upstream_rate_limited", 503, True
+    text = "The model provider is busy. Please try again later."
+
+
+class UpstreamAuth(UpstreamError):
+    code, text = "upstream_auth", "The model provider refused this server's credentials"
+
+
+class UpstreamRejected(UpstreamError):
+    """Another 4xx: the provider does not accept the request (an unknown model, a parameter)."""
+
+    code, text = "upstream_rejected", "The model provider rejected the request"
+
+
+class UpstreamProtocol(UpstreamError):
+    code, text = "upstream_protocol", "The model provider's answer could not be understood"
+
+
+class UpstreamTruncated(UpstreamError):
+    code, text = "upstream_truncated", "The model provider's answer ended too early"
+
+
+class UpstreamTimeout(UpstreamError):
+    code, status, text, retryable = "upstream_timeout", 504, "The model provider took too long to answer", True
+
+
+class UpstreamIdle(UpstreamError):
+    code, status, text = "upstream_idle", 504, "The model provider stopped answering"
+
+
+# How a run can end from this side.
+
+
+class DeadlineExceeded(ChatError):
+    code, status, text = "deadline_exceeded", 504, "The answer took too long"
+
+
+class SlowReader(ChatError):
+    """The client read nothing for `Timeouts.write` seconds; it can't be told."""
+
+    code, status, text = "slow_reader", 408, "The client reads too slowly"
+
+
+class ClientGone(ChatError):
+    """The client left; it can't be told."""
+
+    code, status, text = "client_gone", 499, "The client left"
+
+
+class Shutdown(ChatError):
+    code, status, text, retryable = "shutdown", 503, "The server is shutting down. Please try again.", True

@@ -1,0 +1,164 @@
+"""Every seam that you can implement, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from chat_nest.deltas import Batch, FinishReason
+from chat_nest.errors import ChatError
+from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Timeouts, Unit
+from chat_nest.messages import Caller, ChatRequest, Message
+from chat_nest.usage import Source, Usage
+
+Scope = MutableMapping[str, Any]
+"""An ASGI HTTP connection scope."""
+
+Now = Callable[[], float]
+"""Unix time in seconds; a test passes its own."""
+
+Identify = Callable[[Scope], Caller | Awaitable[Caller]]
+"""Who is asking. Raises Unauthorized or Forbidden to refuse; must never believe the body."""
+
+
+class Prompt(Struct, frozen=True, kw_only=True):
+    """What one attempt sends to a provider. `model` is the provider's own name for it."""
+
+    model: str
+    messages: tuple[Message, ...]
+    max_output_tokens: int
+    temperature: float | None = None
+
+
+class Provider(Protocol):
+    """A source of model output: one method.
+
+    Read where they exist: `abort_bills`, what an abandoned stream costs: "stops" (what was produced), "full" or
+    "unknown" (the whole hold; the default); `async check()`, which spends nothing and returns if the provider can be
+    reached and accepts our key, else raises UpstreamError; `async aclose()`.
+    """
+
+    def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        """Start a stream; entering returns once the provider accepted the request.
+
+        Leaving the context closes the provider's connection, at once and on every path. The iterator ends only after
+        the provider's own completion signal. Raises UpstreamError.
+        """
+        ...
+
+
+class TokenCounter(Protocol):
+    """Counts tokens of text. Never low: it guards money. `exact` is True where it is the model's own tokenizer."""
+
+    @property
+    def exact(self) -> bool: ...
+
+    def count(self, text: str) -> int: ...
+
+
+class Ending(Struct, frozen=True, kw_only=True):
+    """How an admitted request ended, and what it used: for the final event and for observers."""
+
+    id: str
+    caller: str
+    """The hash of the caller's id."""
+    profile: str
+    model: str
+    reason: FinishReason | None
+    """None where `error` says why."""
+    error: ChatError | None
+    usage: Usage
+    source: Source
+    seconds: float
+    first_token_seconds: float | None
+    remaining: Mapping[str, int]
+    """What is left of each of the caller's own limits, by name."""
+
+
+class Encoder(Protocol):
+    """One answer's bytes. A batch in, one write out; b"" writes nothing."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
+
+    def start(self, model: str) -> bytes: ...
+    def encode(self, batch: Batch) -> bytes: ...
+    def heartbeat(self) -> bytes: ...
+    def fail(self, error: ChatError) -> bytes: ...
+    def finish(self, ending: Ending) -> bytes: ...
+
+
+class Dialect(Protocol):
+    """One wire format: a parse and an encoder."""
+
+    @property
+    def path(self) -> str: ...
+
+    def parse(self, body: bytes) -> ChatRequest:
+        """Raises BadRequest, which names the field and the rule and never the value."""
+        ...
+
+    def encoder(self, request: ChatRequest, run_id: str) -> Encoder: ...
+
+    def refuse(self, error: ChatError, request_id: str) -> bytes:
+        """The JSON body of an answer that is not a stream."""
+        ...
+
+
+class Store(Protocol):
+    """Counters that reserve and settle. Every call is atomic; all but peek and sweep are idempotent by the claim's id.
+
+    A store that can't answer raises LimiterUnavailable or any other exception: nothing new is then spent.
+    """
+
+    async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
+        """Hold every line of the claim, or none, for `lease` seconds. First charges leases that have expired."""
+        ...
+
+    async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
+        """Renew the leases of live claims; return the ids that were live. Never resurrects an expired one."""
+        ...
+
+    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+        """Turn the hold into what was used, by unit; a unit left out, or None, charges the whole hold.
+
+        More than was held is charged all the same. A claim that had expired is corrected to the actual.
+        Returns False where there was nothing left to settle.
+        """
+        ...
+
+    async def release(self, claim: Claim) -> bool:
+        """Give back a hold of which nothing was spent. An id not seen before can't be reserved afterwards."""
+        ...
+
+    async def peek(self, lines: Sequence[Line]) -> tuple[Standing, ...]:
+        """How the lines stand; changes nothing."""
+        ...
+
+    async def sweep(self) -> int:
+        """Charge expired leases in full, marked assumed; return how many."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where the relay writes. `write` returns when the reader's side has room: that is the backpressure."""
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class Observer(Protocol):
+    """Called at most four times a request, never once a token. Must not block; what it raises is logged and dropped."""
+
+    def started(self, id: str, caller: Caller, profile: str, model: str) -> None: ...
+    def first_token(self, id: str, seconds: float) -> None: ...
+    def refused(self, id: str, caller: Caller | None, error: ChatError) -> None: ...
+    def finished(self, ending: Ending) -> None: ...

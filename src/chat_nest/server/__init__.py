@@ -1,0 +1,1 @@
+"""What `chat-nest serve` adds around the handler."""

@@ -1,0 +1,1 @@
+"""Where counters live: one contract, several engines."""
