@@ -1,0 +1,289 @@
+"""`create_chat_handler`: the chat endpoint as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from secrets import token_hex
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from msgspec.structs import replace
+
+from chat_nest.asgi.cors import Cors
+from chat_nest.asgi.request import ABORT, Receive, Send, read_json_body
+from chat_nest.asgi.response import error_headers, respond
+from chat_nest.asgi.stream import EventStream
+from chat_nest.chat import Chat, Run
+from chat_nest.dialects.native import Native
+from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown, SlowReader
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.ledger import Ledger
+from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Timeouts
+from chat_nest.profiles import Profiles
+from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, Scope, Store
+from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.stores.urls import open_store
+from chat_nest.upstream import Upstream, split_model
+
+CHAT_METHODS = "POST, OPTIONS"
+USAGE_METHODS = "GET, OPTIONS"
+USAGE_PATHS = ("/api/usage", "/usage")
+OPENAI_URL = "https://api.openai.com/v1"
+
+_json = msgspec.json.Encoder().encode
+
+
+class ChatHandler:
+    """An ASGI application that answers chats; make one with `create_chat_handler`.
+
+    Mounted somewhere, it answers at the mount point itself and at each dialect's path below it; `GET usage` tells a
+    caller what is left. It starts lazily and is closed by an ASGI lifespan, by `async with`, or by `aclose()`.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        ledger: Ledger,
+        providers: Mapping[str, Provider],
+        *,
+        dialects: Sequence[Dialect],
+        timeouts: Timeouts,
+        cors: Cors,
+        max_body_bytes: int,
+    ) -> None:
+        self.providers = providers
+        self.store = ledger.store
+        self._chat = chat
+        self._ledger = ledger
+        self._dialects = {dialect.path.lower(): dialect for dialect in dialects}
+        self._first_dialect = dialects[0]
+        if len(dialects) == 1:
+            self._dialects["/"] = dialects[0]
+        self._timeouts = timeouts
+        self._cors = cors
+        self._max_body_bytes = max_body_bytes
+        self._runs: dict[str, Run] = {}
+        self._closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            msg = f"chat_nest answers HTTP, not {scope['type']}"
+            raise RuntimeError(msg)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _relative_path(scope)
+        dialect = self._dialects.get(path)
+        run = Run(token_hex(12), asyncio.get_running_loop().time())
+        headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
+        try:
+            if dialect is not None:
+                if not await self._preflight(scope, send, run, CHAT_METHODS):
+                    await self._serve(run, dialect, scope, receive, send)
+            elif path in USAGE_PATHS:
+                if not await self._preflight(scope, send, run, USAGE_METHODS):
+                    await respond(send, 200, await self._usage(scope), headers)
+            else:
+                raise NotFound
+        except ClientGone:
+            return
+        except ChatError as error:
+            body = (dialect or self._first_dialect).refuse(error, run.id)
+            await respond(send, error.status, body, [*headers, *error_headers(error)])
+
+    async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str) -> bool:
+        """Answer OPTIONS and return True; raise MethodNotAllowed for a method that is not among `methods`."""
+        if scope["method"] == "OPTIONS":
+            request_id = (b"x-request-id", run.id.encode())
+            await respond(send, 204, b"", [request_id, *self._cors.preflight(scope, methods.encode())])
+            return True
+        if scope["method"] not in methods.split(", "):
+            raise MethodNotAllowed(methods)
+        return False
+
+    async def _serve(self, run: Run, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._closing:
+            raise Shutdown
+        headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
+        body = await read_json_body(scope, receive, self._max_body_bytes)
+        stream = EventStream(send, run, dialect, headers, self._timeouts)
+        # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
+        run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, body, stream))
+        watch = asyncio.create_task(_until_gone(receive, run))
+        self._runs[run.id] = run
+        run.task.add_done_callback(lambda _: self._forget(run, stream))
+        try:
+            await asyncio.wait([run.task])
+        except asyncio.CancelledError:
+            run.end(Shutdown())
+            await asyncio.wait([run.task])
+            raise
+        finally:
+            watch.cancel()
+        if isinstance(run.ended_by, SlowReader) and (abort := scope.get("extensions", {}).get(ABORT)):
+            abort()
+
+    def _forget(self, run: Run, stream: EventStream) -> None:
+        stream.close()
+        del self._runs[run.id]
+
+    async def _usage(self, scope: Scope) -> bytes:
+        limits = [
+            {
+                "name": line.name,
+                "unit": line.unit,
+                "limit": line.limit,
+                "used": standing.used,
+                "held": standing.held,
+                "remaining": standing.room,
+                "resets_at": int(standing.resets_at) or None,
+            }
+            for line, standing in await self._chat.standing(scope)
+        ]
+        return _json({"limits": limits})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
+        """A lifespan for a host application: `FastAPI(lifespan=handler.lifespan)`."""
+        async with self:
+            yield
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End what still runs with a `shutdown` error, settle it, and close providers and store. Safe to call twice."""
+        self._closing = True
+        running = [run.task for run in self._runs.values() if run.task is not None]
+        for run in list(self._runs.values()):
+            run.end(Shutdown())
+        if running:
+            await asyncio.wait(running, timeout=self._timeouts.write)
+        await self._ledger.aclose()
+        for part in (*self.providers.values(), self.store):
+            if close := getattr(part, "aclose", None):
+                await close()
+
+
+async def _until_gone(receive: Receive, run: Run) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    run.end(ClientGone())
+
+
+def _relative_path(scope: Scope) -> str:
+    """The path below the mount point, in lower case, without a slash at its end: Express matched it like that."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root):
+        path = path[len(root) :]
+    return path.rstrip("/").lower() or "/"
+
+
+def create_chat_handler(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    model: str | None = None,
+    providers: Mapping[str, Provider] | None = None,
+    profiles: Mapping[str, Profile] | None = None,
+    limits: Limits = Limits(),
+    hard_caps: HardCaps = HARD_CAPS,
+    timeouts: Timeouts = Timeouts(),
+    store: Store | str = "memory://",
+    identify: Identify | None = None,
+    observers: Sequence[Observer] = (),
+    cors_origins: Sequence[str] = ("*",),
+    time_zone: str = "UTC",
+    max_body_bytes: int = 262_144,
+    dialects: Sequence[Dialect] = (),
+    now: Now = time.time,
+) -> ChatHandler:
+    """Make the chat endpoint: an ASGI application to mount, or to run by itself.
+
+    `api_key` and `base_url` name an OpenAI-compatible provider (else OPENAI_API_KEY and OPENAI_BASE_URL do); `model` is
+    the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
+    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded. `store` is a URL
+    (`memory://`, `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
+    peer's address. `limits` are for all callers together; daily windows begin at midnight in `time_zone`.
+
+    The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
+    profile whose provider is unknown, a time zone, origin or store URL that can't be used.
+    """
+    if providers is None:
+        providers = {"openai": _openai(api_key, base_url)}
+    elif api_key is not None or base_url is not None:
+        msg = "pass either `providers` or `api_key` and `base_url`, not both"
+        raise ValueError(msg)
+    if profiles is None:
+        full = _full_model(model or ("gpt-4o-mini" if "openai" in providers else None), providers)
+        profiles = {name: replace(profile, model=full) for name, profile in BUILT_IN_PROFILES.items()}
+    elif model is not None:
+        msg = "pass either `profiles`, which name their models, or `model`, not both"
+        raise ValueError(msg)
+    for name, profile in profiles.items():
+        for full in (profile.model, *profile.fallbacks):
+            if split_model(full)[0] not in providers:
+                msg = (
+                    f"profile {name!r}: the model must be PROVIDER:MODEL with one of the providers {sorted(providers)}"
+                )
+                raise ValueError(msg)
+    rules = Profiles(profiles, limits, hard_caps, time_zone)
+    opened = open_store(store, now) if isinstance(store, str) else store
+    ledger = Ledger(opened, rules.refusal, patience=timeouts.store)
+    chat = Chat(
+        identify=identify or PeerAddress(),
+        profiles=rules,
+        ledger=ledger,
+        upstream=Upstream(providers, timeouts),
+        observers=observers,
+        now=now,
+    )
+    return ChatHandler(
+        chat,
+        ledger,
+        providers,
+        dialects=dialects or (Native(),),
+        timeouts=timeouts,
+        cors=Cors(cors_origins),
+        max_body_bytes=max_body_bytes,
+    )
+
+
+def _openai(api_key: str | None, base_url: str | None) -> OpenAIProvider:
+    api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    if api_key is None and base_url == OPENAI_URL:
+        msg = "no API key: pass api_key=..., or set OPENAI_API_KEY; a local server needs base_url=... instead"
+        raise ValueError(msg)
+    return OpenAIProvider(api_key, base_url)
+
+
+def _full_model(model: str | None, providers: Mapping[str, Provider]) -> str:
+    if model is None:
+        msg = "name the model: model='PROVIDER:MODEL'"
+        raise ValueError(msg)
+    return model if split_model(model)[0] in providers else f"{next(iter(providers))}:{model}"

@@ -1,0 +1,37 @@
+"""A whole answer that is not a stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from chat_nest.asgi.request import Send
+from chat_nest.errors import ChatError, MethodNotAllowed
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """Send a JSON body, or none where it is empty. A client that has left is not an error."""
+    start: list[tuple[bytes, bytes]] = [
+        *headers,
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    if body:
+        start += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    try:
+        await send({"type": "http.response.start", "status": status, "headers": start})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+    except OSError:
+        return
+
+
+def error_headers(error: ChatError) -> list[tuple[bytes, bytes]]:
+    """The headers that go with an error: Retry-After in whole seconds, Allow."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode("ascii")))
+    return headers

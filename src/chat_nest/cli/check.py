@@ -1,0 +1,61 @@
+"""What `chat-nest check` prints: the configuration as it will be in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import asdict
+
+from chat_nest.messages import Caller, ChatRequest
+from chat_nest.profiles import Profiles
+from chat_nest.server.config import Config
+
+LIMITS = (
+    "max_output_tokens",
+    "max_messages",
+    "temperature",
+    "tokens_per_request",
+    "tokens_per_day",
+    "tokens_per_minute",
+    "requests_per_minute",
+    "concurrent_streams",
+)
+
+
+def table(config: Config) -> str:
+    """The listening address, providers, store, limits of each profile under the hard caps, and time-outs."""
+    rules = Profiles(config.profiles, config.limits, config.hard_caps, config.server.time_zone)
+    profiles = [rules.resolve(Caller(id="-", profile=name), ChatRequest(messages=())) for name in config.profiles]
+    together = asdict(config.limits)
+    rows = [["", *(profile.name for profile in profiles), "all callers"]]
+    rows += [["model", *(profile.model for profile in profiles), ""]]
+    rows += [
+        [name, *(_shown(getattr(profile, name)) for profile in profiles), _shown(together.get(name))] for name in LIMITS
+    ]
+    providers = [
+        [name, provider.kind, provider.base_url or "on this machine", "with a key" if provider.api_key else "no key"]
+        for name, provider in config.providers.items()
+    ]
+    facts = [
+        ["config", config.file or "no file"],
+        ["listen", f"{config.server.host} port {config.server.port}"],
+        ["store", config.store],
+        ["day begins", f"midnight, {config.server.time_zone}"],
+        ["proxies", ", ".join(config.server.trusted_proxies) or "none trusted"],
+        ["origins", ", ".join(config.server.cors_origins) or "same origin only"],
+        ["time-outs", ", ".join(f"{name} {seconds:g} s" for name, seconds in asdict(config.timeouts).items())],
+    ]
+    parts = [_aligned(facts), "Providers\n" + _aligned(providers), "Limits in force\n" + _aligned(rows)]
+    if config.notes:
+        parts.append("\n".join(f"Note: {note}" for note in config.notes))
+    return "\n\n".join(parts)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"  {line}".rstrip() for line in lines)

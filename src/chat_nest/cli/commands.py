@@ -1,0 +1,112 @@
+"""`chat-nest` and its subcommands; each imports what it needs only when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from chat_nest import __version__
+from chat_nest.server.listen import ListenError, listen
+from chat_nest.server.logs import LEVELS, escape
+
+if TYPE_CHECKING:
+    from chat_nest.server.config import Config
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONFIG = click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    envvar="CHAT_NEST_CONFIG",
+    help="The TOML file with providers, profiles and limits.  [env: CHAT_NEST_CONFIG]",
+)
+
+
+def has_color() -> bool:
+    """Whether standard output is a terminal whose user did not set NO_COLOR (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="chat-nest")
+def chat_nest() -> None:
+    """A streaming chat endpoint with budgets that hold.
+
+    \b
+    chat-nest serve                     a demo model on this machine, no key needed
+    OPENAI_API_KEY=... chat-nest serve  OpenAI's models
+    chat-nest check --config chat.toml  is the file right, and what does it allow?
+    """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
+
+
+@chat_nest.command(context_settings=CONTEXT)
+@CONFIG
+@click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1; 0.0.0.0 is every interface]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The TCP port; 0 takes any free one.  [default: 8000]")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that serve.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="Of chat_nest's lines.")
+@click.option("--access-log", is_flag=True, help="Log every HTTP request too, with its address and path.")
+def serve(
+    file: Path | None, host: str | None, port: int | None, workers: int, log_level: str, access_log: bool
+) -> None:
+    """Serve chats on POST /api/chat, and a page to try them on at /.
+
+    Without a key the demo model answers. Every setting of the config file can also be set by an environment variable:
+    [server] port by CHAT_NEST_SERVER_PORT, [profiles.balanced] tokens_per_day by
+    CHAT_NEST_PROFILES_BALANCED_TOKENS_PER_DAY. A mistake in either refuses to start, and says where it is.
+
+    \b
+    Examples:
+      chat-nest serve
+      OPENAI_API_KEY=sk-... chat-nest serve --port 8080
+      OPENAI_BASE_URL=http://127.0.0.1:11434/v1 CHAT_NEST_MODEL=llama3.2 chat-nest serve
+      chat-nest serve --config chat.toml --host 0.0.0.0 --workers 4
+
+    \b
+    Once it runs:
+      curl -N http://127.0.0.1:8000/api/chat -H 'content-type: application/json' \\
+        -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+      curl http://127.0.0.1:8000/readyz
+    """  # noqa: D301 - as above
+    from chat_nest.cli.serve import run  # noqa: PLC0415 - the server's packages load in a tenth of a second
+
+    config = _load(file, host, port)
+    try:
+        listener = listen(config.server.host, config.server.port)
+    except ListenError as error:
+        fail(str(error), code=1)
+    sys.exit(run(config, listener, workers=workers, log_level=log_level, access_log=access_log, color=has_color()))
+
+
+@chat_nest.command(context_settings=CONTEXT)
+@CONFIG
+def check(file: Path | None) -> None:
+    """Check the configuration, and print what it allows, without serving.
+
+    Exits with 2 where something is wrong, and says where it is and what the rule is.
+    """
+    from chat_nest.cli.check import table  # noqa: PLC0415 - as above
+
+    click.echo(table(_load(file)))
+
+
+def _load(file: Path | None, host: str | None = None, port: int | None = None) -> Config:
+    from chat_nest.server.config import load  # noqa: PLC0415 - as above
+    from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above
+
+    try:
+        return load(str(file or ""), host=host, port=port)
+    except ConfigError as error:
+        fail(*error.problems, code=2)
+
+
+def fail(*problems: str, code: int) -> NoReturn:
+    """Say what is wrong, a line each, and exit."""
+    for problem in problems:
+        click.echo(f"chat-nest: {escape(problem)}", err=True)
+    sys.exit(code)

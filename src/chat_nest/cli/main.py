@@ -1,0 +1,22 @@
+"""The entry point of the command `chat-nest`."""
+
+from __future__ import annotations
+
+import sys
+
+SERVER_EXTRA = ("click", "uvicorn", "httptools", "uvloop")
+
+
+def main() -> None:
+    """Run the command; without the packages it needs, say how to get them."""
+    try:
+        from chat_nest.cli.commands import chat_nest  # noqa: PLC0415 - fails where the extra is not installed
+    except ModuleNotFoundError as error:
+        if error.name not in SERVER_EXTRA:
+            raise
+        sys.exit(f"chat-nest needs the package {error.name}: pip install 'chat-nest[server]'")
+    chat_nest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The dialect of chat-nest's own clients: `start`, `token`, `ping`, then one `done` or `error`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from chat_nest.deltas import Batch, TextDelta
+from chat_nest.dialects.strict_json import check_text, is_array, is_object, parse_object
+from chat_nest.errors import BadRequest, ChatError, LimitExceeded
+from chat_nest.messages import ChatRequest, Message, Role
+from chat_nest.protocols import Ending
+
+MAX_MESSAGES = 1_000
+"""More are refused, not trimmed."""
+
+ROLES: dict[str, Role] = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+}
+"""Whether a caller may use the last three is for the profile to say."""
+
+REFUSED_FIELDS = frozenset(
+    [
+        *("base_url", "baseUrl", "baseURL", "api_base", "api_key", "apiKey", "headers", "extra_headers", "extra_body"),
+        *("callback", "callback_url", "image_url", "model", "models"),
+        *("tools", "tool_choice", "functions", "function_call"),
+        *("n", "best_of", "logprobs", "top_logprobs", "logit_bias"),
+    ]
+)
+"""What would choose a provider or a model, open a connection, or cost what no limit sees."""
+
+OUTPUT_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+_encode = msgspec.json.Encoder().encode
+
+
+class Native:
+    """The native dialect, byte-compatible with the clients of the npm package chat-nest-server 1.x."""
+
+    def __init__(self, path: str = "/api/chat") -> None:
+        self.path = path
+
+    def parse(self, body: bytes) -> ChatRequest:
+        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored."""
+        fields = parse_object(body)
+        for name in fields:
+            if name in REFUSED_FIELDS:
+                raise BadRequest("is not accepted from a client", field=name)
+        system_prompt = fields.get("systemPrompt", "")
+        if not isinstance(system_prompt, str):
+            raise BadRequest("must be a string", field="systemPrompt")
+        check_text(system_prompt, "systemPrompt")
+        asked = [limit for name in OUTPUT_FIELDS if (limit := _positive(fields, name)) is not None]
+        return ChatRequest(
+            messages=_messages(fields.get("messages")),
+            profile=_profile(fields),
+            system_prompt=system_prompt or None,
+            tokens_per_day=_positive(fields, "dailyTokenLimit"),
+            tokens_per_request=_positive(fields, "maxTokensPerRequest"),
+            max_output_tokens=min(asked, default=None),
+            temperature=_temperature(fields),
+        )
+
+    def encoder(self, request: ChatRequest, run_id: str) -> NativeEncoder:  # noqa: ARG002 - nothing here depends on it
+        return NativeEncoder(run_id)
+
+    def refuse(self, error: ChatError, request_id: str) -> bytes:
+        """`error` is the text that pages show; the fields behind it are for programs."""
+        text = error.message
+        details: dict[str, Any] = {}
+        if isinstance(error, BadRequest):
+            about_messages = error.field == "body" or error.field.startswith("messages")
+            text = "Invalid messages payload" if about_messages else error.text
+            details = {"field": error.field, "detail": error.message} if error.field else {"detail": error.message}
+        elif isinstance(error, LimitExceeded):
+            details = {"limit": error.limit}
+        answer = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
+        return _encode(answer)
+
+
+class NativeEncoder:
+    """One answer as native events. Reasoning is not sent."""
+
+    headers: Sequence[tuple[bytes, bytes]] = _HEADERS
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def start(self, model: str) -> bytes:
+        return _event(b"start", {"id": self._run_id, "model": model})
+
+    def encode(self, batch: Batch) -> bytes:
+        return b"".join([_token(delta.text) for delta in batch if type(delta) is TextDelta])
+
+    def heartbeat(self) -> bytes:
+        return b"event: ping\ndata: \n\n"
+
+    def fail(self, error: ChatError) -> bytes:
+        answer = {"message": error.message, "code": error.code, "retryable": error.retryable, **_wait(error)}
+        return _event(b"error", answer)
+
+    def finish(self, ending: Ending) -> bytes:
+        usage = ending.usage
+        answer = {
+            "finish_reason": ending.reason,
+            "usage": {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "total_tokens": usage.total_tokens,
+            },
+            "source": ending.source,
+            "remaining": dict(ending.remaining),
+        }
+        return _event(b"done", answer)
+
+
+def _event(name: bytes, data: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name, _encode(data))
+
+
+def _token(text: str) -> bytes:
+    try:
+        return b"event: token\ndata: %b\n\n" % _encode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair; JSON can carry it escaped
+        return b"event: token\ndata: %b\n\n" % json.dumps(text).encode()
+
+
+def _wait(error: ChatError) -> dict[str, int]:
+    wait = error.retry_after
+    return {"retry_after": math.ceil(wait)} if wait is not None and math.isfinite(wait) else {}
+
+
+def _messages(items: Any) -> tuple[Message, ...]:
+    if not is_array(items) or not items:
+        raise BadRequest("must be an array of at least one message", field="messages")
+    if len(items) > MAX_MESSAGES:
+        raise BadRequest(f"must not have more than {MAX_MESSAGES} messages", field="messages")
+    messages = [_message(entry, index) for index, entry in enumerate(items)]
+    last = len(messages) - 1
+    if messages[last].role != "user":
+        raise BadRequest("the last message must be from the user", field=f"messages[{last}].role")
+    if not messages[last].content.strip():
+        raise BadRequest("the last message must not be blank", field=f"messages[{last}].content")
+    # An answer that was cancelled before its first token; providers refuse empty ones.
+    return tuple(message for message in messages if message.role != "assistant" or message.content.strip())
+
+
+def _message(entry: Any, index: int) -> Message:
+    if not is_object(entry):
+        raise BadRequest("must be an object", field=f"messages[{index}]")
+    named = entry.get("role")
+    role = ROLES.get(named) if type(named) is str else None
+    if role is None:
+        raise BadRequest("must be user or assistant", field=f"messages[{index}].role")
+    content = entry.get("content")
+    if type(content) is not str:
+        raise BadRequest("must be a string", field=f"messages[{index}].content")
+    check_text(content, f"messages[{index}].content")
+    return Message(role=role, content=content)
+
+
+def _profile(fields: dict[str, Any]) -> str | None:
+    """`profile`, else `aiUsageProfile`; what is not a string is no choice."""
+    name = fields.get("profile")
+    if name is None:
+        name = fields.get("aiUsageProfile")
+    return name if isinstance(name, str) else None
+
+
+def _positive(fields: dict[str, Any], name: str) -> int | None:
+    if name not in fields:
+        return None
+    value = fields[name]
+    if type(value) is not int or value < 1:
+        raise BadRequest("must be a positive integer", field=name)
+    return value
+
+
+def _temperature(fields: dict[str, Any]) -> float | None:
+    if "temperature" not in fields:
+        return None
+    value = fields["temperature"]
+    if type(value) not in (int, float) or value < 0:
+        raise BadRequest("must be a number, and not negative", field="temperature")
+    return float(value)

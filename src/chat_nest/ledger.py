@@ -1,0 +1,186 @@
+"""Reserve before spending, settle after: every reservation ends exactly once, whatever ends its request.
+
+A request's own task never runs the ending. Leaving the reservation starts a task for it without awaiting anything, so
+no cancellation can come in between; the request then waits for that task a bounded time, and may itself be cancelled
+while it waits. An ending that the store does not take is tried again until it lands or the ledger is closed; then the
+lease expires and the store charges the whole hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from chat_nest.errors import ChatError, LimiterUnavailable
+from chat_nest.limits import Claim, Granted, Line, Refused, Unit
+from chat_nest.protocols import Store
+from chat_nest.tokens import OutputMeter
+from chat_nest.usage import Source, Usage
+
+log = logging.getLogger("chat_nest.ledger")
+
+LONGEST_RETRY = 5.0
+
+
+class Reservation:
+    """What one admitted request may spend, and what is known of what it has spent."""
+
+    __slots__ = (
+        "abort_bills",
+        "asked",
+        "claim",
+        "countable",
+        "finished",
+        "granted",
+        "input_tokens",
+        "meter",
+        "model",
+        "reported",
+        "spent_nothing",
+    )
+
+    def __init__(self, claim: Claim, granted: Granted, input_tokens: int) -> None:
+        self.claim = claim
+        self.granted = granted
+        self.input_tokens = input_tokens
+        self.meter: OutputMeter | None = None
+        self.model = ""
+        self.abort_bills = "unknown"
+        self.countable = True
+        """False where the model reasons out of sight: what it produced can't be counted."""
+        self.asked = False
+        """A provider was asked: from here on the request has cost something, unless the provider refused it."""
+        self.spent_nothing = False
+        self.finished = False
+        """The provider's own completion signal came."""
+        self.reported: Usage | None = None
+
+    def spent(self) -> tuple[Usage, Source]:
+        """What the request has cost by now, and who says so. Never low: it is what gets charged."""
+        if not self.asked or self.spent_nothing:
+            return Usage(), "reported"
+        if self.reported is not None:
+            return self.reported, "reported"
+        produced = self.meter.produced() if self.meter else 0
+        if self.countable and (self.finished or self.abort_bills == "stops"):
+            return Usage(input_tokens=self.input_tokens, output_tokens=produced), "estimated"
+        output_tokens = max(produced, self.granted.output_tokens)
+        return Usage(input_tokens=self.input_tokens, output_tokens=output_tokens), "assumed"
+
+    def remaining(self, usage: Usage) -> Mapping[str, int]:
+        """What is left of each of the caller's own limits once `usage` is settled, by name."""
+        left: dict[str, int] = {}
+        for line, room in zip(self.claim.lines, self.granted.room, strict=True):
+            if line.scope == "caller" and line.kind in ("window", "rate"):
+                held = line.amount(self.granted.output_tokens)
+                used = usage.total_tokens if line.unit == "tokens" else held
+                left[line.name] = max(0, room + held - used)
+        return left
+
+
+class Ledger:
+    """Reservations on a store. Times are in seconds.
+
+    A live reservation's lease is renewed three times in its life, so that only a crash lets it expire.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        refusal: Callable[[Line, Refused], ChatError],
+        *,
+        lease: float = 60.0,
+        patience: float = 1.0,
+    ) -> None:
+        self.store = store
+        self._refusal = refusal
+        self._lease = lease
+        self._patience = patience
+        self._live: dict[str, Claim] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def reserve(self, claim: Claim, input_tokens: int) -> AsyncGenerator[Reservation, None]:
+        """Hold the claim's lines while the context is open; settle what was spent when it is left.
+
+        Raises what `refusal` makes of a refused line; LimiterUnavailable if the store does not answer in time.
+        """
+        self._keep_leases()
+        held = Reservation(claim, await self._hold(claim), input_tokens)
+        self._live[claim.id] = claim
+        try:
+            yield held
+        finally:
+            del self._live[claim.id]
+            await asyncio.wait([self._end(held)], timeout=self._patience)
+
+    async def _hold(self, claim: Claim) -> Granted:
+        try:
+            async with asyncio.timeout(self._patience):
+                answer = await self.store.reserve(claim, self._lease)
+        except BaseException as failure:
+            # The store may hold the claim, or come to hold it later: releasing an id forbids it from then on.
+            self._land(lambda: self.store.release(claim))
+            if isinstance(failure, ChatError) or not isinstance(failure, Exception):
+                raise
+            log.error("the store failed to reserve: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
+            raise LimiterUnavailable from None
+        if isinstance(answer, Granted):
+            return answer
+        if isinstance(answer, Refused):
+            raise self._refusal(claim.lines[answer.line], answer)
+        raise LimiterUnavailable
+
+    def _end(self, held: Reservation) -> asyncio.Task[None]:
+        """Start the one ending of a reservation; it does not run in the request's task, nor awaits anything here."""
+        claim = held.claim
+        if not held.asked:
+            return self._land(lambda: self.store.release(claim))
+        usage, source = held.spent()
+        actual: dict[Unit, int] = {"tokens": usage.total_tokens}
+        return self._land(lambda: self.store.settle(claim, actual, source))
+
+    def _land(self, operation: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
+        ending = asyncio.create_task(self._retry(operation))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
+
+    async def _retry(self, operation: Callable[[], Awaitable[object]]) -> None:
+        pause = 0.05
+        while True:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await operation()
+                return
+            except Exception as failure:
+                log.warning("the store failed to settle, trying again: %s", type(failure).__name__)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_RETRY)
+
+    def _keep_leases(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            try:
+                if self._live:
+                    await self.store.extend(list(self._live.values()), self._lease)
+                await self.store.sweep()
+            except Exception as failure:
+                log.warning("the store failed to renew leases: %s", type(failure).__name__)
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """Wait up to `grace` seconds for endings that have not landed. Start no reservation afterwards."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._endings:
+            await asyncio.wait(self._endings, timeout=grace)
+        for ending in self._endings:
+            log.error("a settlement did not land: its lease will expire and the whole hold is charged")
+            ending.cancel()

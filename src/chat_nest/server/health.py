@@ -1,0 +1,128 @@
+"""Whether this server can answer chats now: its store and its providers, asked with a deadline and not too often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from chat_nest.errors import UpstreamAuth, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
+from chat_nest.protocols import Provider, Store
+
+log = logging.getLogger("chat_nest.server")
+
+FRESH_SECONDS = 5.0
+"""An answer is given again for this long, so that nobody can use /readyz to hammer a provider."""
+PROVIDER_SECONDS = 5.0
+
+_json = msgspec.json.Encoder().encode
+
+
+class Part(Struct, frozen=True, omit_defaults=True):
+    """The store, or one provider: `status` is `ok` or an error's code; `advice` tells the operator what to do."""
+
+    status: str
+    advice: str = ""
+
+
+class Readiness(Struct, frozen=True):
+    ready: bool
+    store: Part
+    providers: Mapping[str, Part]
+
+    def body(self) -> bytes:
+        status = "ready" if self.ready else "unavailable"
+        return _json({"status": status, "store": self.store, "providers": self.providers})
+
+
+class Health:
+    """Ready means: the store answers, and so does every provider. `key_from` says where a provider's key is set.
+
+    A provider without a `check` of its own counts as reachable. `clock` is in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        providers: Mapping[str, Provider],
+        key_from: Mapping[str, str],
+        *,
+        store_seconds: float = 1.0,
+        provider_seconds: float = PROVIDER_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._key_from = key_from
+        self._store_seconds = store_seconds
+        self._provider_seconds = provider_seconds
+        self._clock = clock
+        self._asking: asyncio.Task[Readiness] | None = None
+        self._asked_at = -FRESH_SECONDS
+
+    async def readiness(self) -> Readiness:
+        """The state, at most FRESH_SECONDS old. Callers who come while it is found out wait for the same answer."""
+        asking = self._asking
+        if asking is None or (asking.done() and self._clock() - self._asked_at >= FRESH_SECONDS):
+            asking = self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(asking)  # whoever asked first may leave
+
+    async def report(self) -> None:
+        """Log what is not ready, and what to do."""
+        found = await self.readiness()
+        for name, part in (("store", found.store), *found.providers.items()):
+            if part.status != "ok":
+                log.error("%s: %s: %s", name, part.status, part.advice)
+
+    async def aclose(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    async def _ask(self) -> Readiness:
+        checks: dict[str, Any] = {name: getattr(provider, "check", None) for name, provider in self._providers.items()}
+        asked = [self._provider(name, check) for name, check in checks.items() if check is not None]
+        store, *found = await asyncio.gather(self._store_part(), *asked)
+        self._asked_at = self._clock()
+        parts = dict(zip((name for name, check in checks.items() if check is not None), found, strict=True))
+        providers = {name: parts.get(name, Part("ok")) for name in checks}
+        ready = all(part.status == "ok" for part in (store, *found))
+        return Readiness(ready, store, providers)
+
+    async def _store_part(self) -> Part:
+        try:
+            async with asyncio.timeout(self._store_seconds):
+                await self._store.ping()
+        except Exception as error:
+            log.debug("the store does not answer: %s", type(error).__name__)
+            return Part("limiter_unavailable", "The store does not answer: check [store] url, the disk and its rights")
+        return Part("ok")
+
+    async def _provider(self, name: str, check: Callable[[], Awaitable[None]]) -> Part:
+        try:
+            async with asyncio.timeout(self._provider_seconds):
+                await check()
+        except Exception as error:
+            return self._failed(name, error)
+        return Part("ok")
+
+    def _failed(self, name: str, error: Exception) -> Part:
+        match error:
+            case UpstreamAuth():
+                advice = f"The provider refused the key: correct it in {self._key_from.get(name, 'its configuration')}"
+            case UpstreamUnreachable():
+                advice = f"{error.message}: check base_url of [providers.{name}], and the network"
+            case TimeoutError() | UpstreamTimeout():
+                return Part(
+                    "upstream_timeout", "The provider did not answer in time: check its base_url and the network"
+                )
+            case UpstreamRateLimited():
+                advice = "The provider refuses requests for now: check the account's quota"
+            case _:
+                advice = "The provider failed: check its base_url, and whether it is an OpenAI-compatible API"
+        return Part(getattr(error, "code", "upstream_error"), advice)

@@ -1,0 +1,79 @@
+"""Which keys the config file may hold, and the rule for each value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_type_hints
+
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Profile, Timeouts
+
+
+class Rule(Struct, frozen=True):
+    """`type` is what msgspec converts to; `says` completes the sentence "must be ..."."""
+
+    type: Any
+    says: str
+
+
+TEXT = Rule(Annotated[str, Meta(min_length=1)], "a string that is not empty")
+TEXTS = Rule(tuple[Annotated[str, Meta(min_length=1)], ...], "a list of strings")
+SWITCH = Rule(bool, "true or false")
+COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
+SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
+TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
+PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
+
+BY_TYPE: Mapping[Any, Rule] = {
+    str: TEXT,
+    tuple[str, ...]: TEXTS,
+    bool: SWITCH,
+    int: COUNT,
+    int | None: COUNT,
+    float: SECONDS,
+}
+Keys = Mapping[str, Rule]
+
+
+def keys_of(struct: type[Struct], *, but: frozenset[str] = frozenset(), **special: Rule) -> Keys:
+    """A key for each field of the struct, except those named in `but`, with the rule of the field's type."""
+    types = get_type_hints(struct)
+    names = [field.name for field in fields(struct) if field.name not in but]
+    return {name: special.get(name) or BY_TYPE[types[name]] for name in names}
+
+
+class ServerSection(Struct, frozen=True, kw_only=True):
+    """Where to listen, who may be in between, and whose day it is."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes any free port."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses, networks in CIDR notation, or `unix`, whose X-Forwarded-For is believed."""
+    cors_origins: tuple[str, ...] = ("*",)
+    time_zone: str = "UTC"
+    """The IANA name of the zone in which daily budgets begin at midnight."""
+    max_body_bytes: int = 262_144
+
+
+SERVER = keys_of(ServerSection, port=PORT)
+STORE: Keys = {"url": TEXT}
+PROVIDER: Keys = {"kind": TEXT, "base_url": TEXT, "api_key": TEXT, "api_key_env": TEXT, "abort_bills": TEXT}
+PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
+
+SECTIONS: Mapping[str, Keys] = {
+    "server": SERVER,
+    "store": STORE,
+    "providers": PROVIDER,
+    "profiles": PROFILE,
+    "limits": keys_of(Limits),
+    "hard_caps": keys_of(HardCaps, temperature=TEMPERATURE),
+    "timeouts": keys_of(Timeouts),
+}
+NAMED = frozenset({"providers", "profiles"})
+"""Sections that hold a table for each name."""
+
+PROVIDER_KINDS = ("openai", "demo")
+ABORT_BILLS = ("stops", "full", "unknown")

@@ -1,0 +1,197 @@
+"""Counters in this process's memory: the default of an embedded handler, and the model for the other stores."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+
+from chat_nest.errors import LimiterUnavailable
+from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.protocols import Now
+from chat_nest.stores.book import Book, Reservation, check_actual, check_claim, check_line, lease_us
+from chat_nest.usage import Source
+from chat_nest.windows import US
+
+_STEPS = 32
+"""What is forgotten in one reserve, at most: more than one reserve adds, so memory shrinks under load too."""
+
+
+class MemoryStore:
+    """A Store for one process and one event loop; what it knows ends with the process.
+
+    No call waits, so every call is atomic. A finished claim is remembered for `retention` seconds: that long its id is
+    a Duplicate, and a late settlement can correct it. A window is forgotten that long after its end.
+    With `max_keys` live counters or remembered claims, a claim that needs one more raises LimiterUnavailable.
+    A claim, line, amount or lease that breaks a rule raises ValueError.
+    """
+
+    def __init__(self, now: Now = time.time, max_keys: int = 1_000_000, *, retention: float = 3_600.0) -> None:
+        self._now = now
+        self._max_keys = max_keys
+        self._retention_us = int(retention * US)
+        self._book = Book({}, {}, self._soonest)
+        self._leases: list[tuple[int, str]] = []
+        self._finished: deque[tuple[int, str]] = deque()
+        self._dying: list[tuple[int, str]] = []
+        self._streams: dict[str, set[str]] = {}
+        """The ids that hold a gauge, by its key."""
+
+    def __len__(self) -> int:
+        """The number of live counters."""
+        return len(self._book.counters)
+
+    async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
+        check_claim(claim)
+        us = lease_us(lease)
+        now_us = self._charge_overdue()
+        self._forget(now_us, _STEPS)
+        if claim.id not in self._book.reservations:
+            self._make_room_for_claim()
+            self._make_room_for_counters(claim, now_us)
+        answer = self._book.reserve(claim, us, now_us)
+        self._note_changes()
+        return answer
+
+    async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
+        us = lease_us(lease)
+        live = self._book.extend(claims, us, self._charge_overdue())
+        self._book.extended.clear()  # the old entry in _leases comes up first and finds the new time
+        return live
+
+    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+        check_actual(actual)
+        settled = self._book.settle(claim, actual, source, self._charge_overdue())
+        self._note_changes()
+        return settled
+
+    async def release(self, claim: Claim) -> bool:
+        check_claim(claim)
+        now_us = self._charge_overdue()
+        if claim.id not in self._book.reservations:
+            self._make_room_for_claim()
+        released = self._book.release(claim, now_us)
+        self._note_changes()
+        return released
+
+    async def peek(self, lines: Sequence[Line]) -> tuple[Standing, ...]:
+        for index, line in enumerate(lines):
+            check_line(line, index)
+        now_us = int(self._now() * US)
+        overdue = self._take_overdue(now_us)
+        for reservation in overdue:
+            heappush(self._leases, (reservation.expires_at, reservation.id))
+        return self._book.peek(lines, overdue, now_us)
+
+    async def sweep(self) -> int:
+        now_us = int(self._now() * US)
+        overdue = self._take_overdue(now_us)
+        self._book.expire(overdue, now_us)
+        self._note_changes()
+        self._forget(now_us, 100 * _STEPS)
+        return len(overdue)
+
+    async def ping(self) -> None:
+        return
+
+    async def aclose(self) -> None:
+        return
+
+    def _charge_overdue(self) -> int:
+        """Charge the leases that have run out, and return the time in microseconds."""
+        now_us = int(self._now() * US)
+        if self._leases and self._leases[0][0] <= now_us:
+            self._book.expire(self._take_overdue(now_us), now_us)
+            self._note_changes()
+        return now_us
+
+    def _take_overdue(self, now_us: int) -> list[Reservation]:
+        """Take the open reservations whose leases have run out from the heap; drop entries that are no longer true."""
+        leases, reservations = self._leases, self._book.reservations
+        overdue: list[Reservation] = []
+        while leases and leases[0][0] <= now_us:
+            reservation = reservations.get(heappop(leases)[1])
+            if reservation is None or reservation.state != "open":
+                continue
+            if reservation.expires_at > now_us:
+                heappush(leases, (reservation.expires_at, reservation.id))
+            else:
+                overdue.append(reservation)
+        return overdue
+
+    def _note_changes(self) -> None:
+        book = self._book
+        for reservation in book.changed:
+            if reservation.state == "open":
+                heappush(self._leases, (reservation.expires_at, reservation.id))
+                for hold in reservation.holds:
+                    if hold.kind == "gauge":
+                        self._streams.setdefault(hold.key, set()).add(reservation.id)
+            else:
+                self._note_finished(reservation)
+        book.changed.clear()
+        for counter in book.created:
+            if counter.kind != "gauge":
+                due = counter.tat if counter.kind == "rate" else counter.ends_at + self._retention_us
+                heappush(self._dying, (due, counter.key))
+        book.created.clear()
+
+    def _note_finished(self, reservation: Reservation) -> None:
+        self._finished.append((reservation.finished_at or 0, reservation.id))
+        for hold in reservation.holds:
+            if hold.kind == "gauge" and hold.key in self._streams:
+                streams = self._streams[hold.key]
+                streams.discard(reservation.id)
+                if not streams:
+                    del self._streams[hold.key], self._book.counters[hold.key]
+        if reservation.state != "expired":
+            reservation.holds = ()  # only an expired claim can still be corrected
+
+    def _soonest(self, key: str) -> int | None:
+        reservations = self._book.reservations
+        return min((reservations[id].expires_at for id in self._streams.get(key, ())), default=None)
+
+    def _make_room_for_claim(self) -> None:
+        while len(self._book.reservations) >= self._max_keys:
+            if not self._finished:
+                raise LimiterUnavailable
+            self._forget_first()
+
+    def _make_room_for_counters(self, claim: Claim, now_us: int) -> None:
+        counters = self._book.counters
+        if len(counters) + len(claim.lines) <= self._max_keys:
+            return
+        self._forget(now_us, 100 * _STEPS)
+        new = sum(line.kind != "request" and line.key not in counters for line in claim.lines)
+        if len(counters) + new > self._max_keys:
+            raise LimiterUnavailable
+
+    def _forget(self, now_us: int, steps: int) -> None:
+        """Forget finished claims, and windows and rates without meaning, oldest first, a few at a time."""
+        before = now_us - self._retention_us
+        for _ in range(steps):
+            if not self._finished or self._finished[0][0] > before:
+                break
+            self._forget_first()
+        for _ in range(steps):
+            if not self._dying or self._dying[0][0] > now_us:
+                break
+            self._forget_counter(heappop(self._dying)[1], now_us)
+        if len(self._leases) > 2 * len(self._book.reservations) + 1_000:  # long leases of claims long forgotten
+            self._leases = [entry for entry in self._leases if entry[1] in self._book.reservations]
+            heapify(self._leases)
+
+    def _forget_first(self) -> None:
+        """Forget the claim that finished first, unless it was settled late and comes up again."""
+        finished_at, id = self._finished.popleft()
+        reservation = self._book.reservations.get(id)
+        if reservation is not None and reservation.finished_at == finished_at:
+            del self._book.reservations[id]
+
+    def _forget_counter(self, key: str, now_us: int) -> None:
+        counter = self._book.counters[key]
+        if counter.held or counter.tat > now_us:
+            heappush(self._dying, (max(counter.tat, now_us + self._retention_us), key))
+        else:
+            del self._book.counters[key]

@@ -1,0 +1,273 @@
+"""Counters in an SQLite file: one machine, any number of processes, and nothing forgotten when one is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from chat_nest.errors import LimiterUnavailable
+from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.protocols import Now
+from chat_nest.stores.book import Book, Reservation, check_actual, check_claim, check_line, check_text, lease_us
+from chat_nest.stores.sqlite_file import SQLiteFile
+from chat_nest.usage import Source
+from chat_nest.windows import US
+
+_log = logging.getLogger(__name__)
+_MOST_CALLS = 512
+"""Calls in one transaction."""
+_PAUSE = 0.001
+"""Seconds between two tries for the file's lock."""
+
+Answer = TypeVar("Answer")
+
+
+class SQLiteStore:
+    """A Store in the file at `path`, which is created with mode 0600; its directory must exist.
+
+    Durability: a call is answered after its transaction was committed to the write-ahead log and synced to disk
+    (synchronous=FULL), so neither kill -9 nor a loss of power undoes what was answered, as far as the disk honours
+    fsync (macOS's does not wait for the drive's cache). With synchronous=NORMAL, kill -9 would be as harmless, but a
+    loss of power would forget the last seconds' reservations, and a budget would be spent twice. Calls that wait are
+    committed together, so a sync is shared. What was not answered may or may not have happened: a reservation that
+    nobody knows of is charged when its lease runs out.
+
+    Calls are run in the order in which they were made, by one thread, which starts with the first call and ends with
+    `aclose`; a call after that starts it again. A cancelled call may still run. Use one event loop at a time, and
+    fork before the first call. Several stores, in several processes too, share the file.
+
+    A call raises LimiterUnavailable, and changes nothing, where the file's lock can't be had within `lock_timeout`
+    seconds, the disk is full, or the file is read-only, removed, not a database, or made by a newer version; its
+    `__cause__` says which. The next call tries again. A claim, line, amount or lease that breaks a rule raises
+    ValueError. Finished reservations and windows are kept for `retention` seconds.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        now: Now = time.time,
+        *,
+        retention: float = 3 * 86_400.0,
+        lock_timeout: float = 0.8,
+    ) -> None:
+        self._path = Path(path).absolute()
+        if self._path.name == ":memory:":
+            raise ValueError("an SQLite store needs a file; use MemoryStore to keep counters in memory")
+        if not self._path.parent.is_dir():
+            raise FileNotFoundError(f"the directory of the SQLite file does not exist: {self._path.parent}")
+        if self._path.is_dir():
+            raise IsADirectoryError(f"the SQLite file is a directory: {self._path}")
+        self._now = now
+        self._retention_us = int(retention * US)
+        self._lock_timeout = lock_timeout
+        self._writer: _Writer | None = None
+
+    async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
+        check_claim(claim)
+        us = lease_us(lease)
+        keys = [line.key for line in claim.lines if line.kind != "request"]
+        return await self._call(lambda page: page.book.reserve(claim, us, page.now_us), [claim.id], keys)
+
+    async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
+        us = lease_us(lease)
+        for claim in claims:
+            check_text(claim.id, "claim.id")
+        ids = [claim.id for claim in claims]
+        return await self._call(lambda page: page.book.extend(claims, us, page.now_us), ids)
+
+    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+        check_text(claim.id, "claim.id")
+        check_actual(actual)
+        spent = None if actual is None else dict(actual)  # the caller may go on counting
+        return await self._call(lambda page: page.book.settle(claim, spent, source, page.now_us), [claim.id])
+
+    async def release(self, claim: Claim) -> bool:
+        check_claim(claim)
+        return await self._call(lambda page: page.book.release(claim, page.now_us), [claim.id])
+
+    async def peek(self, lines: Sequence[Line]) -> tuple[Standing, ...]:
+        for index, line in enumerate(lines):
+            check_line(line, index)
+        keys = [line.key for line in lines if line.kind != "request"]
+        return await self._call(lambda page: page.book.peek(lines, page.overdue, page.now_us), (), keys, writes=False)
+
+    async def sweep(self) -> int:
+        return await self._call(_sweep)
+
+    async def ping(self) -> None:
+        """Return if the file can be opened and its lock be had for writing."""
+        await self._call(lambda _: None)
+
+    async def aclose(self) -> None:
+        """Run the calls that wait, then close the file and end the thread."""
+        if self._writer is not None:
+            await self._writer.stop()
+
+    async def _call(
+        self,
+        run: Callable[[_Page], Answer],
+        ids: Sequence[str] = (),
+        keys: Sequence[str] = (),
+        *,
+        writes: bool = True,
+    ) -> Answer:
+        if self._writer is None or self._writer.stopping:
+            self._writer = _Writer(SQLiteFile(self._path, self._retention_us), self._now, self._lock_timeout)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._writer.calls.put(_Call(run, ids, keys, writes, answer))
+        return await answer
+
+
+class _Page(Struct):
+    """What one transaction works on."""
+
+    book: Book
+    now_us: int
+    overdue: Sequence[Reservation]
+    """Leases that have run out and are not charged: none where the transaction writes."""
+    charged: int = 0
+    """Leases that this transaction charged."""
+    swept: bool = False
+
+
+def _sweep(page: _Page) -> int:
+    charged, page.charged = page.charged, 0
+    page.swept = True
+    return charged
+
+
+class _Call(Struct, frozen=True):
+    run: Callable[[_Page], Any]
+    ids: Sequence[str]
+    """The reservations that it asks for."""
+    keys: Sequence[str]
+    """The counters that it asks for, besides those of its reservations."""
+    writes: bool
+    answer: asyncio.Future[Any]
+
+
+class _Writer:
+    """The thread that runs calls: all that wait in one transaction, answered after its commit."""
+
+    def __init__(self, file: SQLiteFile, now: Now, lock_timeout: float) -> None:
+        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self.stopping = False
+        self._file = file
+        self._now = now
+        self._lock_timeout = lock_timeout
+        self._failing = False
+        self._stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
+        # A daemon, so that a store that nobody closed does not keep the process alive; to stop anywhere is safe.
+        threading.Thread(target=self._work, name="chat-nest-sqlite", daemon=True).start()
+
+    async def stop(self) -> None:
+        if not self.stopping:
+            self.stopping = True
+            self.calls.put(None)
+        await asyncio.shield(asyncio.wrap_future(self._stopped))
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            calls: list[_Call] = []
+            while more and len(calls) < _MOST_CALLS and not (calls and self.calls.empty()):
+                call = self.calls.get()
+                if call is None:
+                    more = False
+                else:
+                    calls.append(call)
+            if calls:
+                _deliver(calls, self._answer(calls))
+        with contextlib.suppress(sqlite3.Error):
+            self._file.close()
+        self._stopped.set_result(None)
+
+    def _answer(self, calls: Sequence[_Call]) -> list[Any]:
+        """Return an answer or an exception for each call."""
+        give_up = time.monotonic() + self._lock_timeout
+        while True:
+            try:
+                answers = self._transact(calls)
+            except Exception as error:
+                busy = _is_busy(error)
+                with contextlib.suppress(sqlite3.Error):
+                    self._file.rollback() if busy else self._file.close()
+                if busy and time.monotonic() < give_up:
+                    time.sleep(_PAUSE)
+                    continue
+                if not self._failing:
+                    _log.warning("The SQLite store does not answer: %s", _name(error))
+                self._failing = True
+                return [_unavailable(error) for _ in calls]
+            if self._failing:
+                _log.warning("The SQLite store answers again")
+            self._failing = False
+            return answers
+
+    def _transact(self, calls: Sequence[_Call]) -> list[Any]:
+        file = self._file
+        writes = any(call.writes for call in calls)
+        file.begin(writes=writes)
+        now_us = int(self._now() * US)
+        ids = {id for call in calls for id in call.ids}
+        book, overdue = file.load(ids, {key for call in calls for key in call.keys}, now_us)
+        page = _Page(book, now_us, overdue)
+        if writes:
+            book.expire(overdue, now_us)
+            page.charged, page.overdue = len(overdue), ()
+        answers: list[Any] = []
+        for call in calls:
+            try:
+                answers.append(call.run(page))
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # a Book changes nothing before it is sure: the other calls stand
+                answers.append(error)
+        if writes:
+            file.save(book)
+            file.purge(now_us, now=page.swept)
+        file.commit()
+        return answers
+
+
+def _deliver(calls: Sequence[_Call], answers: Sequence[Any]) -> None:
+    pairs = zip(calls, answers, strict=True)
+    for loop, group in groupby(pairs, key=lambda pair: pair[0].answer.get_loop()):
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_resolve, list(group))
+
+
+def _resolve(pairs: Sequence[tuple[_Call, Any]]) -> None:
+    for call, answer in pairs:
+        if call.answer.done():
+            continue  # cancelled
+        if isinstance(answer, Exception):
+            call.answer.set_exception(answer)
+        else:
+            call.answer.set_result(answer)
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _name(error: Exception) -> str:
+    return str(getattr(error, "sqlite_errorname", "")) or type(error).__name__
+
+
+def _unavailable(cause: Exception) -> LimiterUnavailable:
+    error = LimiterUnavailable()
+    error.__cause__ = cause
+    return error
