@@ -32,6 +32,7 @@ class Run:
         "began_at",
         "caller",
         "closing",
+        "dropped_messages",
         "encoder",
         "ended_by",
         "held",
@@ -50,6 +51,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.caller: Caller | None = None
         self.profile: Profile | None = None
+        self.dropped_messages = 0
         self.encoder: Encoder | None = None
         self.held: Reservation | None = None
         self.reason: FinishReason | None = None
@@ -130,7 +132,7 @@ class Chat:
         caller = run.caller = await self._who(scope)  # who pays; the body has no say
         request = dialect.parse(body)  # a bad field: 400, named, not echoed
         profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
-        prompt, prompt_tokens = _prompt(request, profile)  # the oldest turns dropped until it fits
+        prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
         claim = self._claim(run, caller, profile, prompt_tokens, body)  # rates, budgets, concurrency: one list
         encoder = run.encoder = dialect.encoder(request, run.id)
         async with self._ledger.reserve(claim, prompt_tokens) as held:  # atomic; the output clamped to what is left
@@ -199,6 +201,7 @@ class Chat:
             seconds=asyncio.get_running_loop().time() - run.began_at,
             first_token_seconds=None if first_at is None else first_at - run.began_at,
             remaining=held.remaining(usage),
+            dropped_messages=run.dropped_messages,
         )
 
     def _tell(self, call: Callable[[Observer], None]) -> None:
@@ -226,8 +229,8 @@ class Chat:
             raise LimiterUnavailable from None
 
 
-def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int]:
-    """The prompt that is sent, and an upper bound of its tokens for every model that may answer."""
+def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int, int]:
+    """The prompt that is sent, an upper bound of its tokens for any model that may answer, and the messages dropped."""
     messages = request.messages
     if request.system_prompt and profile.allow_system_prompt:
         messages = (Message(role="system", content=request.system_prompt), *messages)
@@ -235,11 +238,12 @@ def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int]:
     room = None
     if profile.tokens_per_request is not None:
         room = profile.tokens_per_request - min(profile.min_output_tokens, profile.max_output_tokens)
-    messages = trim(messages, profile.max_messages, room, counter_for(names[0])).messages
+    kept = trim(messages, profile.max_messages, room, counter_for(names[0]))
     prompt = Prompt(
         model=names[0],
-        messages=messages,
+        messages=kept.messages,
         max_output_tokens=profile.max_output_tokens,
         temperature=profile.temperature,
     )
-    return prompt, max(prompt_bound(messages, counter_for(name)) for name in names)
+    bound = max([kept.tokens, *(prompt_bound(kept.messages, counter_for(name)) for name in names[1:])])
+    return prompt, bound, kept.dropped

@@ -76,6 +76,8 @@ class Ending(Struct, frozen=True, kw_only=True):
     first_token_seconds: float | None
     remaining: Mapping[str, int]
     """What is left of each of the caller's own limits, by name."""
+    dropped_messages: int = 0
+    """How many of the oldest messages did not fit and were not sent."""
 
 
 class Encoder(Protocol):
@@ -156,9 +158,8 @@ class Sink(Protocol):
 
 
 class Observer(Protocol):
-    """Called at most four times a request, never once a token. Must not block; what it raises is logged and dropped."""
+    """Called at most twice a request, never once a token. Must not block; what it raises is logged and dropped."""
 
     def started(self, id: str, caller: Caller, profile: str, model: str) -> None: ...
-    def first_token(self, id: str, seconds: float) -> None: ...
     def refused(self, id: str, caller: Caller | None, error: ChatError) -> None: ...
     def finished(self, ending: Ending) -> None: ...

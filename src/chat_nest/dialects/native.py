@@ -114,7 +114,7 @@ class NativeEncoder:
 
     def finish(self, ending: Ending) -> bytes:
         usage = ending.usage
-        answer = {
+        answer: dict[str, Any] = {
             "finish_reason": ending.reason,
             "usage": {
                 "input_tokens": usage.input_tokens,
@@ -124,6 +124,8 @@ class NativeEncoder:
             "source": ending.source,
             "remaining": dict(ending.remaining),
         }
+        if ending.dropped_messages:
+            answer["dropped_messages"] = ending.dropped_messages
         return _event(b"done", answer)
 
 

@@ -31,9 +31,6 @@ class LogObserver:
     def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
         """Nothing: the request's one line comes at its end."""
 
-    def first_token(self, id: str, seconds: float) -> None:
-        """Nothing: the request's one line comes at its end."""
-
     def refused(self, id: str, caller: Caller | None, error: ChatError) -> None:
         """Log a request that was not admitted: nothing was spent on it."""
         limit = getattr(error, "limit", "") or None
