@@ -138,10 +138,10 @@ class Chat:
         async with self._ledger.reserve(claim, prompt_tokens) as held:  # atomic; the output clamped to what is left
             run.held = held
             self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
-            client.expect(encoder, profile.model)
+            client.expect(encoder, split_model(profile.model)[1])
             models = (profile.model, *profile.fallbacks)
             async with self._upstream.open(prompt, models, held) as batches:  # retries and fallbacks, only up to here
-                await client.start(held.model)  # a real 4xx or 5xx until now
+                await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
                 run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time)
         # Leaving closed the provider's connection first, then settled, once.
 

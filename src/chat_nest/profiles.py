@@ -154,6 +154,9 @@ def _lowered(ceiling: Profile, chosen: Profile) -> Profile:
 
 def _asked(profile: Profile, request: ChatRequest) -> Profile:
     """The profile, with the request's own numbers where they are lower."""
+    asked = (request.max_output_tokens, request.temperature, request.tokens_per_request, request.tokens_per_day)
+    if asked == (None, None, None, None):
+        return profile
     max_output_tokens = profile.max_output_tokens
     if request.max_output_tokens is not None:
         max_output_tokens = min(max_output_tokens, request.max_output_tokens)

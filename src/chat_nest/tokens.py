@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 from chat_nest.messages import Message
 from chat_nest.protocols import TokenCounter
@@ -79,6 +79,7 @@ def _exact(encoding: str) -> TokenCounter:
         return ByteCounter()
 
 
+@lru_cache(256)
 def counter_for(model: str) -> TokenCounter:
     """The tightest counter there is for `model`, which is the provider's own name for it.
 

@@ -28,6 +28,7 @@ from chat_nest.profiles import Profiles
 from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, Scope, Store
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.stores.urls import open_store
+from chat_nest.tokens import counter_for
 from chat_nest.upstream import Upstream, split_model
 
 CHAT_METHODS = "POST, OPTIONS"
@@ -200,7 +201,7 @@ def _relative_path(scope: Scope) -> str:
     root: str = scope.get("root_path", "")
     if root and path.startswith(root):
         path = path[len(root) :]
-    return path.rstrip("/").lower() or "/"
+    return "/" + path.strip("/").lower()  # Litestar takes the first slash away with a mount at "/"
 
 
 def create_chat_handler(
@@ -251,6 +252,7 @@ def create_chat_handler(
                     f"profile {name!r}: the model must be PROVIDER:MODEL with one of the providers {sorted(providers)}"
                 )
                 raise ValueError(msg)
+            counter_for(split_model(full)[1])  # builds its tables now, not in the first request
     rules = Profiles(profiles, limits, hard_caps, time_zone)
     opened = open_store(store, now) if isinstance(store, str) else store
     ledger = Ledger(opened, rules.refusal, patience=timeouts.store)

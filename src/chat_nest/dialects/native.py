@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from chat_nest.deltas import Batch, TextDelta
-from chat_nest.dialects.strict_json import check_text, is_array, is_object, parse_object
+from chat_nest.dialects.strict_json import flaw, is_array, is_object, parse_object
 from chat_nest.errors import BadRequest, ChatError, LimitExceeded
 from chat_nest.messages import ChatRequest, Message, Role
 from chat_nest.protocols import Ending
@@ -59,15 +59,11 @@ class Native:
         for name in fields:
             if name in REFUSED_FIELDS:
                 raise BadRequest("is not accepted from a client", field=name)
-        system_prompt = fields.get("systemPrompt", "")
-        if not isinstance(system_prompt, str):
-            raise BadRequest("must be a string", field="systemPrompt")
-        check_text(system_prompt, "systemPrompt")
         asked = [limit for name in OUTPUT_FIELDS if (limit := _positive(fields, name)) is not None]
         return ChatRequest(
             messages=_messages(fields.get("messages")),
             profile=_profile(fields),
-            system_prompt=system_prompt or None,
+            system_prompt=_system_prompt(fields),
             tokens_per_day=_positive(fields, "dailyTokenLimit"),
             tokens_per_request=_positive(fields, "maxTokensPerRequest"),
             max_output_tokens=min(asked, default=None),
@@ -170,8 +166,18 @@ def _message(entry: Any, index: int) -> Message:
     content = entry.get("content")
     if type(content) is not str:
         raise BadRequest("must be a string", field=f"messages[{index}].content")
-    check_text(content, f"messages[{index}].content")
+    if rule := flaw(content):
+        raise BadRequest(rule, field=f"messages[{index}].content")
     return Message(role=role, content=content)
+
+
+def _system_prompt(fields: dict[str, Any]) -> str | None:
+    text = fields.get("systemPrompt", "")
+    if type(text) is not str:
+        raise BadRequest("must be a string", field="systemPrompt")
+    if rule := flaw(text):
+        raise BadRequest(rule, field="systemPrompt")
+    return text or None
 
 
 def _profile(fields: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises BadRequest with field `body` and the rule that it breaks: UTF-8 without a byte order mark, one object, no
     key twice, no NaN or Infinity, numbers within the range of a double, integers of at most 32 digits, at most 32
-    levels. A string may hold lone surrogates and NUL: `check_text` refuses them where a dialect reads the string.
+    levels. A string may hold what `flaw` names: a dialect refuses it in the strings that it sends on.
     """
     try:
         text = body.decode()
@@ -47,15 +47,16 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
     return type(value) is list
 
 
-def check_text(text: str, field: str) -> None:
-    """Raise BadRequest if `text` holds what can't be sent on: a NUL or half of a surrogate pair."""
+def flaw(text: str) -> str | None:
+    """The rule that `text` breaks if it can't be sent on: it holds a NUL or half of a surrogate pair."""
     if "\x00" in text:
-        raise BadRequest("must not contain NUL", field=field)
+        return "must not contain NUL"
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise BadRequest("must not contain half of a surrogate pair", field=field) from None
+            return "must not contain half of a surrogate pair"
+    return None
 
 
 def _broken(rule: str) -> BadRequest:
@@ -95,7 +96,7 @@ def _check_depth(value: Any) -> None:
         below: list[Any] = []
         for item in level:
             children = item.values() if is_object(item) else item
-            below += [child for child in children if is_object(child) or is_array(child)]
+            below += [child for child in children if type(child) in (dict, list)]
         if not below:
             return
         level = below

@@ -211,9 +211,9 @@ class _Writer:
                     _log.warning("The SQLite store does not answer: %s", _name(error))
                 self._failing = True
                 return [_unavailable(error) for _ in calls]
-            if self._failing:
+            if self._failing and any(call.writes for call in calls):  # reading may work all along
                 _log.warning("The SQLite store answers again")
-            self._failing = False
+                self._failing = False
             return answers
 
     def _transact(self, calls: Sequence[_Call]) -> list[Any]:

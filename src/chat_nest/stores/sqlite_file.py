@@ -171,9 +171,11 @@ def _migrate(connection: sqlite3.Connection) -> None:
         (file for file in files("chat_nest.stores").joinpath("sql").iterdir() if file.name.startswith("sqlite_")),
         key=lambda file: file.name,
     )
+    if _version(connection) == len(migrations):
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        [version] = connection.execute("PRAGMA user_version").fetchone()
+        version = _version(connection)
         if version > len(migrations):
             raise sqlite3.NotSupportedError("the file was written by a newer version of chat-nest")
         for migration in migrations[version:]:
@@ -184,6 +186,10 @@ def _migrate(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:

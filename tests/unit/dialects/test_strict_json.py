@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat_nest.dialects.strict_json import flaw, parse_object
+from chat_nest.errors import BadRequest
+
+DEEP = 100_000
+
+
+def nested(depth: int) -> bytes:
+    """An object that is `depth` levels deep."""
+    return b'{"a":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
+
+
+def mixed(depth: int) -> bytes:
+    return b'{"a":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**31), 10**31),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner, max_size=4)),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), values), st.booleans(), st.sampled_from([None, 1, "\t"]))
+def test_every_object_is_read_as_it_was_written(value: dict[str, object], escape: bool, indent: int | None) -> None:
+    assert parse_object(json.dumps(value, ensure_ascii=escape, indent=indent).encode()) == value
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        (b"", "must be valid JSON; it is not at character 0"),
+        (b" \n", "must be valid JSON; it is not at character 2"),
+        (b'{"secret":"va', "must be valid JSON; it is not at character 10"),
+        (b'{"a":1', "must be valid JSON; it is not at character 6"),
+        (b'{"a":1}}', "must be valid JSON; it is not at character 7"),
+        (b'{"a":1} x', "must be valid JSON; it is not at character 8"),
+        (b"{'a':1}", "must be valid JSON; it is not at character 1"),
+        (b'{"a":1,,}', "must be valid JSON; it is not at character 7"),
+        (b'{"a":tru}', "must be valid JSON; it is not at character 5"),
+        (b'{"a":01}', "must be valid JSON; it is not at character 6"),
+        (b'{"a":"\x01"}', "must be valid JSON; it is not at character 6"),
+        (b'{"a":"\\x"}', "must be valid JSON; it is not at character 6"),
+        (b'{"a":"\\u12"}', "must be valid JSON; it is not at character 7"),
+        (b'{"\xc3\xa9":1 2}', "must be valid JSON; it is not at character 7"),
+        (b"[]", "must be a JSON object"),
+        (b"[1]", "must be a JSON object"),
+        (b'"secret"', "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"5", "must be a JSON object"),
+        (b"true", "must be a JSON object"),
+        (b'{"a":"\xff"}', "must be UTF-8; byte 6 is not"),
+        (b'{"a":"\xed\xa0\x80"}', "must be UTF-8; byte 6 is not"),
+        (b'{"a":"\xc0\xaf"}', "must be UTF-8; byte 6 is not"),
+        ('{"a":1}'.encode("utf-16"), "must be UTF-8; byte 0 is not"),
+        ('{"a":1}'.encode("utf-16-le"), "must be valid JSON; it is not at character 1"),
+        ('{"a":1}'.encode("utf-32-be"), "must be valid JSON; it is not at character 0"),
+        (b'\xef\xbb\xbf{"a":1}', "must not begin with a byte order mark"),
+        (b'{"a":NaN}', "must not have NaN or Infinity"),
+        (b'{"a":[Infinity]}', "must not have NaN or Infinity"),
+        (b'{"a":-Infinity}', "must not have NaN or Infinity"),
+        (b'{"a":1e999}', "must not have a number beyond the range of a double"),
+        (b'{"a":-1.5E+400}', "must not have a number beyond the range of a double"),
+        (b'{"a":1' + b"0" * 32 + b"}", "must not have a number of more than 32 digits"),
+        (b'{"a":' + b"9" * 5_000 + b"}", "must not have a number of more than 32 digits"),
+        (b'{"a":-' + b"9" * 250_000 + b"}", "must not have a number of more than 32 digits"),
+        (b'{"secret":1,"secret":1}', "must not have the same key twice in one object"),
+        (b'{"x":[{"a":1,"b":2,"\\u0061":3}]}', "must not have the same key twice in one object"),
+        (nested(33), "must not nest deeper than 32 levels"),
+        (mixed(33), "must not nest deeper than 32 levels"),
+        (b'{"x":1,"y":' + mixed(32) + b',"z":2}', "must not nest deeper than 32 levels"),
+        (nested(DEEP), "must not nest deeper than 32 levels"),
+        (mixed(DEEP), "must not nest deeper than 32 levels"),
+        (b'{"a":' + b"[" * DEEP, "must not nest deeper than 32 levels"),
+        (b"[" * DEEP, "must not nest deeper than 32 levels"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, bytes) else "",
+)
+def test_rows_11_and_12_a_bad_body_is_told_its_rule(body: bytes, rule: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_object(body)
+    assert (refused.value.field, refused.value.message) == ("body", rule)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b' \t\r\n{"a":1}\n',
+        b'{"a":1e308,"b":-0.0,"c":1e-999,"d":' + b"9" * 32 + b"}",
+        nested(32),
+        mixed(32),
+        b'{"x":[],"y":' + mixed(31) + b"}",
+        b'{"a":[' + b",".join([b"[{}]"] * 1_000) + b"]}",
+        b'{"a":"' + b"[{" * 10_000 + b'"}',
+        b'{"":1," ":2,"__proto__":3,"constructor":4}',
+    ],
+)
+def test_a_good_body_is_read(body: bytes) -> None:
+    assert parse_object(body) == json.loads(body)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_raise_anything_else(body: bytes) -> None:
+    try:
+        parse_object(body)
+    except BadRequest as refused:
+        assert refused.field == "body"
+
+
+def test_a_trailing_comma_is_refused() -> None:
+    with pytest.raises(BadRequest, match="must be valid JSON; it is not at character [67]"):  # as Python's version says
+        parse_object(b'{"a":1,}')
+
+
+def test_depth_is_refused_near_the_end_of_the_stack_too() -> None:
+    outcomes: list[object] = []
+
+    def descend(left: int) -> None:
+        if left:
+            descend(left - 1)
+            return
+        for body in (b"[" * DEEP, nested(DEEP)):
+            try:
+                outcomes.append(parse_object(body))
+            except BadRequest as refused:
+                outcomes.append(refused.message)
+
+    thread = threading.Thread(target=descend, args=(sys.getrecursionlimit() - 200,))
+    thread.start()
+    thread.join()
+    assert outcomes == ["must not nest deeper than 32 levels"] * 2
+
+
+@pytest.mark.parametrize("text", ["", "plain", "é日🎉\u2028\x01\x7f", "\ufeff", "\U0010ffff"])
+def test_text_that_can_be_sent_on(text: str) -> None:
+    assert flaw(text) is None
+
+
+@pytest.mark.parametrize(
+    ("literal", "rule"),
+    [
+        (b'"a\\u0000b"', "must not contain NUL"),
+        (b'"\\ud83d"', "must not contain half of a surrogate pair"),
+        (b'"\\ude00\\ud83d"', "must not contain half of a surrogate pair"),
+    ],
+)
+def test_row_12_text_that_can_not_be_sent_on(literal: bytes, rule: str) -> None:
+    assert flaw(parse_object(b'{"a":' + literal + b"}")["a"]) == rule

@@ -1,0 +1,235 @@
+"""The standalone application: which path is answered by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
+
+from chat_nest.providers.demo import DemoProvider
+from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.server.app import ServerApp, build, make_provider
+from chat_nest.server.config import Config, load
+from chat_nest.server.models import ProviderConfig, Secret
+from chat_nest.server.page_files import read_page
+
+PAGE = Path(__file__).parents[3] / "src/chat_nest/server/page"
+
+
+class Answer:
+    """What an application sent for one request."""
+
+    def __init__(self, messages: list[dict]) -> None:
+        start, *rest = messages
+        self.status = start["status"]
+        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        self.body = b"".join(message.get("body", b"") for message in rest)
+
+
+async def ask(app: ServerApp, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
+    sent: list[dict] = []
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict:
+        if left:
+            return left.pop()
+        return await asyncio.Future()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": fields, "client": ("127.0.0.1", 1)}
+    await app(scope, receive, send)
+    return Answer(sent)
+
+
+async def lifespan(app: ServerApp, *messages: str) -> list[dict]:
+    sent: list[dict] = []
+    waiting = [{"type": message} for message in reversed(messages)]
+
+    async def receive() -> dict:
+        return waiting.pop()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    await app({"type": "lifespan"}, receive, send)
+    return sent
+
+
+def config(url: str, **environ: str) -> Config:
+    return load("", {"OPENAI_BASE_URL": url, "CHAT_NEST_STORE_URL": "memory://", **environ})
+
+
+@pytest.fixture
+async def provider():
+    script = stream(chunk("Hello"), finish(), usage(5, 1), DONE)
+    async with ScriptedProvider(script) as provider:
+        yield provider
+
+
+@pytest.fixture
+async def app(provider):
+    app = build(config(provider.url))
+    yield app
+    await lifespan(app, "lifespan.startup", "lifespan.shutdown")
+
+
+async def test_the_page_and_its_files(app):
+    page = await ask(app, "/")
+    assert page.status == 200
+    assert page.body == (PAGE / "index.html").read_bytes()
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["cache-control"] == "no-cache"
+    script = await ask(app, "/chat.js")
+    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert script.body == (PAGE / "chat.js").read_bytes()
+
+
+def test_every_file_of_the_page_is_served():
+    names = {file.name for file in PAGE.iterdir() if file.suffix != ".py"}
+    assert {path.removeprefix("/") or "index.html" for path in read_page()} == names
+
+
+async def test_a_file_that_the_browser_has_is_not_sent_again(app):
+    first = await ask(app, "/")
+    again = await ask(app, "/", if_none_match=f'"other", W/{first.headers["etag"]}')
+    assert (again.status, again.body) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    assert (await ask(app, "/", if_none_match='"other"')).status == 200
+
+
+async def test_head_has_the_length_and_no_body(app):
+    answer = await ask(app, "/", "HEAD")
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["content-length"]) == (PAGE / "index.html").stat().st_size
+
+
+@pytest.mark.parametrize("path", ["/", "/chat.js", "/healthz", "/readyz", "/api/info"])
+async def test_other_methods_are_refused_on_the_servers_own_paths(app, provider, path):
+    answer = await ask(app, path, "POST", b"{}", content_type="application/json")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert provider.requests == []
+
+
+async def test_the_process_lives(app):
+    answer = await ask(app, "/healthz")
+    assert (answer.status, answer.body) == (200, b'{"status":"ok"}')
+
+
+async def test_ready_and_not_ready(app, provider):
+    answer = await ask(app, "/readyz")
+    assert answer.status == 200
+    assert json.loads(answer.body)["providers"] == {"openai": {"status": "ok"}}
+    assert len(provider.checks) == 1
+    lonely = build(config("http://127.0.0.1:9/v1"))
+    answer = await ask(lonely, "/readyz")
+    assert answer.status == 503
+    assert json.loads(answer.body)["providers"]["openai"]["status"] == "upstream_unreachable"
+    await lifespan(lonely, "lifespan.startup", "lifespan.shutdown")
+
+
+async def test_the_page_is_told_which_model_answers(app):
+    assert (await ask(app, "/api/info")).body == b'{"demo":false,"model":"gpt-4o-mini"}'
+
+
+async def test_everything_else_is_the_chats(app, provider):
+    body = b'{"messages":[{"role":"user","content":"Hi"}]}'
+    answer = await ask(app, "/api/chat", "POST", body, content_type="application/json")
+    assert answer.status == 200
+    assert b'event: token\ndata: "Hello"\n\n' in answer.body
+    assert provider.requests[0].json()["model"] == "gpt-4o-mini"
+    usage = json.loads((await ask(app, "/api/usage")).body)["limits"]
+    assert {limit["name"]: limit["used"] for limit in usage}["tokens_per_day"] == 6
+    assert (await ask(app, "/nope")).status == 404
+
+
+async def test_the_chats_send_is_passed_on_untouched(app):
+    seen = []
+
+    class Handler:
+        async def __call__(self, scope, receive, send):
+            seen.append((scope, receive, send))
+
+    app._handler, handler = Handler(), app._handler
+    scope, receive, send = {"type": "http", "method": "POST", "path": "/api/chat"}, object(), object()
+    await app(scope, receive, send)
+    app._handler = handler
+    assert seen == [(scope, receive, send)]
+
+
+async def test_settings_reach_the_handler(provider):
+    app = build(
+        config(
+            provider.url,
+            CHAT_NEST_SERVER_MAX_BODY_BYTES="60",
+            CHAT_NEST_SERVER_CORS_ORIGINS="https://a.example",
+            CHAT_NEST_SERVER_TRUSTED_PROXIES="127.0.0.1",
+            CHAT_NEST_PROFILES_BALANCED_MAX_OUTPUT_TOKENS="77",
+            CHAT_NEST_LIMITS_REQUESTS_PER_MINUTE="2",
+        )
+    )
+    small = b'{"messages":[{"role":"user","content":"Hi"}]}'
+    answers = [
+        await ask(app, "/api/chat", "POST", small, content_type="application/json", x_forwarded_for=f"10.0.0.{n}")
+        for n in range(3)
+    ]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert "access-control-allow-origin" not in answers[0].headers
+    assert provider.requests[0].json()["max_tokens"] == 77
+    big = await ask(app, "/api/chat", "POST", small + b" " * 20, content_type="application/json")
+    assert big.status == 413
+    await lifespan(app, "lifespan.startup", "lifespan.shutdown")
+
+
+async def test_starting_asks_the_provider_and_logs_what_is_wrong(caplog):
+    app = build(config("http://127.0.0.1:9/v1"))
+    started = asyncio.Event()
+    stop = asyncio.Event()
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        if not started.is_set():
+            started.set()
+            return {"type": "lifespan.startup"}
+        await stop.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    running = asyncio.create_task(app({"type": "lifespan"}, receive, send))
+    while not (said := [record.getMessage() for record in caplog.records if record.name == "chat_nest.server"]):
+        await asyncio.sleep(0.01)
+    stop.set()
+    await running
+    assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert "check base_url of [providers.openai]" in said[0]
+
+
+async def test_a_store_that_cannot_be_used_does_not_start(provider, tmp_path):
+    (tmp_path / "not-a-database.db").write_bytes(b"something else, and quite long " * 100)
+    app = build(config(provider.url, CHAT_NEST_STORE_URL=f"sqlite:///{tmp_path}/not-a-database.db"))
+    (failed,) = await lifespan(app, "lifespan.startup")
+    assert failed["type"] == "lifespan.startup.failed"
+    assert failed["message"].startswith("the store can't be used: ")
+
+
+def test_providers_are_made_as_configured():
+    demo = make_provider(ProviderConfig(kind="demo"))
+    assert isinstance(demo, DemoProvider)
+    given = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", api_key=Secret("k")))
+    assert isinstance(given, OpenAIProvider)
+    assert (given.base_url, given.abort_bills) == ("http://a.example/v1", "stops")
+    full = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", abort_bills="full"))
+    assert full.abort_bills == "full"

@@ -1,0 +1,471 @@
+"""The config file, the environment over it, and what refuses to start."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Limits, Timeouts
+from chat_nest.server.config import Config, load
+from chat_nest.server.sources import ConfigError
+
+KEY = "sk-canary-0123456789"
+
+
+def loaded(folder: Path, text: str, **environ: str) -> Config:
+    file = folder / "chat.toml"
+    file.write_text(text)
+    return load(str(file), environ)
+
+
+def problems(folder: Path, text: str, **environ: str) -> list[str]:
+    """What the configuration is refused for, without the folder's name."""
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder, text, **environ)
+    assert KEY not in str(caught.value)
+    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+
+
+# What is taken as it stands.
+
+
+def test_nothing_at_all_is_the_demo_model_under_the_built_in_profiles():
+    config = load("", {})
+    assert config.is_demo
+    assert config.model == "demo:smollm2-135m-instruct"
+    assert (config.server.host, config.server.port, config.store) == ("127.0.0.1", 8000, "sqlite:///chat-nest.db")
+    assert set(config.profiles) == {"constrained", "balanced", "expanded"}
+    assert [profile.temperature for profile in config.profiles.values()] == [0.0, 0.0, 0.0]
+    assert [profile.tokens_per_request for profile in config.profiles.values()] == [8192, 8192, 12000]
+    assert config.profiles["balanced"].tokens_per_day == BALANCED.tokens_per_day
+    assert (config.limits, config.hard_caps, config.timeouts) == (Limits(), HARD_CAPS, Timeouts())
+
+
+def test_a_key_in_the_environment_is_openai_with_the_profiles_as_they_are_built_in():
+    config = load("", {"OPENAI_API_KEY": KEY})
+    assert not config.is_demo
+    assert config.providers["openai"].base_url == "https://api.openai.com/v1"
+    assert config.providers["openai"].api_key.reveal() == KEY
+    assert list(config.profiles.values()) == [CONSTRAINED, BALANCED, EXPANDED]
+    assert config.model == "openai:gpt-4o-mini"
+
+
+def test_a_base_url_alone_is_a_provider_too_since_local_servers_need_no_key():
+    config = load("", {"OPENAI_BASE_URL": "http://127.0.0.1:11434/v1", "CHAT_NEST_MODEL": "llama3.2:3b"})
+    assert config.providers["openai"].base_url == "http://127.0.0.1:11434/v1"
+    assert config.providers["openai"].api_key is None
+    assert {profile.model for profile in config.profiles.values()} == {"openai:llama3.2:3b"}
+
+
+def test_an_empty_key_is_no_key_and_is_told():
+    config = load("", {"OPENAI_API_KEY": " "})
+    assert config.is_demo
+    assert config.notes == ("OPENAI_API_KEY is set but empty, so the demo model answers",)
+
+
+def test_every_section_is_read(tmp_path):
+    config = loaded(
+        tmp_path,
+        """
+        [server]
+        host = "::1"
+        port = 8080
+        trusted_proxies = ["10.0.0.0/8", "unix"]
+        cors_origins = ["https://example.com"]
+        time_zone = "Europe/Paris"
+        max_body_bytes = 1000
+
+        [store]
+        url = "memory://"
+
+        [providers.local]
+        kind = "openai"
+        base_url = "http://127.0.0.1:8081/v1"
+        api_key_env = "LOCAL_KEY"
+        abort_bills = "full"
+
+        [providers.demo]
+        kind = "demo"
+
+        [profiles.balanced]
+        model = "local:a:b"
+        fallbacks = ["demo:smollm2"]
+        tokens_per_day = 5
+
+        [profiles.Support]
+        concurrent_streams = 2
+        allow_system_prompt = true
+
+        [limits]
+        tokens_per_day = 9_000_000
+        tokens_per_minute = 8
+        requests_per_minute = 7
+        concurrent_streams = 6
+
+        [hard_caps]
+        max_output_tokens = 100
+
+        [timeouts]
+        connect = 1
+        first_token = 2.5
+        heartbeat = 5
+        commit = 0.5
+        store = 0.25
+        """,
+        LOCAL_KEY=KEY,
+    )
+    assert (config.server.host, config.server.port, config.server.max_body_bytes) == ("::1", 8080, 1000)
+    assert config.server.trusted_proxies == ("10.0.0.0/8", "unix")
+    assert config.server.cors_origins == ("https://example.com",)
+    assert config.server.time_zone == "Europe/Paris"
+    assert config.store == "memory://"
+    local = config.providers["local"]
+    assert (local.kind, local.base_url, local.abort_bills) == ("openai", "http://127.0.0.1:8081/v1", "full")
+    assert local.api_key.reveal() == KEY
+    assert local.key_from == "the environment variable LOCAL_KEY"
+    balanced, support, expanded = (config.profiles[name] for name in ("balanced", "support", "expanded"))
+    assert (balanced.model, balanced.fallbacks, balanced.tokens_per_day) == ("local:a:b", ("demo:smollm2",), 5)
+    assert balanced.requests_per_minute == BALANCED.requests_per_minute
+    # A new name starts from balanced as the file has it; a built-in profile that names no model takes balanced's.
+    assert (support.model, support.tokens_per_day, support.concurrent_streams) == ("local:a:b", 5, 2)
+    assert support.name == "support"
+    assert support.allow_system_prompt
+    assert (expanded.model, expanded.fallbacks, expanded.tokens_per_day) == ("local:a:b", (), EXPANDED.tokens_per_day)
+    assert config.limits == Limits(
+        tokens_per_day=9_000_000, tokens_per_minute=8, requests_per_minute=7, concurrent_streams=6
+    )
+    assert config.hard_caps.max_output_tokens == 100
+    assert config.hard_caps.max_messages == HARD_CAPS.max_messages
+    assert config.timeouts == Timeouts(connect=1, first_token=2.5, heartbeat=5, commit=0.5, store=0.25)
+
+
+def test_what_the_operator_decided_for_a_demo_profile_stays(tmp_path):
+    config = loaded(tmp_path, "[profiles.balanced]\ntemperature = 0.5\ntokens_per_request = 100\n")
+    assert (config.profiles["balanced"].temperature, config.profiles["balanced"].tokens_per_request) == (0.5, 100)
+    assert config.profiles["expanded"].temperature == 0
+
+
+def test_a_profile_on_another_model_does_not_inherit_what_suits_the_demo(tmp_path):
+    config = loaded(
+        tmp_path, '[providers.demo]\n[profiles.balanced]\nmodel = "demo:x"\n[profiles.paid]\nmodel = "openai:y"\n',
+        OPENAI_API_KEY=KEY,
+    )  # fmt: skip
+    assert config.profiles["balanced"].temperature == 0
+    assert config.profiles["paid"].temperature == BALANCED.temperature
+    assert config.providers["openai"].api_key.reveal() == KEY
+
+
+def test_the_only_model_that_the_file_names_is_everyones(tmp_path):
+    text = '[providers.a]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.own]\nmodel = "a:m"\n'
+    assert {profile.model for profile in loaded(tmp_path, text).profiles.values()} == {"a:m"}
+
+
+def test_a_value_above_a_hard_cap_is_told_not_refused(tmp_path):
+    config = loaded(tmp_path, "[profiles.expanded]\nmax_output_tokens = 9000\n")
+    assert config.notes == (
+        f"{tmp_path}/chat.toml:2: profiles.expanded.max_output_tokens: hard_caps.max_output_tokens is lower and wins "
+        "(4096); lift it to use this value",
+    )
+
+
+def test_a_key_sent_in_the_clear_is_told(tmp_path):
+    near = '[providers.openai]\nbase_url = "http://%s/v1"\napi_key = "k"\n'
+    assert loaded(tmp_path, near % "192.168.1.5:8000").notes == ()
+    assert loaded(tmp_path, near % "localhost").notes == ()
+    (note,) = loaded(tmp_path, near % "llm.example.com").notes
+    assert "unencrypted" in note
+
+
+# The environment and the command line.
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(tmp_path):
+    file = tmp_path / "chat.toml"
+    file.write_text('[server]\nhost = "10.0.0.1"\nport = 1\ntime_zone = "Asia/Tokyo"\n')
+    environ = {"CHAT_NEST_SERVER_PORT": "2", "CHAT_NEST_SERVER_HOST": "10.0.0.2"}
+    server = load(str(file), environ).server
+    assert (server.host, server.port, server.time_zone) == ("10.0.0.2", 2, "Asia/Tokyo")
+    server = load(str(file), environ, host="::1", port=0).server
+    assert (server.host, server.port) == ("::1", 0)
+
+
+def test_every_kind_of_value_can_come_from_the_environment(tmp_path):
+    config = loaded(
+        tmp_path,
+        '[providers.My-One]\nbase_url = "http://127.0.0.1:1/v1"\n',
+        CHAT_NEST_PROVIDERS_MY_ONE_API_KEY=KEY,
+        CHAT_NEST_PROVIDERS_SPARE_BASE_URL="http://127.0.0.1:2/v1",
+        CHAT_NEST_PROFILES_BALANCED_MODEL="My-One:m",
+        CHAT_NEST_PROFILES_BALANCED_FALLBACKS="spare:a, spare:b",
+        CHAT_NEST_PROFILES_BALANCED_ALLOW_SYSTEM_PROMPT="true",
+        CHAT_NEST_PROFILES_BALANCED_TEMPERATURE="0.25",
+        CHAT_NEST_SERVER_CORS_ORIGINS="https://a.example,https://b.example",
+        CHAT_NEST_SERVER_TRUSTED_PROXIES="",
+        CHAT_NEST_STORE_URL="memory://",
+        CHAT_NEST_LIMITS_TOKENS_PER_DAY="10",
+        CHAT_NEST_HARD_CAPS_MAX_MESSAGES="3",
+        CHAT_NEST_TIMEOUTS_IDLE="4.5",
+        CHAT_NEST_CONFIG="not looked at here",
+    )
+    assert config.providers["My-One"].api_key.reveal() == KEY
+    assert config.providers["spare"].base_url == "http://127.0.0.1:2/v1"
+    balanced = config.profiles["balanced"]
+    assert (balanced.model, balanced.fallbacks) == ("My-One:m", ("spare:a", "spare:b"))
+    assert (balanced.allow_system_prompt, balanced.temperature) == (True, 0.25)
+    assert config.server.cors_origins == ("https://a.example", "https://b.example")
+    assert config.server.trusted_proxies == ()
+    assert config.store == "memory://"
+    assert config.limits.tokens_per_day == 10
+    assert config.hard_caps.max_messages == 3
+    assert config.timeouts.idle == 4.5
+
+
+def test_a_key_from_the_environment_wins_over_the_variable_that_the_file_names(tmp_path):
+    text = '[providers.openai]\napi_key_env = "UNSET"\n'
+    config = loaded(tmp_path, text, CHAT_NEST_PROVIDERS_OPENAI_API_KEY=KEY)
+    assert config.providers["openai"].api_key.reveal() == KEY
+
+
+def test_a_provider_of_the_file_without_url_and_key_takes_openais_variables(tmp_path):
+    text = '[providers.openai]\nabort_bills = "full"\n'
+    openai = loaded(tmp_path, text, OPENAI_API_KEY=KEY, OPENAI_BASE_URL="https://eu.example/v1").providers["openai"]
+    assert (openai.base_url, openai.api_key.reveal(), openai.abort_bills) == ("https://eu.example/v1", KEY, "full")
+
+
+def test_openais_key_is_not_sent_to_another_server_of_the_file(tmp_path):
+    text = '[providers.openai]\nbase_url = "https://other.example/v1"\n'
+    assert loaded(tmp_path, text, OPENAI_API_KEY=KEY).providers["openai"].api_key is None
+
+
+def test_openais_variables_add_nothing_to_a_file_that_does_not_use_them(tmp_path):
+    text = '[providers.a]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.balanced]\nmodel = "a:m"\n'
+    assert set(loaded(tmp_path, text, OPENAI_API_KEY=KEY).providers) == {"a"}
+
+
+# What refuses to start, by its whole sentence where that is the point.
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path):
+    text = "[server]\nhost = '127.0.0.1'\n\nprot = 1\n"
+    assert problems(tmp_path, text) == ["chat.toml:4: server.prot: there is no such key; did you mean port?"]
+
+
+def test_an_unknown_section_says_where_its_key_belongs(tmp_path):
+    assert problems(tmp_path, "port = 1\n[profile.balanced]\n") == [
+        "chat.toml:1: port: there is no such section; it belongs into [server]",
+        "chat.toml:2: profile: there is no such section; did you mean profiles?",
+    ]
+
+
+def test_every_problem_is_told_at_once_where_it_stands(tmp_path):
+    text = """
+providers.a.base_url = "http://127.0.0.1:1/v1"
+"profiles"."fast one".max_output_tokens = 0
+
+[profiles.balanced]
+fallbacks = [
+  "a:m",
+  1,
+]
+tokens_per_day = -1 # spent
+tokens_per_minute = 1e3
+requests_per_minute = true
+tokens_per_request = 99999999999999999999999
+temperature = nan
+[limits]
+concurrent_streams = "3"
+[hard_caps]
+temperature = 2.5
+[timeouts]
+idle = inf
+total = 0
+store = nan
+"""
+    count = "must be a whole number from 1 to 1125899906842624"
+    seconds = "must be a number of seconds above 0 and at most 86400"
+    assert problems(tmp_path, text) == [
+        f"chat.toml:3: profiles.'fast one'.max_output_tokens: {count}",
+        "chat.toml:6: profiles.balanced.fallbacks: must be a list of strings",
+        f"chat.toml:10: profiles.balanced.tokens_per_day: {count}",
+        f"chat.toml:11: profiles.balanced.tokens_per_minute: {count}",
+        f"chat.toml:12: profiles.balanced.requests_per_minute: {count}",
+        f"chat.toml:13: profiles.balanced.tokens_per_request: {count}",
+        "chat.toml:14: profiles.balanced.temperature: must be a number from 0 to 2",
+        f"chat.toml:16: limits.concurrent_streams: {count}",
+        "chat.toml:18: hard_caps.temperature: must be a number from 0 to 2",
+        f"chat.toml:20: timeouts.idle: {seconds}",
+        f"chat.toml:21: timeouts.total: {seconds}",
+        f"chat.toml:22: timeouts.store: {seconds}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[server\n", "chat.toml:1: this is not TOML: Expected ']' at the end of a table declaration"),
+        ("server = 3\n", "chat.toml:1: server: must be a table: [server]"),
+        ("providers = 3\n", "chat.toml:1: providers: must be tables with a name each: [providers.NAME]"),
+        ("[providers]\na = 3\n", "chat.toml:2: providers.a: must be a table: [providers.a], with keys such as kind"),
+        ("[server]\nport = 65536\n", "chat.toml:2: server.port: must be a whole number from 0 (any free port) to 65535"),
+        ("[server]\nport = '80'\n", "chat.toml:2: server.port: must be a whole number from 0 (any free port) to 65535"),
+        ("[server]\nhost = ''\n", "chat.toml:2: server.host: must be a string that is not empty"),
+        (
+            '[server]\ntime_zone = "Europe/Pariss"\n',
+            "chat.toml:2: server.time_zone: must be the IANA name of a time zone, such as Europe/Paris; "
+            "did you mean Europe/Paris?",
+        ),
+        (
+            '[server]\ntrusted_proxies = ["10.0.0.1/8"]\n',
+            "chat.toml:2: server.trusted_proxies: trusted proxy '10.0.0.1/8' is not an address, a network or the word "
+            "unix: 10.0.0.1/8 has host bits set",
+        ),
+        (
+            '[server]\ncors_origins = ["example.com"]\n',
+            "chat.toml:2: server.cors_origins: 'example.com' must be `*` or an origin such as https://example.com, "
+            "without a path",
+        ),
+        (
+            '[store]\nurl = "postgres://x"\n',
+            "chat.toml:2: store.url: must be memory://, sqlite:///relative/path or sqlite:////absolute/path",
+        ),
+        (
+            '[store]\nurl = "sqlite:////no/such/folder/x.db"\n',
+            "chat.toml:2: store.url: the folder /no/such/folder does not exist: make it, or choose another",
+        ),
+        (
+            '[providers.a]\nkind = "opnai"\n',
+            "chat.toml:2: providers.a.kind: must be one of openai, demo; did you mean openai?",
+        ),
+        (
+            '[providers.demo]\nabort_bills = "stop"\n',
+            "chat.toml:2: providers.demo.abort_bills: must be one of stops, full, unknown; did you mean stops?",
+        ),
+        (
+            "[providers.openai]\n",
+            "chat.toml:1: providers.openai: there is no API key: set OPENAI_API_KEY, or name another variable with "
+            "api_key_env under [providers.openai]",
+        ),
+        (
+            f'[providers.openai]\napi_key_env = "{KEY}"\n',
+            "chat.toml:2: providers.openai.api_key_env: must name an environment variable that is set; set it, or "
+            "correct the name",
+        ),
+        (
+            f'[providers.openai]\napi_key = "{KEY}"\napi_key_env = "HOME"\n',
+            "chat.toml:3: providers.openai.api_key_env: give either api_key or api_key_env, not both",
+        ),
+        (
+            f'[providers.openai]\napi_key = "{KEY} {KEY}"\n',
+            "chat.toml:2: providers.openai.api_key: must be a key of printable ASCII characters without spaces",
+        ),
+        (f"[providers.openai]\napi_key = ['{KEY}']\n", "chat.toml:2: providers.openai.api_key: must be a string that is not empty"),
+        (
+            f'[providers.a]\nbase_url = "https://me:{KEY}@a.example/v1"\n',
+            "chat.toml:2: providers.a.base_url: must have no user, query or fragment; a key belongs into api_key_env",
+        ),
+        (
+            '[providers.a]\nbase_url = "a.example/v1"\n',
+            "chat.toml:2: providers.a.base_url: must be a URL such as https://api.example.com/v1",
+        ),
+        (
+            '[profiles.balanced]\nmodel = "gpt-4o"\n',
+            "chat.toml:2: profiles.balanced.model: must be PROVIDER:MODEL, such as openai:gpt-4o-mini",
+        ),
+        (
+            '[providers.local]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.x]\nmodel = "local:m"\nfallbacks = ["locla:m"]\n',
+            "chat.toml:5: profiles.x.fallbacks: names a provider that is not configured: add [providers.NAME]; "
+            "did you mean local?",
+        ),
+        (
+            '[profiles.balanced]\nmodel = "openai:gpt-4o"\n',
+            "chat.toml:2: profiles.balanced.model: names a provider that is not configured: add [providers.NAME] or set "
+            "OPENAI_API_KEY; there are demo",
+        ),
+        (
+            '[providers.local]\nbase_url = "http://127.0.0.1:1/v1"\n',
+            'chat.toml: profiles.balanced.model: is missing: write "local:MODEL", or set CHAT_NEST_MODEL',
+        ),
+        (
+            "[profiles.Fast]\nmax_messages = 1\n[profiles.fast]\n",
+            "chat.toml:3: profiles.fast: this profile is there twice: names are compared in lower case",
+        ),
+        ('[profiles."a b"]\n', "chat.toml:1: profiles.'a b': a profile's name must be letters, digits, - and _"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_its_place_and_rule(tmp_path, text, said):
+    assert problems(tmp_path, text) == [said]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"CHAT_NEST_SERVR_PORT": "1"}, "CHAT_NEST_SERVR_PORT: there is no such setting; did you mean CHAT_NEST_SERVER_PORT?"),
+        (
+            {"CHAT_NEST_PROVIDERS_OPENAI_APIKEY": KEY},
+            "CHAT_NEST_PROVIDERS_OPENAI_APIKEY: there is no such setting; did you mean "
+            "CHAT_NEST_PROVIDERS_OPENAI_API_KEY?",
+        ),
+        (
+            {"CHAT_NEST_SERVER_PORT": "eighty"},
+            "CHAT_NEST_SERVER_PORT (in a file: server.port): must be a whole number from 0 (any free port) to 65535",
+        ),
+        (
+            {"CHAT_NEST_TIMEOUTS_IDLE": "nan"},
+            "CHAT_NEST_TIMEOUTS_IDLE (in a file: timeouts.idle): must be a number of seconds above 0 and at most 86400",
+        ),
+        (
+            {"CHAT_NEST_MODEL": "gpt-4o"},
+            "CHAT_NEST_MODEL: is set, but no provider is: set OPENAI_API_KEY or OPENAI_BASE_URL",
+        ),
+        (
+            {"OPENAI_BASE_URL": "https://api.openai.com/v1"},
+            "OPENAI_BASE_URL: there is no API key: set OPENAI_API_KEY, or name another variable with api_key_env under "
+            "[providers.openai]",
+        ),
+        ({"OPENAI_BASE_URL": "localhost:11434"}, "OPENAI_BASE_URL: must be a URL such as https://api.example.com/v1"),
+        ({"OPENAI_API_KEY": f"{KEY}\n{KEY}"}, "OPENAI_API_KEY: must be a key of printable ASCII characters without spaces"),
+    ],
+)  # fmt: skip
+def test_a_wrong_variable_is_refused_by_its_name(environ, said):
+    with pytest.raises(ConfigError) as caught:
+        load("", environ)
+    assert caught.value.problems == (said,)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(ConfigError, match="nope.toml: there is no such file"):
+        load(str(tmp_path / "nope.toml"), {})
+    (tmp_path / "latin.toml").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin.toml: must be UTF-8 text"):
+        load(str(tmp_path / "latin.toml"), {})
+    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+        load(str(tmp_path), {})
+
+
+def test_a_byte_order_mark_and_crlf_are_fine(tmp_path):
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbf[server]\r\nport = 5\r\n")
+    assert load(str(tmp_path / "windows.toml"), {}).server.port == 5
+
+
+# Keys stay secret.
+
+
+def test_a_key_shows_in_no_repr_and_travels_to_another_process(tmp_path):
+    config = loaded(tmp_path, f'[providers.openai]\napi_key = "{KEY}"\n')
+    assert KEY not in repr(config)
+    assert KEY not in str(config.providers)
+    assert pickle.loads(pickle.dumps(config)).providers["openai"].api_key.reveal() == KEY
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=300))
+def test_whatever_the_file_holds_it_is_a_configuration_or_a_config_error(tmp_path_factory, text):
+    file = tmp_path_factory.getbasetemp() / "any.toml"
+    file.write_text(text, newline="")
+    try:
+        load(str(file), {})
+    except ConfigError as error:
+        assert error.problems

@@ -1,0 +1,157 @@
+"""/readyz: the store and every provider, asked with a deadline and not too often."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from chat_nest.errors import UpstreamAuth, UpstreamError, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
+from chat_nest.server.health import FRESH_SECONDS, Health
+from chat_nest.stores.memory import MemoryStore
+from chat_nest.testing import FakeClock
+
+
+class Checked:
+    """A provider whose check does what it is told, and counts."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.checks = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def check(self) -> None:
+        self.checks += 1
+        await self.may_answer.wait()
+        if self.error:
+            raise self.error
+
+
+class Unchecked:
+    """A provider without a check."""
+
+
+class BrokenStore(MemoryStore):
+    async def ping(self) -> None:
+        raise OSError("/secret/path: disk I/O error")
+
+
+class FrozenStore(MemoryStore):
+    async def ping(self) -> None:
+        await asyncio.Event().wait()
+
+
+def health(*, store=None, clock=None, key_from=None, **providers) -> Health:
+    return Health(
+        MemoryStore() if store is None else store,
+        providers,
+        key_from or {},
+        store_seconds=0.01,
+        provider_seconds=0.01,
+        clock=clock or FakeClock(),
+    )
+
+
+async def test_ready_when_the_store_and_every_provider_answer():
+    found = await health(a=Checked(), b=Unchecked()).readiness()
+    assert found.ready
+    assert found.body() == b'{"status":"ready","store":{"status":"ok"},"providers":{"a":{"status":"ok"},"b":{"status":"ok"}}}'
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "advice"),
+    [
+        (UpstreamAuth(), "upstream_auth", "The provider refused the key: correct it in the variable A_KEY"),
+        (
+            UpstreamUnreachable(),
+            "upstream_unreachable",
+            "The model provider can't be reached: check base_url of [providers.a], and the network",
+        ),
+        (
+            UpstreamTimeout(),
+            "upstream_timeout",
+            "The provider did not answer in time: check its base_url and the network",
+        ),
+        (
+            UpstreamRateLimited(),
+            "upstream_rate_limited",
+            "The provider refuses requests for now: check the account's quota",
+        ),
+        (
+            UpstreamError(),
+            "upstream_error",
+            "The provider failed: check its base_url, and whether it is an OpenAI-compatible API",
+        ),
+        (
+            RuntimeError("sk-canary"),
+            "upstream_error",
+            "The provider failed: check its base_url, and whether it is an OpenAI-compatible API",
+        ),
+    ],
+)
+async def test_a_provider_that_fails_is_named_with_what_to_do(error, status, advice):
+    found = await health(a=Checked(error), b=Checked(), key_from={"a": "the variable A_KEY"}).readiness()
+    assert not found.ready
+    assert (found.providers["a"].status, found.providers["a"].advice) == (status, advice)
+    assert found.providers["b"].status == "ok"
+    assert b"sk-canary" not in found.body()
+
+
+async def test_a_provider_that_does_not_answer_is_not_waited_for():
+    slow = Checked()
+    slow.may_answer.clear()
+    found = await health(a=slow).readiness()
+    assert found.providers["a"].status == "upstream_timeout"
+
+
+@pytest.mark.parametrize("store", [BrokenStore, FrozenStore])
+async def test_a_store_that_fails_or_freezes(store):
+    found = await health(store=store(), a=Checked()).readiness()
+    assert not found.ready
+    assert found.store.status == "limiter_unavailable"
+    assert b"secret" not in found.body()
+
+
+async def test_an_answer_is_given_again_for_a_while():
+    clock, provider = FakeClock(), Checked()
+    asked = health(clock=clock, a=provider)
+    for _ in range(3):
+        await asked.readiness()
+    assert provider.checks == 1
+    provider.error = UpstreamAuth()
+    clock.advance(FRESH_SECONDS - 0.001)
+    assert (await asked.readiness()).ready
+    clock.advance(0.001)
+    assert not (await asked.readiness()).ready
+    assert provider.checks == 2
+
+
+async def test_those_who_ask_at_once_share_one_question_and_may_leave():
+    provider = Checked()
+    provider.may_answer.clear()
+    asked = Health(MemoryStore(), {"a": provider}, {})
+    first, second = asyncio.create_task(asked.readiness()), asyncio.create_task(asked.readiness())
+    await asyncio.sleep(0)
+    first.cancel()
+    provider.may_answer.set()
+    assert (await second).ready
+    assert provider.checks == 1
+
+
+async def test_what_is_wrong_is_logged_with_what_to_do(caplog):
+    await health(a=Checked(UpstreamAuth()), b=Checked(), key_from={"a": "the variable A_KEY"}).report()
+    assert [record.getMessage() for record in caplog.records] == [
+        "a: upstream_auth: The provider refused the key: correct it in the variable A_KEY"
+    ]
+
+
+async def test_closing_ends_a_question_that_is_open():
+    provider = Checked()
+    provider.may_answer.clear()
+    asked = Health(MemoryStore(), {"a": provider}, {})
+    waiting = asyncio.create_task(asked.readiness())
+    await asyncio.sleep(0)
+    await asked.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from chat_nest.errors import (
+    BadRequest,
+    BudgetExceeded,
+    Forbidden,
+    LimitExceeded,
+    RateLimited,
+    RequestTooLarge,
+    TooManyStreams,
+)
+from chat_nest.limits import (
+    BALANCED,
+    BUILT_IN_PROFILES,
+    CONSTRAINED,
+    EXPANDED,
+    HARD_CAPS,
+    HardCaps,
+    Limits,
+    Line,
+    Profile,
+    Refused,
+)
+from chat_nest.messages import Caller, ChatRequest, Message, Role
+from chat_nest.profiles import Profiles
+
+WIDE = HardCaps(
+    max_output_tokens=10**6,
+    max_messages=10**6,
+    temperature=100.0,
+    tokens_per_day=10**12,
+    tokens_per_request=10**9,
+    requests_per_minute=10**6,
+)
+NUMBERS = (
+    "max_output_tokens",
+    "max_messages",
+    "temperature",
+    "tokens_per_request",
+    "tokens_per_day",
+    "tokens_per_minute",
+    "requests_per_minute",
+    "concurrent_streams",
+)
+CALLER = Caller(id="203.0.113.5")
+HELLO = (Message(role="user", content="hello"),)
+NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
+
+
+def built_in(limits: Limits = Limits(), hard_caps: HardCaps = HARD_CAPS, time_zone: str = "UTC") -> Profiles:
+    return Profiles(BUILT_IN_PROFILES, limits, hard_caps, time_zone)
+
+
+def ask(profile: str | None = None, **fields: object) -> ChatRequest:
+    return msgspec.convert({"messages": HELLO, "profile": profile, **fields}, ChatRequest)
+
+
+# Which profile.
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [
+        (None, BALANCED),
+        ("constrained", CONSTRAINED),
+        ("balanced", BALANCED),
+        ("expanded", EXPANDED),
+        ("  ExPanDed \n", EXPANDED),
+        ("budget", CONSTRAINED),
+        ("MODERATE", BALANCED),
+        ("Free", EXPANDED),
+        ("", BALANCED),
+        ("nosuch", BALANCED),
+        ("constructor", BALANCED),
+        ("__proto__", BALANCED),
+        ("__class__", BALANCED),
+    ],
+)
+def test_a_profile_is_found_by_its_name_or_is_the_default(name: str | None, profile: Profile) -> None:
+    assert built_in().resolve(CALLER, ask(name)) == profile
+
+
+def test_an_operator_may_give_an_old_name_to_a_profile_of_their_own() -> None:
+    own = Profile(name="Free", max_output_tokens=7, min_output_tokens=7)
+    profiles = Profiles({**BUILT_IN_PROFILES, "Free": own}, Limits(), HARD_CAPS, "UTC", default="free")
+    assert profiles.resolve(CALLER, ask("free")) == own
+    assert profiles.resolve(CALLER, ask()) == own
+
+
+def test_a_configuration_that_can_not_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="'nosuch' is not one of the profiles"):
+        Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", default="nosuch")
+    for zone in ("Mars/Olympus", "", "../etc/passwd", "America"):
+        with pytest.raises(ValueError, match="not a known time zone"):
+            built_in(time_zone=zone)
+
+
+# What a client can change.
+
+
+def test_the_numbers_of_a_request_lower_the_profile() -> None:
+    asked = ask(tokens_per_day=9, tokens_per_request=8, max_output_tokens=7, temperature=0.1)
+    assert built_in().resolve(CALLER, asked) == replace(
+        BALANCED,
+        tokens_per_day=9,
+        tokens_per_request=8,
+        max_output_tokens=7,
+        min_output_tokens=7,
+        temperature=0.1,
+    )
+
+
+@pytest.mark.parametrize("name", ["tokens_per_day", "tokens_per_request", "max_output_tokens", "temperature"])
+def test_one_number_alone_lowers_the_profile(name: str) -> None:
+    value = 0.25 if name == "temperature" else 20
+    assert built_in().resolve(CALLER, ask(**{name: value})) == replace(BALANCED, **{name: value})
+
+
+def test_the_numbers_of_a_request_do_not_raise_the_profile() -> None:
+    asked = ask(tokens_per_day=10**30, tokens_per_request=10**30, max_output_tokens=10**30, temperature=99.0)
+    assert built_in().resolve(CALLER, asked) == BALANCED
+
+
+def test_a_request_sets_a_limit_that_the_profile_leaves_open() -> None:
+    profiles = Profiles({"balanced": Profile(tokens_per_day=None)}, Limits(), WIDE, "UTC")
+    assert profiles.resolve(CALLER, ask(tokens_per_day=5)).tokens_per_day == 5
+
+
+def test_the_caps_are_above_every_profile() -> None:
+    profiles = Profiles(
+        {
+            "balanced": Profile(
+                max_output_tokens=10**6,
+                max_messages=10**6,
+                temperature=9.0,
+                tokens_per_request=None,
+                tokens_per_day=None,
+                requests_per_minute=None,
+            )
+        },
+        Limits(),
+        HARD_CAPS,
+        "UTC",
+    )
+    assert profiles.resolve(CALLER, ask()) == Profile(
+        max_output_tokens=4_096,
+        max_messages=20,
+        temperature=2.0,
+        tokens_per_request=16_000,
+        tokens_per_day=500_000,
+        requests_per_minute=60,
+    )
+
+
+def test_a_callers_own_profile_is_a_ceiling() -> None:
+    paid = Profile(name="paid", model="openai:gpt-4o", fallbacks=("x:y",), max_messages=3, temperature=1.5)
+    profiles = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
+    caller = Caller(id="a", profile=" Paid")
+    assert profiles.resolve(caller, ask()) == paid
+    assert profiles.resolve(caller, ask("nosuch")) == paid
+    assert profiles.resolve(caller, ask("expanded")) == replace(paid, temperature=0.8)
+    assert profiles.resolve(caller, ask("constrained", tokens_per_day=5)) == replace(
+        paid,
+        max_output_tokens=150,
+        max_messages=3,
+        temperature=0.5,
+        tokens_per_day=5,
+        requests_per_minute=15,
+    )
+
+
+def test_a_caller_whose_profile_does_not_exist_gets_nothing() -> None:
+    with pytest.raises(Forbidden):
+        built_in().resolve(Caller(id="a", profile="nosuch"), ask("expanded"))
+
+
+limit = st.one_of(st.none(), st.integers(1, 10**7))
+some_profile = st.builds(
+    Profile,
+    model=st.sampled_from(["a:1", "b:2"]),
+    max_output_tokens=st.integers(1, 10**7),
+    max_messages=st.integers(1, 10**7),
+    temperature=st.floats(0, 200),
+    tokens_per_request=limit,
+    tokens_per_day=limit,
+    tokens_per_minute=limit,
+    requests_per_minute=limit,
+    concurrent_streams=limit,
+    allow_system_prompt=st.booleans(),
+)
+some_request = st.builds(
+    ChatRequest,
+    messages=st.just(HELLO),
+    profile=st.one_of(st.none(), st.sampled_from(["balanced", "Expanded", "constrained", "free", "x"]), st.text()),
+    system_prompt=st.one_of(st.none(), st.text()),
+    tokens_per_day=st.one_of(st.none(), st.integers(1, 10**40)),
+    tokens_per_request=st.one_of(st.none(), st.integers(1, 10**40)),
+    max_output_tokens=st.one_of(st.none(), st.integers(1, 10**40)),
+    temperature=st.one_of(st.none(), st.floats(0, allow_nan=False)),
+)
+
+
+def no_higher(low: Profile, high: Profile | HardCaps) -> bool:
+    return all(
+        getattr(high, name, None) is None
+        or (getattr(low, name) is not None and getattr(low, name) <= getattr(high, name))
+        for name in NUMBERS
+    )
+
+
+@given(st.tuples(some_profile, some_profile, some_profile), some_request, st.sampled_from([None, "expanded", "free"]))
+def test_no_request_raises_a_number(
+    three: tuple[Profile, Profile, Profile], request: ChatRequest, ceiling: str | None
+) -> None:
+    own = dict(zip(("constrained", "balanced", "expanded"), three, strict=True))
+    profile = Profiles(own, Limits(), WIDE, "UTC").resolve(Caller(id="a", profile=ceiling), request)
+    assert no_higher(profile, WIDE)
+    bounds = [own["expanded"]] if ceiling else list(three)
+    assert any(
+        no_higher(profile, bound)
+        and (profile.model, profile.fallbacks) == (bound.model, bound.fallbacks)
+        and (bound.allow_system_prompt or not profile.allow_system_prompt)
+        for bound in bounds
+    )
+    assert 1 <= profile.min_output_tokens <= profile.max_output_tokens
+
+
+# Roles.
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_client_speaks_as_the_system_only_where_the_profile_allows_it(role: Role) -> None:
+    request = ChatRequest(messages=(*HELLO, Message(role=role, content="obey"), *HELLO))
+    with pytest.raises(BadRequest) as refused:
+        built_in().resolve(CALLER, request)
+    assert refused.value.field == "messages[1].role"
+    allowing = Profiles({"balanced": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
+    assert allowing.resolve(CALLER, request).allow_system_prompt
+
+
+def test_a_ceiling_that_allows_no_system_prompt_holds_for_every_chosen_profile() -> None:
+    profiles = Profiles({**BUILT_IN_PROFILES, "open": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
+    request = ChatRequest(messages=(Message(role="system", content="obey"), *HELLO), profile="open")
+    assert profiles.resolve(CALLER, request).allow_system_prompt
+    with pytest.raises(BadRequest):
+        profiles.resolve(Caller(id="a", profile="balanced"), request)
+
+
+def test_a_tool_result_from_a_client_is_never_accepted() -> None:
+    allowing = Profiles({"balanced": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
+    with pytest.raises(BadRequest) as refused:
+        allowing.resolve(CALLER, ChatRequest(messages=(Message(role="tool", content="4"), *HELLO)))
+    assert refused.value.field == "messages[0].role"
+
+
+# Lines.
+
+
+def test_every_line_of_a_request_in_order() -> None:
+    limits = Limits(tokens_per_day=10**6, tokens_per_minute=10**5, requests_per_minute=600, concurrent_streams=90)
+    profile = Profile(tokens_per_minute=5_000, concurrent_streams=2)
+    me = f"caller:{CALLER.key}"
+    midnight = 1_772_409_600.0  # 2026-03-02 00:00 UTC
+    lines = built_in(limits).lines(CALLER, profile, 100, NOON)
+    assert lines == (
+        Line(
+            name="tokens_per_request",
+            scope="caller",
+            key=f"{me}:tokens_per_request",
+            unit="tokens",
+            kind="request",
+            limit=2_048,
+            fixed=100,
+            per_million=1_000_000,
+        ),
+        Line(
+            name="requests_per_minute",
+            scope="caller",
+            key=f"{me}:requests_per_minute",
+            unit="requests",
+            kind="rate",
+            limit=30,
+            fixed=1,
+            period=60,
+        ),
+        Line(
+            name="concurrent_streams",
+            scope="caller",
+            key=f"{me}:concurrent_streams",
+            unit="streams",
+            kind="gauge",
+            limit=2,
+            fixed=1,
+        ),
+        Line(
+            name="tokens_per_minute",
+            scope="caller",
+            key=f"{me}:tokens_per_minute",
+            unit="tokens",
+            kind="rate",
+            limit=5_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=60,
+        ),
+        Line(
+            name="tokens_per_day",
+            scope="caller",
+            key=f"{me}:tokens_per_day:2026-03-01",
+            unit="tokens",
+            kind="window",
+            limit=70_000,
+            fixed=100,
+            per_million=1_000_000,
+            resets_at=midnight,
+        ),
+        Line(
+            name="requests_per_minute",
+            scope="all",
+            key="all:requests_per_minute",
+            unit="requests",
+            kind="rate",
+            limit=600,
+            fixed=1,
+            period=60,
+        ),
+        Line(
+            name="concurrent_streams",
+            scope="all",
+            key="all:concurrent_streams",
+            unit="streams",
+            kind="gauge",
+            limit=90,
+            fixed=1,
+        ),
+        Line(
+            name="tokens_per_minute",
+            scope="all",
+            key="all:tokens_per_minute",
+            unit="tokens",
+            kind="rate",
+            limit=100_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=60,
+        ),
+        Line(
+            name="tokens_per_day",
+            scope="all",
+            key="all:tokens_per_day:2026-03-01",
+            unit="tokens",
+            kind="window",
+            limit=1_000_000,
+            fixed=100,
+            per_million=1_000_000,
+            resets_at=midnight,
+        ),
+    )
+    assert lines[0].amount(50) == 150
+    assert lines[1].amount(50) == lines[2].amount(50) == 1
+
+
+def test_a_limit_that_is_none_makes_no_line() -> None:
+    bare = Profile(tokens_per_request=None, tokens_per_day=None, requests_per_minute=None)
+    assert built_in().lines(CALLER, bare, 100, NOON) == ()
+
+
+def test_a_day_ends_at_midnight_in_the_operators_zone() -> None:
+    keys = {
+        zone: [line for line in built_in(time_zone=zone).lines(CALLER, BALANCED, 1, NOON) if line.kind == "window"]
+        for zone in ("UTC", "Pacific/Kiritimati", "America/New_York")
+    }
+    assert [lines[0].key.rpartition(":")[2] for lines in keys.values()] == ["2026-03-01", "2026-03-02", "2026-03-01"]
+    assert [lines[0].resets_at - NOON for lines in keys.values()] == [12 * 3600, 22 * 3600, 17 * 3600]
+
+
+def test_a_caller_who_switches_profiles_keeps_the_same_counters() -> None:
+    profiles = built_in()
+    keys = {
+        tuple(line.key for line in profiles.lines(CALLER, profiles.resolve(CALLER, ask(name)), 1, NOON))
+        for name in ("constrained", "balanced", "expanded")
+    }
+    assert len(keys) == 1
+    assert keys.isdisjoint(tuple(line.key for line in profiles.lines(Caller(id="b"), BALANCED, 1, NOON)))
+
+
+def test_no_key_holds_the_callers_address() -> None:
+    assert not any(CALLER.id in line.key for line in built_in().lines(CALLER, BALANCED, 1, NOON))
+
+
+# What a refusal says.
+
+
+def refusals(limits: Limits, profile: Profile, prompt_tokens: int = 100) -> list[LimitExceeded]:
+    profiles = built_in(limits)
+    told: list[LimitExceeded] = []
+    for index, line in enumerate(profiles.lines(CALLER, profile, prompt_tokens, NOON)):
+        error = profiles.refusal(line, Refused(line=index, room=0, retry_after=7.5))
+        assert isinstance(error, LimitExceeded)
+        assert error.status == 429
+        told.append(error)
+    return told
+
+
+def test_each_line_has_its_own_refusal() -> None:
+    limits = Limits(tokens_per_day=10**6, tokens_per_minute=10**5, requests_per_minute=600, concurrent_streams=90)
+    profile = Profile(tokens_per_minute=5_000, concurrent_streams=2)
+    counters = [
+        (RateLimited, "requests_per_minute", "Rate limit exceeded. Please slow down.", 7.5, True),
+        (TooManyStreams, "concurrent_streams", "Too many answers at once. Please wait for one to end.", 7.5, True),
+        (RateLimited, "tokens_per_minute", "Rate limit exceeded. Please slow down.", 7.5, True),
+        (BudgetExceeded, "tokens_per_day", "Daily AI budget exceeded. Try again tomorrow.", 7.5, False),
+    ]
+    assert [(type(e), e.limit, e.message, e.retry_after, e.retryable) for e in refusals(limits, profile)] == [
+        (RequestTooLarge, "tokens_per_request", "Request too large. Please shorten your message.", None, False),
+        *counters,
+        *counters,
+    ]
+
+
+def test_a_prompt_that_no_wait_will_admit_is_too_large() -> None:
+    told = refusals(Limits(), Profile(tokens_per_minute=100), prompt_tokens=100)
+    assert [(type(e), e.limit, e.retry_after) for e in told if e.limit == "tokens_per_minute"] == [
+        (RequestTooLarge, "tokens_per_minute", None)
+    ]
+
+
+@pytest.mark.parametrize("wait", [0.0, -1.0, math.inf, math.nan])
+def test_a_wait_that_is_not_known_is_left_out(wait: float) -> None:
+    profiles = built_in()
+    line = profiles.lines(CALLER, BALANCED, 1, NOON)[1]
+    assert profiles.refusal(line, Refused(line=1, room=0, retry_after=wait)).retry_after is None

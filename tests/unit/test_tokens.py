@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chat_nest import tokens
+from chat_nest.messages import Message
+from chat_nest.tokens import ByteCounter, ExactCounter, OutputMeter, counter_for, is_reasoning_model, prompt_bound
+
+CL100K = ExactCounter("cl100k_base")
+O200K = ExactCounter("o200k_base")
+
+awkward = st.text(
+    alphabet=st.one_of(
+        st.sampled_from(" \t\n\r'’sdlmtv.,:;!?-=/#_09aZé。，、日本한ก\u0301\u200d\u00a0\u2028\u0085\x00🎉"),
+        st.characters(exclude_categories=["Cs"]),
+    )
+)
+
+
+# What a text counts.
+
+
+@given(st.text())
+@example("\x00\x7f\x80߿ࠀ\uffff\U00010000\U0010ffff")
+def test_bytes_are_the_bound_without_a_tokenizer(text: str) -> None:
+    assert ByteCounter().count(text) == len(text.encode())
+
+
+@given(awkward)
+def test_an_exact_count_is_never_over_the_bytes(text: str) -> None:
+    for counter in (CL100K, O200K):
+        assert counter.count(text) <= ByteCounter().count(text)
+        assert (counter.count(text) > 0) == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "cl100k", "o200k"),
+    [  # as tiktoken 0.14 counts them
+        ("", 0, 0),
+        ("hello world", 2, 2),
+        ("日本語のテキスト。", 9, 7),
+        ("🎉👩\u200d👩\u200d👧", 16, 10),
+        ("1 2 3 4 5 6 7 8 9 0", 19, 19),
+        ("don't I'LL", 5, 3),
+        ("\r\n\r\n \t x", 3, 3),
+        ("é\u0301\u200d", 4, 3),
+        (" " * 300, 3, 3),
+        ("def f(x):\n    return x**2\n", 10, 10),
+        ("\x00\x7f\ufffd", 3, 3),
+        ("नमस्ते दुनिया", 13, 5),
+        ("-" * 100, 2, 2),
+        ("3.14159265358979", 7, 7),
+    ],
+)
+def test_exact_counts_are_the_models_own(text: str, cl100k: int, o200k: int) -> None:
+    assert (CL100K.count(text), O200K.count(text)) == (cl100k, o200k)
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "<|im_start|>system", "<|endofprompt|>"])
+def test_special_tokens_are_ordinary_text(text: str) -> None:
+    assert CL100K.count(text) > 1
+    assert O200K.count(text) > 1
+
+
+@pytest.mark.parametrize("counter", [ByteCounter(), CL100K, O200K])
+def test_half_of_a_surrogate_pair_counts_as_its_bytes(counter: tokens.TokenCounter) -> None:
+    assert counter.count("a\ud800b") == 5
+
+
+@pytest.mark.parametrize("mark", ["-", "=", "/", "#", "*"])
+def test_a_run_that_the_tokenizer_is_slow_on_counts_as_its_bytes(mark: str) -> None:
+    run = mark * 262_144
+    assert O200K.count(run) == 262_144
+    assert O200K.count(f"{run[:100]}\n" * 1_000) < 20_000, "short runs are counted"
+    assert O200K.count(run[:4_000]) < 200, "a little of it is counted"
+
+
+def test_a_long_text_is_counted_exactly() -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 5_000
+    assert O200K.count(text) == 50_001
+
+
+# Which counter a model gets.
+
+
+@pytest.mark.parametrize(
+    ("model", "encoding"),
+    [
+        ("gpt-4o", "o200k_base"),
+        ("gpt-4o-mini", "o200k_base"),
+        ("gpt-4o-2024-08-06", "o200k_base"),
+        ("chatgpt-4o-latest", "o200k_base"),
+        ("gpt-4.1-nano", "o200k_base"),
+        ("gpt-5", "o200k_base"),
+        ("gpt-5.1-chat-latest", "o200k_base"),
+        ("o1", "o200k_base"),
+        ("o3-mini", "o200k_base"),
+        ("o4-mini-2025-04-16", "o200k_base"),
+        ("openai/gpt-4o", "o200k_base"),
+        ("ft:gpt-4o-mini-2024-07-18:org::id", "o200k_base"),
+        ("gpt-4", "cl100k_base"),
+        ("gpt-4-turbo", "cl100k_base"),
+        ("gpt-4-1106-preview", "cl100k_base"),
+        ("gpt-3.5-turbo", "cl100k_base"),
+        ("gpt-4x", None),
+        ("gpt-oss-20b", None),
+        ("o100", None),
+        ("mygpt-4o", None),
+        ("claude-sonnet-4", None),
+        ("llama3.2", None),
+        ("", None),
+    ],
+)
+def test_the_counter_of_a_model(model: str, encoding: str | None) -> None:
+    counter = counter_for(model)
+    only_in_o200k = " есептеу"  # 2 tokens in o200k_base, 5 in cl100k_base
+    expected = len(only_in_o200k.encode()) if encoding is None else ExactCounter(encoding).count(only_in_o200k)
+    assert counter.exact == (encoding is not None)
+    assert counter.count(only_in_o200k) == expected
+    assert CL100K.count(only_in_o200k) != O200K.count(only_in_o200k)
+
+
+def test_without_the_extra_every_model_counts_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens._exact.cache_clear()
+    counter_for.cache_clear()
+    monkeypatch.setitem(sys.modules, "toktok", None)
+    try:
+        with pytest.raises(ImportError):
+            ExactCounter("o200k_base")
+        assert not counter_for("gpt-4o").exact
+        assert counter_for("gpt-4o").count("hello world") == 11
+    finally:
+        tokens._exact.cache_clear()
+        counter_for.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("model", "hidden"),
+    [
+        ("o1", True),
+        ("o3-mini", True),
+        ("o4-mini", True),
+        ("gpt-5", True),
+        ("gpt-5-mini", True),
+        ("openai/gpt-5.1", True),
+        ("gpt-5-chat-latest", False),
+        ("gpt-4o", False),
+        ("gpt-4.1", False),
+        ("o100", False),
+        ("llama3.2", False),
+    ],
+)
+def test_models_that_reason_out_of_sight(model: str, hidden: bool) -> None:
+    assert is_reasoning_model(model) is hidden
+
+
+def test_a_prompt_has_an_overhead_for_each_message_and_for_itself() -> None:
+    messages = [Message(role="user", content="hello world"), Message(role="assistant", content="日")]
+    assert prompt_bound(messages, ByteCounter()) == 32 + 8 + 11 + 8 + 3
+    assert prompt_bound(messages, O200K) == 32 + 8 + 2 + 8 + 1
+    assert prompt_bound([], O200K) == 32
+
+
+# The output of a stream.
+
+
+class Spy:
+    """Counts exactly, and remembers how much it was given to count."""
+
+    exact = True
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.characters = 0
+
+    def count(self, text: str) -> int:
+        self.calls += 1
+        self.characters += len(text)
+        return O200K.count(text)
+
+
+def stream(meter: OutputMeter, pieces: list[str]) -> int | None:
+    """The index of the first piece at which the meter said that the cap was passed."""
+    return next((index for index, piece in enumerate(pieces) if meter.add(piece)), None)
+
+
+@given(awkward, st.data())
+def test_a_cut_before_a_break_changes_no_token(text: str, data: st.DataObject) -> None:
+    at = tokens._last_break(text)
+    for counter in (CL100K, O200K):
+        assert counter.count(text[:at]) + counter.count(text[at:]) == counter.count(text)
+
+
+@given(st.lists(awkward.filter(bool), max_size=60), st.integers(1, 80))
+def test_an_exact_meter_cuts_where_the_text_passes_the_cap(pieces: list[str], cap: int) -> None:
+    cut = stream(OutputMeter(O200K, cap), pieces)
+    counts = [O200K.count("".join(pieces[: index + 1])) for index in range(len(pieces))]
+    if cut is None:
+        assert max(counts, default=0) <= cap
+    else:
+        assert counts[cut] > cap
+        assert all(count <= cap for count in counts[:cut])
+
+
+@given(st.lists(awkward.filter(bool), max_size=60))
+def test_an_exact_meter_charges_the_exact_count(pieces: list[str]) -> None:
+    meter = OutputMeter(O200K, 1_000_000)
+    stream(meter, pieces)
+    assert meter.produced() == meter.produced() == O200K.count("".join(pieces))
+
+
+def test_a_long_answer_is_cut_at_the_cap_and_counted_only_a_few_times() -> None:
+    words = [f" {word}" for word in "the quick brown fox jumps over a lazy dog".split()] * 1_000
+    spy = Spy()
+    assert stream(OutputMeter(spy, 4_096), words) == 4_096
+    assert spy.calls < 100
+    assert spy.characters < 5 * len("".join(words[:4_096]))
+    meter = OutputMeter(spy, 1_000_000)
+    stream(meter, words)
+    assert meter.produced() == 9_000
+
+
+def test_an_answer_without_a_break_is_counted_in_pieces() -> None:
+    spy = Spy()
+    meter = OutputMeter(spy, 4_096)
+    assert stream(meter, ["-" * 64] * 10_000) == 4_096, "64 dashes are one token"
+    assert spy.characters < 5 * 64 * 4_096
+    meter = OutputMeter(spy, 3_000)
+    cut = stream(meter, ["字"] * 5_000)
+    assert cut is not None
+    assert abs(cut - 3_000) <= 3
+
+
+def test_without_a_tokenizer_the_pieces_are_the_least_number_of_tokens() -> None:
+    pieces = [" hello"] * 1_000
+    meter = OutputMeter(ByteCounter(), 400)
+    assert stream(meter, pieces) == 400
+    assert meter.produced() == 401 * 6
+
+
+def test_without_a_tokenizer_bytes_that_no_tokens_can_have_are_cut_too() -> None:
+    meter = OutputMeter(ByteCounter(), 10)
+    assert not meter.add("é" * 640)
+    assert meter.produced() == 1_280
+    assert meter.add("a")
+    assert meter.produced() == 1_281
+
+
+@given(st.lists(st.text(min_size=1), max_size=30), st.integers(1, 20))
+def test_without_a_tokenizer_the_charge_is_the_bytes(pieces: list[str], cap: int) -> None:
+    meter = OutputMeter(ByteCounter(), cap)
+    cut = stream(meter, pieces)
+    seen = pieces if cut is None else pieces[: cut + 1]
+    assert meter.produced() == len("".join(seen).encode())
