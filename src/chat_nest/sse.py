@@ -89,10 +89,10 @@ class Decoder:
                 raise EventTooLong(events)
             elif line.startswith(b"data:"):
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-                self._size += len(line) + 1
+                self._size += len(line)
             elif line == b"data":
                 self._data.append(b"")
-                self._size += len(line) + 1
+                self._size += len(line)
             # A comment, another field, or a field that the standard does not know: ignored.
         return events
 

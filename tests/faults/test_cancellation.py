@@ -66,9 +66,7 @@ async def standing(handler):
     caller = chat._identify({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
     lines = chat._profiles.lines(caller, chat._profiles._profiles["balanced"], 0, chat._now())
     stateful = [line for line in lines if line.kind != "request"]
-    return {
-        (line.scope, line.name): at for line, at in zip(stateful, await handler.store.peek(stateful), strict=True)
-    }
+    return {(line.scope, line.name): at for line, at in zip(stateful, await handler.store.peek(stateful), strict=True)}
 
 
 async def interrupt_after(turns: int, times: int, how: str) -> bool:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_nest.sse import Decoder, EventTooLong, event
@@ -125,6 +125,7 @@ def outcome(chunks: list[bytes], max_event: int) -> tuple[list[bytes], bool]:
     return events, False
 
 
+@settings(max_examples=1_000)
 @given(STREAMS, st.lists(st.integers(0, 1000), max_size=6), st.integers(1, 16))
 def test_any_cut_meets_the_limit_at_the_same_event(text: bytes, places: list[int], max_event: int) -> None:
     assert outcome(cuts(text, places), max_event) == outcome([text], max_event)
@@ -145,6 +146,17 @@ def test_a_line_of_the_limit_passes() -> None:
         decode(b"data: a\n\n" + text + b"x\n\n", max_event=100)
 
 
+def test_the_blank_line_of_an_event_of_the_limit_passes() -> None:
+    assert decode(b"data: a\n", b"\n", max_event=7) == decode(b"data: a\n\n", max_event=7) == [b"a"]
+
+
+def test_a_long_event_is_refused_in_every_read() -> None:
+    decoder = Decoder(100)
+    assert decoder.feed(b"data: a\n\n") == decoder.feed(b"data: a\n\n") == [b"a"]
+    with pytest.raises(EventTooLong):
+        decoder.feed(b"data: " + b"x" * 95 + b"\n\n")
+
+
 def test_events_before_the_long_one_are_not_lost() -> None:
     with pytest.raises(EventTooLong) as caught:
         decode(b"data: a\n\ndata: b\n\ndata: " + b"x" * 100, max_event=100)
@@ -155,11 +167,11 @@ def test_events_before_the_long_one_are_not_lost() -> None:
 
 
 def test_an_event_of_many_lines_is_limited_too() -> None:
-    assert decode(*[b"data: a\n"] * 12, b"\n", max_event=100) == [b"\n".join([b"a"] * 12)]
+    assert decode(*[b"data: a\n"] * 14, b"\n", max_event=100) == [b"\n".join([b"a"] * 14)]
     with pytest.raises(EventTooLong):
-        decode(*[b"data: a\n"] * 13, max_event=100)
+        decode(*[b"data: a\n"] * 15, max_event=100)
     with pytest.raises(EventTooLong):
-        decode(b"data\n" * 25, max_event=100)
+        decode(b"data\n" * 26, max_event=100)
 
 
 def test_comments_without_end_are_no_event() -> None:

@@ -125,7 +125,9 @@ def cold_window(kind, now, zone):
     return calendar_window(kind, now, zone)
 
 
-@pytest.mark.parametrize("name", ["America/St_Johns", "Africa/Casablanca", "Antarctica/Troll", "Asia/Gaza", "Pacific/Apia"])
+@pytest.mark.parametrize(
+    "name", ["America/St_Johns", "Africa/Casablanca", "Antarctica/Troll", "Asia/Gaza", "Pacific/Apia"]
+)
 @pytest.mark.parametrize("kind", ["day", "month"])
 def test_a_chain_of_windows_never_repeats_an_id(name, kind):
     zone, moment, seen = ZoneInfo(name), at("1985-01-01"), []
@@ -137,7 +139,9 @@ def test_a_chain_of_windows_never_repeats_an_id(name, kind):
     assert seen == sorted(set(seen))
 
 
-@pytest.mark.parametrize("name", ["Australia/Lord_Howe", "America/St_Johns", "Asia/Pyongyang", "Asia/Kathmandu", "Pacific/Apia"])
+@pytest.mark.parametrize(
+    "name", ["Australia/Lord_Howe", "America/St_Johns", "Asia/Pyongyang", "Asia/Kathmandu", "Pacific/Apia"]
+)
 @pytest.mark.parametrize("start", ["1985-12-31", "2006-10-28", "2011-12-29", "2018-05-04", "2026-04-04"])
 @pytest.mark.parametrize("kind", ["minute", "hour"])
 def test_a_chain_of_clock_windows_never_repeats_an_id(name, start, kind):
@@ -235,7 +239,9 @@ def test_what_has_drained_is_not_given_back():
     assert gcra_give(until, 90 * US, cost, until) == until
 
 
-@pytest.mark.parametrize(("limit", "period"), [(0, 60), (-1, 60), (1, 0), (1, -1), (2**50, 60), (2**53 // (60 * US) + 1, 60)])
+@pytest.mark.parametrize(
+    ("limit", "period"), [(0, 60), (-1, 60), (1, 0), (1, -1), (2**50, 60), (2**53 // (60 * US) + 1, 60)]
+)
 def test_rates_that_could_not_be_exact_are_refused(limit, period):
     with pytest.raises(ValueError, match="rate"):
         check_rate(limit, period)

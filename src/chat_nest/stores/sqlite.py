@@ -51,7 +51,7 @@ class SQLiteStore:
     A call raises LimiterUnavailable, and changes nothing, where the file's lock can't be had within `lock_timeout`
     seconds, the disk is full, or the file is read-only, removed, not a database, or made by a newer version; its
     `__cause__` says which. The next call tries again. A claim, line, amount or lease that breaks a rule raises
-    ValueError. Finished reservations and windows are kept for `retention` seconds.
+    ValueError. Finished reservations, past windows and drained rates are kept for `retention` seconds.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ DELETE FROM reservations WHERE seq IN (
   WHERE state <> 'open' AND finished_at <= ?)
 """
 _NEXT_KEYS = "SELECT max(key) FROM (SELECT key FROM counters WHERE key > ? ORDER BY key LIMIT ?)"
-_PURGE_COUNTERS = "DELETE FROM counters WHERE key > ? AND key <= ? AND held = 0 AND tat <= ? AND ends_at <= ?"
+_PURGE_COUNTERS = "DELETE FROM counters WHERE key > ? AND key <= ? AND held = 0 AND max(tat, ends_at) <= ?"
 
 _encode = msgspec.json.encode
 _decode_reservations = msgspec.json.Decoder(list[Reservation]).decode
@@ -129,7 +129,7 @@ class SQLiteFile:
         self._execute(_PURGE_RESERVATIONS, (rows, before))
         [to] = self._execute(_NEXT_KEYS, (self._purged_to, rows)).fetchone()
         if to is not None:
-            self._execute(_PURGE_COUNTERS, (self._purged_to, to, now_us, before))
+            self._execute(_PURGE_COUNTERS, (self._purged_to, to, before))
         self._purged_to = to or ""
 
     def _write(self, insert: str, conflict: str, rows: Sequence[tuple[Any, ...]]) -> None:

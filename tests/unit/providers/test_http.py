@@ -98,6 +98,20 @@ async def test_a_connection_that_the_provider_closed_is_not_used() -> None:
         assert provider.opened == 2
 
 
+async def test_a_kept_connection_that_dies_is_nobodys_problem() -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+    async with ScriptedProvider([OK, RESET]) as provider, session(provider.url) as client:
+        await fetch(client)
+        await provider.closed(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert await fetch(client) == (200, b"fine")
+        assert provider.opened == 2
+    gc.collect()
+    assert not problems
+
+
 async def test_a_post_is_not_sent_again_when_a_kept_connection_dies() -> None:
     async with ScriptedProvider(OK, [CLOSE], OK) as provider, session(provider.url) as client:
         await fetch(client)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import time
 from email.utils import formatdate
+
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,13 @@ from chat_nest.errors import (
     UpstreamUnavailable,
 )
 from chat_nest.providers.refusals import refusal, retry_after
+
+
+@pytest.fixture(autouse=True)
+def local_time() -> Iterator[None]:
+    yield
+    time.tzset()
+
 
 NOW = 1_762_000_000.0
 
@@ -99,10 +109,13 @@ def test_any_other_429_is(body: bytes) -> None:
         ("Fri, 31 Dec 9999 23:59:59 -2300", 60),
         ("Mon, 01 Jan 0001 00:00:00 +2359", 0),
         ("Fri, 99 Nov 2025 12:26:47 GMT", None),
+        (f"Fri, 31 Oct {'9' * 30} 12:26:47 GMT", None),
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_retry_after(value: str | None, seconds: float | None) -> None:
+def test_retry_after(value: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")  # a date without a zone is UTC wherever this runs
+    time.tzset()
     assert retry_after(value, NOW) == seconds
 
 

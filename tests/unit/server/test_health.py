@@ -56,7 +56,10 @@ def health(*, store=None, clock=None, key_from=None, **providers) -> Health:
 async def test_ready_when_the_store_and_every_provider_answer():
     found = await health(a=Checked(), b=Unchecked()).readiness()
     assert found.ready
-    assert found.body() == b'{"status":"ready","store":{"status":"ok"},"providers":{"a":{"status":"ok"},"b":{"status":"ok"}}}'
+    assert (
+        found.body()
+        == b'{"status":"ready","store":{"status":"ok"},"providers":{"a":{"status":"ok"},"b":{"status":"ok"}}}'
+    )
 
 
 @pytest.mark.parametrize(

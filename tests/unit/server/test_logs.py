@@ -44,7 +44,12 @@ def test_color_is_around_the_line_only():
 
 def test_levels_are_chat_nests_and_others_only_warn(capsys):
     root = logging.getLogger()
-    before = root.handlers[:], root.level, logging.getLogger("chat_nest").level, logging.getLogger("uvicorn.access").level
+    before = (
+        root.handlers[:],
+        root.level,
+        logging.getLogger("chat_nest").level,
+        logging.getLogger("uvicorn.access").level,
+    )
     try:
         configure("debug", color=False, access_log=False)
         logging.getLogger("chat_nest.x").debug("ours")

