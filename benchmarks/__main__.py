@@ -1,0 +1,101 @@
+"""Measure what the relay costs, beside a proxy that only copies bytes. See docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import report, stacks
+from benchmarks.processes import Cores, Failed, Missing
+from benchmarks.programs import BUILD, StandIn, compile_programs
+from benchmarks.report import Results
+from benchmarks.scenarios import MEMORY, QUICK, SCENARIOS, Running, Sizes, memory
+from benchmarks.stacks import DIRECT, FLOOR, STACKS, Stack
+
+WARM_UP_REQUESTS = 500
+
+
+def main() -> int:
+    names = [stack.name for stack in STACKS]
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under a minute; for a first look")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 5, or 2 with --quick")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
+    parser.add_argument("--stack", action="append", choices=names, help="only this one and the floor; may be repeated")
+    parser.add_argument("--only", action="append", choices=[*SCENARIOS, MEMORY], help="only this; may be repeated")
+    asked = parser.parse_args()
+    sizes = QUICK if asked.quick else Sizes()
+    if asked.rounds:
+        sizes = msgspec.structs.replace(sizes, rounds=asked.rounds)
+    chosen = [stack for stack in STACKS if not asked.stack or stack.name in (FLOOR, *asked.stack)]
+    began = time.monotonic()
+    try:
+        check_machine()
+        compile_programs()
+        results = measure(chosen, asked.only or [*SCENARIOS, MEMORY], sizes)
+    except Missing as e:
+        print(e, file=sys.stderr)
+        return 2
+    except Failed as e:
+        print(f"FAILED: {e}", file=sys.stderr)
+        return 1
+    table = report.summary(results, FLOOR)
+    print(f"Medians of {sizes.rounds} interleaved rounds; in brackets the ratio or difference to {FLOOR}.")
+    print(report.markdown(table, [stack.name for stack in chosen], FLOOR))
+    print(f"{time.monotonic() - began:.0f} s. Only figures of one run may be compared.")
+    if asked.json:
+        whole = {"machine": report.machine(), "sizes": sizes, "summary": table, "rounds": results}
+        asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
+    return 0
+
+
+def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes) -> Results:
+    """Every scenario for every stack, round by round, so that a slow minute of the machine is shared by all."""
+    results: Results = {stack.name: [{} for _ in range(sizes.rounds)] for stack in chosen}
+    cores = Cores()
+    BUILD.mkdir(exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="run-", dir=BUILD))
+    standin = StandIn()
+    running: list[Running] = []
+    try:
+        for stack in chosen:
+            running.append(Running(stack, standin, cores, directory / stack.name.replace(" ", "-")))
+            running[-1].warm_up(WARM_UP_REQUESTS)
+        for turn in range(sizes.rounds):
+            order = running[turn % len(running) :] + running[: turn % len(running)]
+            for name, scenario in SCENARIOS.items():
+                for one in order if name in scenarios else ():
+                    if one.stack.name != DIRECT or name == "paced":
+                        print(f"round {turn + 1} of {sizes.rounds}: {name}, {one.stack.name}", file=sys.stderr)
+                        results[one.stack.name][turn] |= scenario(one, sizes)
+            for one in order if MEMORY in scenarios else ():
+                if one.stack.name != DIRECT:
+                    print(f"round {turn + 1} of {sizes.rounds}: {MEMORY}, {one.stack.name}", file=sys.stderr)
+                    figures = memory(one.stack, sizes, standin, cores, one.directory / f"memory-{turn}")
+                    results[one.stack.name][turn] |= figures
+    finally:
+        for one in running:
+            one.server.stop()
+        standin.stop()
+        shutil.rmtree(directory)
+    return results
+
+
+def check_machine() -> None:
+    """Raises Missing."""
+    if not sys.platform.startswith("linux"):
+        raise Missing("The benchmarks read /proc and pin processes to cores: they need Linux.")
+    if not stacks.nginx_program():
+        raise Missing("nginx is the floor that everything is compared with: apt-get install -y nginx-light")
+    if not shutil.which("taskset"):
+        raise Missing("taskset pins processes to cores: apt-get install -y util-linux")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
