@@ -18,7 +18,7 @@ def chat(url: str, question: str) -> Iterator[tuple[str, Any]]:
     """The answer's events, each as its name and its data; pings are left out."""
     body = {"messages": [{"role": "user", "content": question}]}
     with httpx.stream("POST", url, json=body, timeout=60) as answer:  # a ping comes every 15 s, so 60 s is long
-        if answer.status_code != httpx.codes.OK:
+        if not answer.is_success:
             answer.read()
             yield "error", {"message": answer.json()["error"], **answer.json()}
             return

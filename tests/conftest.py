@@ -1,1 +1,8 @@
 """Makes the tools beside this file importable by name in every test: `from scripted_provider import ScriptedProvider`."""
+
+import asyncio
+
+
+def pytest_configure() -> None:
+    """Say that there is no event loop yet: pytest-asyncio asks for one, and would be given a new one that nobody closes."""
+    asyncio.set_event_loop(None)

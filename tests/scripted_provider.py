@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._transport.set_write_buffer_limits(0)
+        self._transport.set_write_buffer_limits(high=1, low=0)
         self._provider.opened += 1
         self._provider.active += 1
         self._provider.connections.append(self)

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from chat_nest.deltas import FinishReason
-from chat_nest.errors import ChatError, ClientGone, LimiterUnavailable, SlowReader
+from chat_nest.errors import ChatError, ClientGone, SlowReader
 from chat_nest.ledger import Ledger, Reservation
 from chat_nest.limits import Claim, Line, Profile, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
@@ -155,8 +155,7 @@ class Chat:
                 raise
             return None if run.reason is not None and not run.lost_reader else run.ended_by
         except Exception as bug:
-            # Its message may hold a prompt or a key: only its type and place are told.
-            log.error("request %s: %s\n%s", run.id, type(bug).__name__, "".join(traceback.format_tb(bug.__traceback__)))  # noqa: TRY400
+            _log_bug(f"request {run.id}", bug)
             return ChatError()
         return None
 
@@ -213,20 +212,25 @@ class Chat:
 
     async def standing(self, scope: Scope) -> list[tuple[Line, Standing]]:
         """How the asking caller's own limits stand. Raises LimiterUnavailable if the store does not answer."""
-        caller = await self._who(scope)
+        try:
+            caller = await self._who(scope)
+        except ChatError:
+            raise
+        except Exception as bug:
+            _log_bug("usage", bug)
+            raise ChatError from None
         profile = self._profiles.resolve(caller, ChatRequest(messages=()))
         lines = [
             line
             for line in self._profiles.lines(caller, profile, 0, self._now())
             if line.scope == "caller" and line.kind != "request"
         ]
-        try:
-            return list(zip(lines, await self._ledger.store.peek(lines), strict=True))
-        except ChatError:
-            raise
-        except Exception as failure:
-            log.error("the store failed to peek: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
-            raise LimiterUnavailable from None
+        return list(zip(lines, await self._ledger.peek(lines), strict=True))
+
+
+def _log_bug(where: str, bug: Exception) -> None:
+    """Its message may hold a prompt or a key: only its type and place are told."""
+    log.error("%s: %s\n%s", where, type(bug).__name__, "".join(traceback.format_tb(bug.__traceback__)))
 
 
 def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int, int]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from chat_nest.errors import ChatError, LimiterUnavailable
-from chat_nest.limits import Claim, Granted, Line, Refused, Unit
+from chat_nest.limits import Claim, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Store
 from chat_nest.tokens import OutputMeter
 from chat_nest.usage import Source, Usage
@@ -133,6 +133,17 @@ class Ledger:
         if isinstance(answer, Refused):
             raise self._refusal(claim.lines[answer.line], answer)
         raise LimiterUnavailable
+
+    async def peek(self, lines: Sequence[Line]) -> Sequence[Standing]:
+        """How the lines stand. Raises LimiterUnavailable if the store does not answer in time."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await self.store.peek(lines)
+        except ChatError:
+            raise
+        except Exception as failure:
+            log.error("the store failed to peek: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
+            raise LimiterUnavailable from None
 
     def _end(self, held: Reservation) -> asyncio.Task[None]:
         """Start the one ending of a reservation; it does not run in the request's task, nor awaits anything here."""

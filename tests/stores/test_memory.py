@@ -114,6 +114,20 @@ async def test_a_window_is_kept_until_its_end_even_if_nothing_is_held(clock):
     assert isinstance(await store.reserve(claim("b", line), LEASE), Refused)
 
 
+async def test_a_rate_is_kept_until_it_has_drained(clock):
+    store = MemoryStore(clock, retention=10.0)
+    line = rate(1)
+    await store.reserve(claim("a", line), LEASE)
+    clock.advance(65)
+    await store.reserve(claim("b", line), LEASE)  # drained at 125
+    clock.advance(55)
+    await store.sweep()
+    assert isinstance(await store.reserve(claim("c", line), LEASE), Refused)
+    clock.advance(20)
+    await store.sweep()
+    assert len(store) == 0
+
+
 async def test_a_window_in_use_is_kept_after_its_end(clock):
     store = MemoryStore(clock, retention=10.0)
     line = window(1_000, resets_at=START + 10)

@@ -23,7 +23,6 @@ from scripted_provider import (
     DONE,
     Script,
     ScriptedProvider,
-    answer,
     chunk,
     delta,
     failure,

@@ -150,5 +150,6 @@ class EventStream:
             self._run.end(gone)
 
     async def _wait_aside(self) -> None:
-        if self._aside is not None and not self._aside.done():
-            await asyncio.wait([self._aside])
+        aside = self._aside
+        if aside is not None and not aside.done() and aside is not asyncio.current_task():
+            await asyncio.wait([aside])

@@ -200,4 +200,4 @@ class MemoryStore:
             del self._book.counters[key]
 
     def _dies_at(self, counter: Counter) -> int:
-        return counter.tat if counter.kind == "rate" else counter.ends_at + self._retention_us
+        return max(counter.tat, counter.ends_at) + self._retention_us

@@ -101,8 +101,10 @@ async def test_a_connection_that_the_provider_closed_is_not_used() -> None:
 async def test_a_kept_connection_that_dies_is_nobodys_problem() -> None:
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
-    async with ScriptedProvider([OK, RESET]) as provider, session(provider.url) as client:
+    kept = asyncio.Event()
+    async with ScriptedProvider([OK, kept, RESET], OK) as provider, session(provider.url) as client:
         await fetch(client)
+        kept.set()
         await provider.closed(0)
         for _ in range(10):
             await asyncio.sleep(0)

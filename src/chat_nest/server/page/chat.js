@@ -8,17 +8,20 @@ const byId = (id) => document.getElementById(id);
 const [scroller, log, welcome, status] = ["scroller", "log", "welcome", "status"].map(byId);
 const [composer, prompt, send, stop] = ["composer", "prompt", "send", "stop"].map(byId);
 const number = (value) => value.toLocaleString("en");
-const sleep = (ms) => new Promise((wake) => setTimeout(wake, ms));
 
 let messages = []; // what is sent: {role, content}
-let run = null; // the answer in progress
+let run = null; // the AbortController of the answer in progress; its reason is STOPPED or a Failure
 let charged = null; // tokens used today, as the server last said
 let limit = null; // tokens a day
+let atEnd = true; // whether the reader follows the end of the log
+let scrolledTo = 0;
+
+const STOPPED = Symbol("stopped");
 
 class Failure extends Error {
-  constructor({ message, code = "", retryAfter = null, retryable = false }) {
+  constructor(message, { code = "", retry_after: retryAfter = null } = {}) {
     super(message);
-    Object.assign(this, { code, retryAfter, retryable });
+    Object.assign(this, { code, retryAfter });
   }
 }
 
@@ -36,7 +39,7 @@ async function* events(body) {
     for (const frame of frames) {
       const fields = { event: "message", data: "" };
       for (const line of frame.split("\n")) {
-        const [, field, content] = /^(event|data): ?(.*)$/.exec(line) ?? [];
+        const [, field, content] = /^(event|data): ?(.*)$/s.exec(line) ?? [];
         if (field) fields[field] = content;
       }
       yield { name: fields.event, data: fields.data ? JSON.parse(fields.data) : null };
@@ -46,13 +49,8 @@ async function* events(body) {
 
 async function refusal(response) {
   const body = await response.json().catch(() => ({}));
-  const retryAfter = Number(body.retry_after ?? response.headers.get("retry-after")) || null;
-  return new Failure({
-    message: body.error ?? `The server answered ${response.status}.`,
-    code: body.code,
-    retryAfter,
-    retryable: response.status >= 500 || retryAfter !== null,
-  });
+  const said = body.error ?? `The server answered ${response.status}.`;
+  return new Failure(body.field ? `${said}: ${body.field} ${body.detail}` : said, body);
 }
 
 // The conversation so far, without its oldest messages where it has grown too long for one request.
@@ -70,12 +68,9 @@ function element(tag, className, text = "") {
   return node;
 }
 
-function atBottom() {
-  return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
-}
-
-function toBottom() {
-  scroller.scrollTop = scroller.scrollHeight;
+// Keep the end of the log in sight, unless the reader has scrolled up from it.
+function follow() {
+  if (atEnd) scroller.scrollTop = scroller.scrollHeight;
 }
 
 function show(role, content) {
@@ -86,16 +81,16 @@ function show(role, content) {
   node.append(element("h3", "unseen", role === "user" ? "You" : "Answer"), words);
   log.append(node);
   welcome.hidden = true;
-  toBottom();
+  atEnd = true;
+  follow();
   return { node, text };
 }
 
 // A line under an answer. `kind` is "cost" or "problem".
 function note(node, kind, text) {
-  const stick = atBottom();
   const line = element("p", kind, text);
   node.append(line);
-  if (stick) toBottom();
+  follow();
   return line;
 }
 
@@ -103,88 +98,74 @@ function note(node, kind, text) {
 async function ask() {
   const { node, text } = show("assistant", "");
   const answer = { role: "assistant", content: "" };
-  const own = { controller: new AbortController(), stopped: false, stalled: false };
+  const own = new AbortController();
   const body = JSON.stringify({ messages: history() });
   let watchdog;
   const alive = () => {
     clearTimeout(watchdog);
-    watchdog = setTimeout(() => {
-      own.stalled = true;
-      own.controller.abort();
-    }, STALL_MS);
+    watchdog = setTimeout(() => own.abort(new Failure("The connection was lost.")), STALL_MS);
   };
   let frame = 0;
   const paint = () => {
     frame = 0;
-    const stick = atBottom();
     text.data = answer.content;
-    if (stick) toBottom();
+    follow();
   };
-  begin(own, node);
+  writing(own, node, true);
   messages.push(answer);
   alive();
   try {
     const headers = { "content-type": "application/json" };
-    const response = await fetch("api/chat", { method: "POST", headers, body, signal: own.controller.signal });
+    const response = await fetch("api/chat", { method: "POST", headers, body, signal: own.signal });
     if (!response.ok) throw await refusal(response);
     let done = null;
     for await (const { name, data } of events(response.body)) {
       alive();
-      if (name === "token") {
-        answer.content += data;
-        frame ||= requestAnimationFrame(paint);
-      } else if (name === "error") {
-        throw new Failure({ ...data, retryAfter: data.retry_after ?? null });
-      } else if (name === "done") {
-        done = data ?? {};
-      }
+      if (name === "error") throw new Failure(data.message, data);
+      if (name === "done") done = data ?? {};
+      if (name !== "token") continue;
+      answer.content += data;
+      frame ||= requestAnimationFrame(paint);
     }
-    if (!done) throw new Failure({ message: "The connection was lost before the answer was complete.", retryable: true });
+    if (!done) throw new Failure("The connection was lost before the answer was complete.");
     finished(node, answer, done);
   } catch (error) {
-    if (own.stopped) stopped(node, answer);
-    else if (own.stalled) failed(node, answer, new Failure({ message: "The connection was lost.", retryable: true }));
-    else if (error instanceof Failure) failed(node, answer, error);
-    else failed(node, answer, new Failure({ message: "The server can't be reached.", retryable: true }));
+    const cause = own.signal.reason ?? error;
+    if (cause === STOPPED) stopped(node, answer);
+    else failed(node, answer, cause instanceof Failure ? cause : new Failure("The server can't be reached."));
   } finally {
     clearTimeout(watchdog);
     cancelAnimationFrame(frame);
     paint();
-    end(own, node);
+    writing(own, node, false);
   }
 }
 
-function begin(own, node) {
-  run = own;
-  node.classList.add("writing");
-  node.ariaBusy = "true";
-  status.textContent = "Writing an answer";
-  send.hidden = true;
-  stop.hidden = false;
+function writing(own, node, on) {
+  node.classList.toggle("writing", on);
+  node.ariaBusy = on ? "true" : null;
+  if (on) status.textContent = "Writing an answer";
+  else if (run !== own) return;
+  run = on ? own : null;
+  send.hidden = on;
+  stop.hidden = !on;
+  if (!on && document.activeElement === document.body) prompt.focus(); // Stop had the focus, and is gone
 }
 
-function end(own, node) {
-  node.classList.remove("writing");
-  node.ariaBusy = null;
-  if (run !== own) return;
-  run = null;
-  send.hidden = false;
-  stop.hidden = true;
-  if (document.activeElement === document.body) prompt.focus();
-}
+const SOURCES = { estimated: ", estimated", assumed: ", charged as reserved" };
 
 function finished(node, answer, { finish_reason: reason, usage, source, remaining }) {
   status.textContent = `Answer: ${answer.content}`;
   const parts = [];
   if (usage) {
-    const about = source === "reported" ? "" : source === "assumed" ? ", charged as reserved" : ", estimated";
-    parts.push(`${number(usage.total_tokens)} tokens${about} (${number(usage.input_tokens)} in, ${number(usage.output_tokens)} out)`);
+    const [total, input, output] = [usage.total_tokens, usage.input_tokens, usage.output_tokens].map(number);
+    parts.push(`${total} tokens${SOURCES[source] ?? ""} (${input} in, ${output} out)`);
   }
   if (reason === "length") parts.push("cut at the length limit");
   if (reason === "content_filter") parts.push("cut by the provider's filter");
   if (parts.length) note(node, "cost", parts.join(" · "));
-  if (remaining?.tokens_per_day !== undefined && limit !== null) left(remaining.tokens_per_day, limit);
-  readUsage();
+  if (remaining?.tokens_per_day === undefined || limit === null) readUsage();
+  else left(remaining.tokens_per_day, limit - remaining.tokens_per_day, limit);
 }
 
 // The server settles a moment after we left: ask until nothing is held, then show the difference.
@@ -194,7 +175,7 @@ async function stopped(node, answer) {
   const line = note(node, "cost", "Stopped");
   if (!answer.content) node.classList.add("empty");
   for (let tries = 0; tries < 10; tries += 1) {
-    await sleep(200);
+    await new Promise((wake) => setTimeout(wake, 200));
     const day = await readUsage();
     if (!day || before === null || day.used < before) return;
     const tokens = day.used - before;
@@ -205,20 +186,22 @@ async function stopped(node, answer) {
 }
 
 const ADVICE = {
-  request_too_large: "Shorten the message below, or start a new chat.",
-  bad_request: "Change the message below, or start a new chat.",
-  body_too_large: "Shorten the message below, or start a new chat.",
+  request_too_large: "You can change it below.",
+  bad_request: "You can change it below.",
+  body_too_large: "You can change it below.",
   upstream_auth: "If this is your server: check its API key, then start it again.",
   upstream_unreachable: "If this is your server: its log says why.",
 };
 const EDIT = new Set(["request_too_large", "bad_request", "body_too_large"]);
+const FINAL = new Set(["budget_exceeded", "unauthorized", "forbidden", "upstream_auth"]); // asking again changes nothing
 
 // Say what happened and what the reader can do next: retry, now or later, or change the message.
 function failed(node, answer, failure) {
-  const { message, code, retryAfter, retryable } = failure;
+  const { message, code, retryAfter } = failure;
   const later = retryAfter > 600 ? new Date(Date.now() + retryAfter * 1000) : null;
   const when = later?.toLocaleString([], { weekday: "long", hour: "2-digit", minute: "2-digit" });
-  const text = [message, ADVICE[code], when && `You can ask again from ${when}.`].filter(Boolean).join(" ");
+  const said = /[.!?]$/.test(message) ? message : `${message}.`;
+  const text = [said, ADVICE[code], when && `You can ask again from ${when}.`].filter(Boolean).join(" ");
   if (!answer.content) node.classList.add("empty");
   note(node, "problem", text);
   status.textContent = text;
@@ -228,7 +211,7 @@ function failed(node, answer, failure) {
     const { content } = messages.pop();
     prompt.value = prompt.value ? `${content}\n${prompt.value}` : content;
     node.previousElementSibling?.remove();
-  } else if (!later && (retryable || retryAfter)) {
+  } else if (!later && (retryAfter || !FINAL.has(code))) {
     retryButton(node, answer, retryAfter ?? 0);
   }
 }
@@ -252,7 +235,7 @@ function retryButton(node, answer, seconds) {
   });
   node.append(button);
   count();
-  toBottom();
+  follow();
 }
 
 // GET /api/usage: what is left today. Returns the daily token limit as it stands, or null where there is none.
@@ -262,16 +245,15 @@ async function readUsage() {
     const { limits } = await response.json();
     const day = limits.find(({ name }) => name === "tokens_per_day");
     if (!day) return null;
-    charged = day.used;
-    limit = day.limit;
-    left(day.remaining, day.limit);
+    left(day.remaining, day.used, day.limit);
     return day;
   } catch {
     return null; // the chat works without it
   }
 }
 
-function left(remaining, of) {
+function left(remaining, used, of) {
+  [charged, limit] = [used, of];
   byId("left").hidden = false;
   byId("left").classList.toggle("low", remaining < of / 10);
   byId("meter").max = of;
@@ -280,7 +262,6 @@ function left(remaining, of) {
 }
 
 function say(content) {
-  if (run || !content.trim()) return;
   for (const button of log.querySelectorAll(".retry")) button.remove();
   messages.push({ role: "user", content });
   show("user", content);
@@ -289,10 +270,17 @@ function say(content) {
 
 function halt() {
   if (!run) return;
-  run.stopped = true;
-  run.controller.abort();
+  run.abort(STOPPED);
   prompt.focus();
 }
+
+// Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later.
+scroller.addEventListener("scroll", () => {
+  const near = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
+  atEnd = near || (atEnd && scroller.scrollTop >= scrolledTo);
+  scrolledTo = scroller.scrollTop;
+});
+new ResizeObserver(follow).observe(scroller);
 
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -303,7 +291,8 @@ composer.addEventListener("submit", (event) => {
   say(content);
 });
 prompt.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  const composing = event.isComposing || event.keyCode === 229; // Safari's last Enter of a composition
+  if (event.key !== "Enter" || event.shiftKey || composing) return;
   event.preventDefault();
   composer.requestSubmit();
 });
@@ -314,14 +303,13 @@ stop.addEventListener("click", (event) => {
   if (event.detail < 2) halt(); // the second click of a double click on Send is not a wish to stop
 });
 welcome.addEventListener("click", ({ target }) => {
-  if (target instanceof HTMLButtonElement) say(target.textContent);
+  if (target instanceof HTMLButtonElement && !run) say(target.textContent);
 });
 byId("new").addEventListener("click", () => {
   halt();
   messages = [];
   log.replaceChildren();
   welcome.hidden = false;
-  status.textContent = "";
   prompt.focus();
 });
 
