@@ -1,4 +1,4 @@
-"""What a reservation and its settlement cost in each store: microseconds a cycle of one reserve and one settle, 5 lines.
+"""What a reservation and its settlement cost in each store: microseconds a cycle of one of each, 5 lines.
 
     python benchmarks/stores.py [--json] [--runs 5] [--cycles 4000] [--directory DIR]
 
