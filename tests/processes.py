@@ -16,16 +16,17 @@ def state(pid: int) -> str:
         return ""
 
 
-def children(command: str) -> set[int]:
-    """Our children whose command line holds `command`, and those that are zombies."""
+def children(command: str, parent: int | None = None) -> set[int]:
+    """The children, ours unless told whose, whose command line holds `command`, and those that are zombies."""
+    whose = parent or os.getpid()
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            now, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            now, its_parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             line = (folder / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == os.getpid() and (now == "Z" or command in line):
+        if int(its_parent) == whose and (now == "Z" or command in line):
             found.add(int(folder.name))
     return found
 

@@ -62,6 +62,21 @@ async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, ser
     await page.screenshot(path=artifacts / "page.png")
 
 
+async def test_a_model_that_crashes_in_the_middle_of_an_answer_is_started_again_by_a_retry(model, serve, visit):
+    page = await visit(await serve())
+    await page.get_by_label("Your message").fill("Tell me a long story about a lighthouse.")
+    await page.keyboard.press("Enter")
+    words = page.locator(".assistant .words")
+    await expect(words).to_contain_text(re.compile(r"\w+ \w+"), timeout=30_000)
+    (server,) = processes.children("chat_nest.cli.main")
+    (model,) = processes.children("demo_server", server)
+    os.kill(model, signal.SIGKILL)
+    await expect(page.locator(".problem")).to_have_text("The demo model stopped. Please try again.")
+    await page.get_by_role("button", name="Retry").click()
+    await expect(words).to_contain_text(re.compile(r"\w+ \w+"), timeout=30_000)
+    assert processes.children("demo_server", server) - {model}
+
+
 def children():
     return processes.children("demo_server")
 

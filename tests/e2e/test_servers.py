@@ -186,9 +186,12 @@ async def test_row_47_a_stream_that_ends_soon_after_sigterm_is_whole(server, tmp
     assert (day["held"], day["used"]) == (0, 11)
 
 
-@pytest.mark.parametrize(
-    "server", ["uvicorn", "hypercorn"]
-)  # granian has no way to end a request: see docs/embedding.md
+# Granian has no way to end a request; hypercorn 0.18 waits for asyncio.Server.wait_closed, which since Python 3.12 waits
+# for the requests.
+ENDING = ["uvicorn", "hypercorn"] if sys.version_info < (3, 12) else ["uvicorn"]
+
+
+@pytest.mark.parametrize("server", ENDING)
 async def test_row_47_a_stream_that_does_not_end_is_told_and_settled(server, tmp_path):
     store = f"sqlite:///{tmp_path / 'ledger.db'}"
     async with ScriptedProvider(stream(chunk("one"), chunk("two"), HANG)) as provider:

@@ -152,7 +152,7 @@ class OpenAIStream:
         for event in events:
             try:
                 chunk = _decode(event)
-            except (ValueError, RecursionError):  # msgspec's errors, and UnicodeDecodeError
+            except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
                 odd = self._read_odd(event)
                 if self.over:
                     return
@@ -179,7 +179,7 @@ class OpenAIStream:
         elif word:  # some servers keep a connection alive with empty data
             try:
                 chunk = _decode_without_usage(event)
-            except (ValueError, RecursionError):
+            except (msgspec.MsgspecError, ValueError, RecursionError):
                 self._fail(UpstreamProtocol())
             else:
                 return _Chunk(chunk.choices, chunk.error)

@@ -58,7 +58,7 @@ def _out_of_money(body: bytes) -> bool:
     """OpenAI's 429 for an account without credit; other servers copy it."""
     try:
         problem = msgspec.json.decode(body, type=_Body).error
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return problem is not None and "insufficient_quota" in (problem.code, problem.type)
 

@@ -83,7 +83,7 @@ class Sources:
             if not rest.startswith(start):
                 continue
             rest = rest.removeprefix(start)
-            for key in sorted(keys, key=len, reverse=True):
+            for key in keys:
                 if section not in NAMED and rest == key.upper():
                     return section, key
                 if section in NAMED and rest.endswith(f"_{key}".upper()) and len(rest) > len(key) + 1:

@@ -176,6 +176,7 @@ async def test_settings_reach_the_handler(provider):
             CHAT_NEST_SERVER_CORS_ORIGINS="https://a.example",
             CHAT_NEST_SERVER_TRUSTED_PROXIES="127.0.0.1",
             CHAT_NEST_PROFILES_BALANCED_MAX_OUTPUT_TOKENS="77",
+            CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_MINUTE="1",
             CHAT_NEST_LIMITS_REQUESTS_PER_MINUTE="2",
         )
     )

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Limits, Timeouts
@@ -336,6 +336,7 @@ store = nan
             '[store]\nurl = "sqlite:////no/such/folder/x.db"\n',
             "chat.toml:2: store.url: the folder /no/such/folder does not exist: make it, or choose another",
         ),
+        ('[store]\nurl = "sqlite:////tmp"\n', "chat.toml:2: store.url: must name a file, not a folder"),
         (
             '[providers.a]\nkind = "opnai"\n',
             "chat.toml:2: providers.a.kind: must be one of openai, demo; did you mean openai?",
@@ -461,6 +462,7 @@ def test_a_key_shows_in_no_repr_and_travels_to_another_process(tmp_path):
     assert pickle.loads(pickle.dumps(config)).providers["openai"].api_key.reveal() == KEY
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
 def test_whatever_the_file_holds_it_is_a_configuration_or_a_config_error(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "any.toml"

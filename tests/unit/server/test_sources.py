@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_nest.server.sources import line_of
@@ -56,6 +56,7 @@ names = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_siz
 values = st.sampled_from(["1", '"x"', '"""\n[t]\nk = 1\n"""', "[\n1,\n2\n]", "{k = 1}", "'''\n\n'''"])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.lists(st.tuples(st.lists(names, min_size=1, max_size=3), values, st.integers(0, 2)), max_size=6))
 def test_the_line_is_that_of_the_statement(statements):
     lines: list[str] = []

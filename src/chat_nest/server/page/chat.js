@@ -10,7 +10,7 @@ const [composer, prompt, send, stop] = ["composer", "prompt", "send", "stop"].ma
 const number = (value) => value.toLocaleString("en");
 
 let messages = []; // what is sent: {role, content}
-let run = null; // the AbortController of the answer in progress; its reason is STOPPED or a Failure
+let run = null; // the AbortController of the answer in progress
 let charged = null; // tokens used today, as the server last said
 let limit = null; // tokens a day
 let atEnd = true; // whether the reader follows the end of the log
@@ -103,7 +103,7 @@ async function ask() {
   let watchdog;
   const alive = () => {
     clearTimeout(watchdog);
-    watchdog = setTimeout(() => own.abort(new Failure("The connection was lost.")), STALL_MS);
+    watchdog = setTimeout(() => own.abort(), STALL_MS);
   };
   let frame = 0;
   const paint = () => {
@@ -114,9 +114,10 @@ async function ask() {
   writing(own, node, true);
   messages.push(answer);
   alive();
+  let response = null;
   try {
     const headers = { "content-type": "application/json" };
-    const response = await fetch("api/chat", { method: "POST", headers, body, signal: own.signal });
+    response = await fetch("api/chat", { method: "POST", headers, body, signal: own.signal });
     if (!response.ok) throw await refusal(response);
     let done = null;
     for await (const { name, data } of events(response.body)) {
@@ -127,12 +128,13 @@ async function ask() {
       answer.content += data;
       frame ||= requestAnimationFrame(paint);
     }
-    if (!done) throw new Failure("The connection was lost before the answer was complete.");
+    if (!done) throw new Error("an end without its event");
     finished(node, answer, done);
   } catch (error) {
     const cause = own.signal.reason ?? error;
+    const lost = response ? "The connection was lost before the answer was complete." : "The server can't be reached.";
     if (cause === STOPPED) stopped(node, answer);
-    else failed(node, answer, cause instanceof Failure ? cause : new Failure("The server can't be reached."));
+    else failed(node, answer, cause instanceof Failure ? cause : new Failure(lost));
   } finally {
     clearTimeout(watchdog);
     cancelAnimationFrame(frame);
@@ -269,9 +271,7 @@ function say(content) {
 }
 
 function halt() {
-  if (!run) return;
-  run.abort(STOPPED);
-  prompt.focus();
+  run?.abort(STOPPED);
 }
 
 // Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later.
