@@ -30,6 +30,7 @@ class Run:
 
     __slots__ = (
         "began_at",
+        "body",
         "caller",
         "closing",
         "dropped_messages",
@@ -47,6 +48,8 @@ class Run:
     def __init__(self, id: str, now: float) -> None:
         self.id = id
         self.began_at = now
+        self.body = b""
+        """The request's body, until it is parsed."""
         self.pulse = Pulse(now)
         self.task: asyncio.Task[None] | None = None
         self.caller: Caller | None = None
@@ -117,37 +120,39 @@ class Chat:
         self._observers = observers
         self._now = now
 
-    async def serve(self, run: Run, dialect: Dialect, scope: Scope, body: bytes, client: Client) -> None:
+    async def serve(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         """Answer one request to its end. Raises nothing that a request, a provider or a reader can cause."""
         try:
-            error = await self._outcome(run, dialect, scope, body, client)
+            error = await self._outcome(run, dialect, scope, client)
             run.closing = True
             await self._close(run, error, client)
         except asyncio.CancelledError:
             if not run.lost_reader:
                 raise
 
-    async def _story(self, run: Run, dialect: Dialect, scope: Scope, body: bytes, client: Client) -> None:
+    async def _story(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         loop = asyncio.get_running_loop()
         caller = run.caller = await self._who(scope)  # who pays; the body has no say
-        request = dialect.parse(body)  # a bad field: 400, named, not echoed
+        request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
         profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
         prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
-        claim = self._claim(run, caller, profile, prompt_tokens, body)  # rates, budgets, concurrency: one list
+        claim = self._claim(run, caller, profile, prompt_tokens)  # rates, budgets, concurrency: one list
         encoder = run.encoder = dialect.encoder(request, run.id)
         async with self._ledger.reserve(claim, prompt_tokens) as held:  # atomic; the output clamped to what is left
             run.held = held
             self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
             client.expect(encoder, split_model(profile.model)[1])
-            models = (profile.model, *profile.fallbacks)
-            async with self._upstream.open(prompt, models, held) as batches:  # retries and fallbacks, only up to here
+            opening = self._upstream.open(prompt, (profile.model, *profile.fallbacks), held)
+            del request, prompt  # a stream may be held for minutes: nobody on its way keeps its prompt
+            run.body = b""
+            async with opening as batches:  # retries and fallbacks, only up to here
                 await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
                 run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time)
         # Leaving closed the provider's connection first, then settled, once.
 
-    async def _outcome(self, run: Run, dialect: Dialect, scope: Scope, body: bytes, client: Client) -> ChatError | None:
+    async def _outcome(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> ChatError | None:
         try:
-            await self._story(run, dialect, scope, body, client)
+            await self._story(run, dialect, scope, client)
         except ChatError as error:
             return error
         except asyncio.CancelledError:
@@ -176,10 +181,10 @@ class Chat:
         caller = self._identify(scope)
         return await caller if isinstance(caller, Awaitable) else caller
 
-    def _claim(self, run: Run, caller: Caller, profile: Profile, prompt_tokens: int, body: bytes) -> Claim:
+    def _claim(self, run: Run, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
         return Claim(
             id=run.id,
-            fingerprint=blake2b(body, digest_size=16).hexdigest(),
+            fingerprint=blake2b(run.body, digest_size=16).hexdigest(),
             lines=self._profiles.lines(caller, profile, prompt_tokens, self._now()),
             max_output_tokens=profile.max_output_tokens,
             min_output_tokens=min(profile.min_output_tokens, profile.max_output_tokens),

@@ -50,7 +50,9 @@ class Upstream:
         `prompt.model` is replaced by each of `models` (PROVIDER:MODEL) in turn. Raises the last UpstreamError.
         """
         async with AsyncExitStack() as stack:
-            yield await self._first_to_open(stack, prompt, models, held)
+            batches = await self._first_to_open(stack, prompt, models, held)
+            del prompt
+            yield batches
 
     async def _first_to_open(
         self, stack: AsyncExitStack, prompt: Prompt, models: Sequence[str], held: Reservation

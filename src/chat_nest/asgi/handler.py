@@ -112,12 +112,12 @@ class ChatHandler:
 
     async def _serve(self, run: Run, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
-        body = await read_json_body(scope, receive, self._max_body_bytes)
+        run.body = await read_json_body(scope, receive, self._max_body_bytes)
         if self._closing:  # which may have begun during the upload
             raise Shutdown
         stream = EventStream(send, run, dialect, headers, self._timeouts)
         # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
-        run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, body, stream))
+        run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
         watch = asyncio.create_task(_until_gone(receive, run))
         self._runs[run.id] = run
         run.task.add_done_callback(lambda _: self._forget(run, stream))

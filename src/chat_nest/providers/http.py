@@ -104,6 +104,7 @@ class HTTPSession:
         self._live.add(attempt)
         try:
             response = await attempt.send(session, method, self._base_url + path, headers, body, connect_timeout)
+            del body  # the answer may take minutes
             if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
                 raise UpstreamProtocol
             yield HTTPStream(response)

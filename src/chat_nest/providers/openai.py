@@ -272,13 +272,15 @@ class OpenAIProvider:
     @asynccontextmanager
     async def open(self, prompt: Prompt, timeouts: Timeouts) -> AsyncGenerator[AsyncIterator[Batch]]:
         """See Provider. Only `timeouts.connect` is kept here; the others are for the caller, who cancels."""
-        async with self._session.request(
+        asking = self._session.request(
             "POST",
             "/chat/completions",
             headers=self._headers,
             body=request_body(prompt),
             connect_timeout=timeouts.connect,
-        ) as answer:
+        )
+        del prompt
+        async with asking as answer:
             if answer.status != 200:
                 raise await _refused(answer)
             media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path as FilePath
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -22,9 +21,9 @@ from chat_nest.limits import HardCaps, Limits, Profile, Timeouts
 from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
+from chat_nest.stores.urls import open_store
 
 DEFAULT_STORE = "sqlite:///chat-nest.db"
-STORE_FORMS = "memory://, sqlite:///relative/path or sqlite:////absolute/path"
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -147,18 +146,10 @@ def _check_server(sources: Sources, server: ServerSection) -> None:
 
 
 def _check_store(sources: Sources, url: str) -> None:
-    here = ("store", "url")
-    if url == "memory://":
-        return
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", "/") or "?" in path or "#" in path:
-        sources.problem(here, f"must be {STORE_FORMS}")
-        return
-    file = FilePath(path)
-    if not file.parent.is_dir():
-        sources.problem(here, f"the folder {file.parent} does not exist: make it, or choose another")
-    elif file.is_dir():
-        sources.problem(here, "must name a file, not a folder")
+    try:
+        open_store(url)  # opens nothing before its first call
+    except (OSError, ValueError) as error:
+        sources.problem(("store", "url"), str(error).removeprefix("store.url "))
 
 
 def _note_capped_values(sources: Sources, profiles: Mapping[str, Mapping[str, Any]], caps: HardCaps) -> None:
