@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from chat_nest.limits import Claim, Line
 from chat_nest.stores.memory import MemoryStore
+from chat_nest.stores.redis import RedisStore
 from chat_nest.stores.sqlite import SQLiteStore
+from postgres_server import empty, shared_url
+from redis_servers import shared_redis_url
 
 START = 1_790_000_000.0
 LEASE = 60.0
@@ -41,7 +45,29 @@ async def sqlite(now):
             await store.aclose()
 
 
-STORES = {"memory": memory, "sqlite": sqlite}
+@asynccontextmanager
+async def postgres(now):
+    from chat_nest.stores.postgres import PostgresStore
+
+    url = shared_url()
+    empty(url)
+    store = PostgresStore(url, max_connections=4, _now=now)  # each plans its functions anew
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def redis(now):
+    store = RedisStore(shared_redis_url(), prefix=secrets.token_hex(8), _now=now)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+STORES = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "redis": redis}
 
 
 @contextmanager

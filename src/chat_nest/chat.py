@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from chat_nest.deltas import FinishReason
-from chat_nest.errors import ChatError, ClientGone, SlowReader
+from chat_nest.errors import ChatError, ClientGone, LimiterUnavailable, SlowReader, UpstreamTruncated
 from chat_nest.ledger import Ledger, Reservation
 from chat_nest.limits import Claim, Line, Profile, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
@@ -24,6 +24,8 @@ from chat_nest.upstream import Upstream, split_model
 
 log = logging.getLogger("chat_nest.chat")
 
+IDENTIFY_SECONDS = 10.0
+
 
 class Run:
     """One request while it is served: what is known of it, and the one way to end it early."""
@@ -35,6 +37,7 @@ class Run:
         "closing",
         "dropped_messages",
         "encoder",
+        "ended_at",
         "ended_by",
         "held",
         "id",
@@ -59,6 +62,7 @@ class Run:
         self.held: Reservation | None = None
         self.reason: FinishReason | None = None
         self.ended_by: ChatError | None = None
+        self.ended_at = 0.0
         self.lost_reader = False
         self.closing = False
 
@@ -74,6 +78,7 @@ class Run:
         first = self.ended_by is None and not self.closing
         if first:
             self.ended_by = why
+            self.ended_at = self.task.get_loop().time()
         if lost:
             self.lost_reader = True
         if first or lost:
@@ -129,6 +134,9 @@ class Chat:
         except asyncio.CancelledError:
             if not run.lost_reader:
                 raise
+        except Exception as bug:
+            _log_bug(f"request {run.id}", bug)
+            await client.fail(ChatError())
 
     async def _story(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         loop = asyncio.get_running_loop()
@@ -162,7 +170,8 @@ class Chat:
         except Exception as bug:
             _log_bug(f"request {run.id}", bug)
             return ChatError()
-        return None
+        # A provider that swallows what went wrong must not turn it into a finished answer.
+        return None if run.reason is not None else run.ended_by or UpstreamTruncated()
 
     async def _close(self, run: Run, error: ChatError | None, client: Client) -> None:
         if run.held is None or run.encoder is None:
@@ -179,7 +188,14 @@ class Chat:
 
     async def _who(self, scope: Scope) -> Caller:
         caller = self._identify(scope)
-        return await caller if isinstance(caller, Awaitable) else caller
+        if not isinstance(caller, Awaitable):
+            return caller
+        try:
+            async with asyncio.timeout(IDENTIFY_SECONDS):
+                return await caller
+        except TimeoutError:
+            log.error("identify took more than %s s", IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
+            raise LimiterUnavailable from None
 
     def _claim(self, run: Run, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
         return Claim(

@@ -13,8 +13,10 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from chat_nest.errors import ChatError, LimiterUnavailable
-from chat_nest.limits import Claim, Granted, Line, Refused, Standing, Unit
+from chat_nest.limits import MAX_AMOUNT, Claim, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Store
 from chat_nest.tokens import OutputMeter
 from chat_nest.usage import Source, Usage
@@ -32,6 +34,7 @@ class Reservation:
         "asked",
         "claim",
         "countable",
+        "counted_at_report",
         "finished",
         "granted",
         "input_tokens",
@@ -56,18 +59,32 @@ class Reservation:
         self.finished = False
         """The provider's own completion signal came."""
         self.reported: Usage | None = None
+        self.counted_at_report: int | None = None
+        """What had been counted when a usage came that was not the last word; None when it was."""
+
+    def report(self, usage: Usage, *, last: bool) -> None:
+        """Take what the provider reports. What streams after a report that is not the `last` one is counted on top."""
+        self.reported = usage
+        self.counted_at_report = None if last or self.meter is None else self.meter.produced()
 
     def spent(self) -> tuple[Usage, Source]:
         """What the request has cost by now, and who says so. Never low: it is what gets charged."""
         if not self.asked or self.spent_nothing:
             return Usage(), "reported"
-        if self.reported is not None:
+        if self.reported is not None and (self.finished or self.counted_at_report is None):
             return self.reported, "reported"
-        produced = self.meter.produced() if self.meter else 0
+        usage = self.reported or Usage(input_tokens=self.input_tokens)
+        output = usage.output_tokens + self._produced() - (self.counted_at_report or 0)
         if self.countable and (self.finished or self.abort_bills == "stops"):
-            return Usage(input_tokens=self.input_tokens, output_tokens=produced), "estimated"
-        output_tokens = max(produced, self.granted.output_tokens)
-        return Usage(input_tokens=self.input_tokens, output_tokens=output_tokens), "assumed"
+            return replace(usage, output_tokens=output), "estimated"
+        return replace(usage, output_tokens=max(output, self.granted.output_tokens)), "assumed"
+
+    def _produced(self) -> int:
+        """The output so far. A count in bytes is only a bound, and the provider was asked for no more than granted."""
+        if self.meter is None:
+            return 0
+        produced = self.meter.produced()
+        return produced if self.meter.exact else min(produced, self.granted.output_tokens)
 
     def remaining(self, usage: Usage) -> Mapping[str, int]:
         """What is left of each of the caller's own limits once `usage` is settled, by name."""
@@ -151,7 +168,9 @@ class Ledger:
         if not held.asked:
             return self._land(lambda: self.store.release(claim))
         usage, source = held.spent()
-        actual: dict[Unit, int] = {"tokens": usage.total_tokens}
+        if usage.total_tokens > held.input_tokens + held.granted.output_tokens:
+            log.warning("request %s used more than it had reserved: the provider went past its limit", claim.id)
+        actual: dict[Unit, int] = {"tokens": min(usage.total_tokens, MAX_AMOUNT)}
         return self._land(lambda: self.store.settle(claim, actual, source))
 
     def _land(self, operation: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
@@ -167,6 +186,9 @@ class Ledger:
                 async with asyncio.timeout(self._patience):
                     await operation()
                 return
+            except ValueError:
+                log.error("the store refused a settlement: its lease will expire and the whole hold is charged")  # noqa: TRY400
+                return
             except Exception as failure:
                 log.warning("the store failed to settle, trying again: %s", type(failure).__name__)
             await asyncio.sleep(pause)
@@ -180,9 +202,10 @@ class Ledger:
         while True:
             await asyncio.sleep(self._lease / 3)
             try:
-                if self._live:
-                    await self.store.extend(list(self._live.values()), self._lease)
-                await self.store.sweep()
+                async with asyncio.timeout(self._lease / 3):
+                    if self._live:
+                        await self.store.extend(list(self._live.values()), self._lease)
+                    await self.store.sweep()
             except Exception as failure:
                 log.warning("the store failed to renew leases: %s", type(failure).__name__)
 

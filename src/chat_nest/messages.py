@@ -14,6 +14,10 @@ class Message(Struct, frozen=True, kw_only=True):
     role: Role
     content: str
 
+    def __repr__(self) -> str:
+        """Say how long it is, never what it says: reprs end up in logs."""
+        return f"Message(role={self.role!r}, <{len(self.content)} characters>)"
+
 
 class ChatRequest(Struct, frozen=True, kw_only=True):
     """One chat, as parsed by a dialect.
@@ -29,12 +33,20 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     temperature: float | None = None
 
+    def __repr__(self) -> str:
+        """See Message."""
+        return f"ChatRequest(<{len(self.messages)} messages>, profile={self.profile!r})"
+
 
 class Caller(Struct, frozen=True, kw_only=True):
     """Who pays. `profile`, when set, is the ceiling: the client's own choice of profile can then only lower it."""
 
     id: str
     profile: str | None = None
+
+    def __repr__(self) -> str:
+        """By its key: an id may be an address or a name."""
+        return f"Caller(key={self.key!r}, profile={self.profile!r})"
 
     @property
     def key(self) -> str:

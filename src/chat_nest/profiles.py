@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from chat_nest.errors import (
     BadRequest,
@@ -18,13 +18,15 @@ from chat_nest.errors import (
     RequestTooLarge,
     TooManyStreams,
 )
-from chat_nest.limits import HardCaps, Limits, Line, Profile, Refused
+from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, Profile, Refused
 from chat_nest.messages import Caller, ChatRequest, Message
-from chat_nest.windows import Window, calendar_window
+from chat_nest.windows import Window, calendar_window, check_rate
 
 OLD_NAMES = {"budget": "constrained", "moderate": "balanced", "free": "expanded"}
 """What chat-nest-server called the built-in profiles before version 1."""
 
+MINUTE = 60
+"""Seconds."""
 TOKEN = 1_000_000
 """Units per million output tokens of a line that counts tokens."""
 
@@ -32,7 +34,8 @@ TOKEN = 1_000_000
 class Profiles:
     """The operator's profiles under the operator's caps. Days begin at midnight in `time_zone` (an IANA name).
 
-    Raises ValueError if `default` is not one of the profiles or the time zone is unknown.
+    Raises ValueError if `default` is not one of the profiles, the time zone is unknown, or a rate is too high to be
+    computed exactly.
     """
 
     def __init__(
@@ -49,6 +52,9 @@ class Profiles:
             self._zone = ZoneInfo(time_zone)
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{time_zone!r} is not a known time zone") from None
+        for profile in self._profiles.values():
+            _check(f"profile {profile.name!r}", profile)
+        _check("limits", limits)
         chosen = self._find(default)
         if chosen is None:
             raise ValueError(f"the default profile {default!r} is not one of the profiles")
@@ -111,6 +117,19 @@ class Profiles:
     def _find(self, name: str) -> Profile | None:
         name = _name(name)
         return self._profiles.get(name) or self._profiles.get(OLD_NAMES.get(name, name))
+
+
+def _check(where: str, numbers: Profile | Limits) -> None:
+    """Raise ValueError, which names the field, for a limit that could never admit a request or be counted exactly."""
+    for field in fields(numbers):
+        value = getattr(numbers, field.name)
+        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= MAX_AMOUNT:
+            raise ValueError(f"{where}: {field.name} must be from 1 to 2**50")
+        if field.name in ("requests_per_minute", "tokens_per_minute") and value is not None:
+            try:
+                check_rate(value, MINUTE)
+            except ValueError as error:
+                raise ValueError(f"{where}: {field.name}: {error}") from None
 
 
 def _name(name: str) -> str:
@@ -196,7 +215,7 @@ def _counters(
                 kind="rate",
                 limit=limits.requests_per_minute,
                 fixed=1,
-                period=60,
+                period=MINUTE,
             )
         )
     if limits.concurrent_streams is not None:
@@ -222,7 +241,7 @@ def _counters(
                 limit=limits.tokens_per_minute,
                 fixed=prompt_tokens,
                 per_million=TOKEN,
-                period=60,
+                period=MINUTE,
             )
         )
     if limits.tokens_per_day is not None:

@@ -45,24 +45,23 @@ async def relay(
     meter = held.meter
     assert meter is not None
     finish: FinishReason | None = None
-    over = False
+    within = -1
     async for batch in batches:
         if pulse.first_at is None:
             pulse.first_at = now()
         for at, delta in enumerate(batch):
             if isinstance(delta, UsageDelta):
-                held.reported = delta.usage
+                held.report(delta.usage, last=finish is not None)
             elif isinstance(delta, FinishDelta):
                 finish = delta.reason
-            elif meter.add(delta.text):
-                batch, over = batch[: at + 1], True  # noqa: PLW2901 - what came after the cap is not relayed
-                break
-        if data := encoder.encode(batch):
+            elif meter.add(delta.text) and within < 0:
+                within = at + 1  # the rest of this read is counted, but not relayed
+        if data := encoder.encode(batch if within < 0 else batch[:within]):
             pulse.writing = True
             pulse.written_at = now()
             await sink.write(data)
             pulse.writing = False
-        if over:
+        if within >= 0:
             return "length"
         pulse.read_at = now()
     if finish is None:

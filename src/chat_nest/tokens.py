@@ -28,8 +28,7 @@ _BREAKS = frozenset(" \n,.;:!?\u3001\u3002\uff0c\uff01\uff1f")
 
 _O200K = re.compile(r"(?:gpt-(?:4o|4\.1|4\.5|5)|chatgpt-4o|o[134](?:-|$))")
 _CL100K = re.compile(r"gpt-(?:4(?:-|$)|3\.5)")
-_REASONING = re.compile(r"(?:o[134](?:-|$)|gpt-5(?!.*-chat))")
-_OWNER = re.compile(r"^(?:openai/|ft:)+")
+_REASONING = re.compile(r"(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d)(?!.*-chat))")  # gpt-35 is Azure's 3.5
 
 
 def _byte_length(text: str) -> int:
@@ -85,7 +84,7 @@ def counter_for(model: str) -> TokenCounter:
 
     The first call for a model that is counted exactly takes 0.2 s: make it when the application starts.
     """
-    name = _OWNER.sub("", model)
+    name = base_name(model)
     if _O200K.match(name):
         return _exact("o200k_base")
     if _CL100K.match(name):
@@ -95,7 +94,12 @@ def counter_for(model: str) -> TokenCounter:
 
 def is_reasoning_model(model: str) -> bool:
     """Whether `model` thinks in tokens that it bills and does not show, so that its output can't be counted."""
-    return _REASONING.match(_OWNER.sub("", model)) is not None
+    return _REASONING.match(base_name(model)) is not None
+
+
+def base_name(model: str) -> str:
+    """Without a router's prefix or the mark of a fine-tuned model: `openrouter/openai/o3-mini` is `o3-mini`."""
+    return model.rpartition("/")[2].lower().removeprefix("ft:")
 
 
 def prompt_bound(messages: Iterable[Message], counter: TokenCounter) -> int:
@@ -113,6 +117,7 @@ class OutputMeter:
     """
 
     def __init__(self, counter: TokenCounter, cap: int) -> None:
+        self.exact = counter.exact
         self._counter = counter
         self._cap = cap
         self._exact = counter.exact

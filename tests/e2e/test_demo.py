@@ -164,7 +164,9 @@ async def test_cancelled_closing_still_closes_everything(model):
             for _ in range(turns):
                 await asyncio.sleep(0)
             closing.cancel()
-            await until(lambda: not children() and open_files() == before)
+            await provider.aclose()  # waits for the first to end
+            assert children() == set()
+        await until(lambda: open_files() == before)
 
 
 async def test_sigterm_ends_it(model):

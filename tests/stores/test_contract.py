@@ -373,6 +373,19 @@ async def test_extending_renews_the_live_and_only_those(store, clock):
     assert await store.sweep() == 0
 
 
+async def test_an_extended_lease_runs_out_in_the_end(store, clock):
+    one, line = claim("a", window(1_000), gauge(1)), window(1_000)
+    await store.reserve(one, 10.0)
+    clock.advance(9)
+    assert await store.extend([one], 10.0) == frozenset("a")
+    clock.advance(9)
+    assert isinstance(await store.reserve(claim("b", gauge(1)), LEASE), Refused)
+    assert await store.sweep() == 0
+    clock.advance(1)
+    assert await store.sweep() == 1
+    assert await standing(store, line) == (100, 0)
+
+
 async def test_extending_never_shortens_a_lease(store, clock):
     one = claim("a", gauge(1))
     await store.reserve(one, LEASE)

@@ -11,7 +11,7 @@ from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.windows import gcra_cost
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 from stores_under_test import START, STORES, Clock, claim, gauge, quick_directory, rate, request, window
 
 US = 1_000_000
@@ -81,6 +81,8 @@ class Told:
 class History(RuleBasedStateMachine):
     """One random history, told to the memory store, to SQLite and to a plain account of what must be true."""
 
+    granted = Bundle("granted")
+
     @initialize()
     def open(self):
         self.clock = Clock()
@@ -122,7 +124,7 @@ class History(RuleBasedStateMachine):
             told.state, told.spent = "expired", {key: held for key, (_, held) in told.held.items()}
         return len(overdue)
 
-    @rule(asked=claims, lease=leases)
+    @rule(target=granted, asked=claims, lease=leases)
     def reserve(self, asked, lease):
         before = self.both(lambda store: store.peek(PEEKED))
         answer = self.both(lambda store: store.reserve(asked, lease))
@@ -147,8 +149,10 @@ class History(RuleBasedStateMachine):
             assert answer.retry_after >= 0
         if not isinstance(answer, Granted):
             assert self.both(lambda store: store.peek(PEEKED)) == before
+            return multiple()
+        return asked
 
-    @rule(asked=claims, actual=actuals, source=sources)
+    @rule(asked=granted | claims, actual=actuals, source=sources)
     def settle(self, asked, actual, source):
         self.expire()
         told = self.told.get(asked.id)
@@ -158,7 +162,7 @@ class History(RuleBasedStateMachine):
             told.state = "settled"
             told.spent = {key: (actual or {}).get(line.unit, held) for key, (line, held) in told.held.items()}
 
-    @rule(asked=claims)
+    @rule(asked=granted | claims)
     def release(self, asked):
         self.expire()
         told = self.told.get(asked.id)
@@ -169,7 +173,7 @@ class History(RuleBasedStateMachine):
         elif told is None:
             self.tombs.setdefault(asked.id, asked)
 
-    @rule(asked=st.lists(claims, max_size=4), lease=leases)
+    @rule(asked=st.lists(granted | claims, max_size=4), lease=leases)
     def extend(self, asked, lease):
         self.expire()
         live = set()
@@ -226,7 +230,7 @@ class History(RuleBasedStateMachine):
             assert found.used + found.held >= produced
 
 
-TestHistory = History.TestCase
+TestHistory = pytest.mark.timeout(120)(History.TestCase)  # a failure takes that long to be made small
 TestHistory.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 

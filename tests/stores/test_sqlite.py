@@ -182,6 +182,16 @@ async def test_calls_that_wait_share_a_commit_and_are_answered_after_it(store, p
     assert await standing(store, LINE) == (0, 130_000)
 
 
+async def test_a_refusal_knows_the_leases_of_its_own_transaction(store):
+    await store.ping()
+    calls = []
+    for n in range(50):
+        calls += [store.reserve(claim(f"{n}-{which}", gauge(1, key=f"{n}")), 20.0) for which in "ab"]
+    answers = await asyncio.gather(*calls)
+    assert {type(answer) for answer in answers[::2]} == {Granted}
+    assert answers[1::2] == [Refused(line=0, room=0, retry_after=20.0)] * 50
+
+
 async def test_the_event_loop_is_never_blocked(path):
     store = SQLiteStore(path)
     blockbuster = BlockBuster()
@@ -303,6 +313,8 @@ async def test_a_lock_that_can_not_be_had(store, path, caplog):
             with pytest.raises(LimiterUnavailable) as failure:
                 await store.reserve(claim(id, LINE), LEASE)
             assert "locked" in str(failure.value.__cause__)
+        with pytest.raises(LimiterUnavailable):
+            await store.ping()
         assert await standing(store, LINE) == (0, 100)  # reading needs no lock
         other.execute("ROLLBACK")
     assert await standing(store, LINE) == (0, 100)

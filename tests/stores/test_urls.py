@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
@@ -56,13 +58,13 @@ async def test_memory_takes_the_clock_too():
         "sqlite:///x.db?mode=ro",
         "sqlite:///x.db#part",
         "sqlite:///directory/",
-        "redis://user:hunter2@localhost",
-        "postgresql://user:hunter2@localhost/db",
+        "redis:user:hunter2@localhost",
+        "postgresql:/user:hunter2@localhost/db",
         "/var/lib/chat-nest.db",
     ],
 )
 def test_another_form_is_refused_without_repeating_it(url):
-    with pytest.raises(ValueError, match=r"store.url must be memory://, sqlite:///relative/path.db or") as failure:
+    with pytest.raises(ValueError, match=r"store.url must be memory://, sqlite:///relative/path.db, ") as failure:
         open_store(url)
     assert "hunter2" not in str(failure.value)
 
@@ -70,3 +72,26 @@ def test_another_form_is_refused_without_repeating_it(url):
 def test_a_directory_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_store(f"sqlite:///{tmp_path}/missing/store.db")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+async def test_postgresql_and_the_clock(scheme):
+    from postgres_server import empty, shared_url
+
+    empty(shared_url())
+    clock = Clock()
+    store = open_store(scheme + ":" + shared_url().partition(":")[2], clock)
+    line = window(1_000)
+    await store.reserve(claim("a", line), LEASE)
+    clock.advance(LEASE)
+    assert await store.sweep() == 1
+    await store.aclose()
+
+
+def test_postgresql_without_its_package_says_what_to_install(monkeypatch):
+    for name in ("chat_nest.stores.postgres", "chat_nest.stores.postgres_link"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ValueError, match=r"pip install 'chat-nest\[postgres\]'") as failure:
+        open_store("postgresql://user:hunter2@localhost/db")
+    assert "hunter2" not in str(failure.value)

@@ -68,7 +68,7 @@ def reservation(**facts) -> Reservation:
         ({"countable": False, "finished": True}, "abc", 60, "assumed"),
         ({"reported": Usage(input_tokens=3, output_tokens=2)}, "abc", 5, "reported"),
         ({"reported": Usage()}, "abc", 0, "reported"),
-        ({"abort_bills": "full"}, "x" * 80, 90, "assumed"),
+        ({"abort_bills": "full"}, "x" * 80, 60, "assumed"),
     ],
 )
 def test_what_a_stream_that_ended_costs(facts, text, tokens, source) -> None:
@@ -203,4 +203,23 @@ async def test_a_live_reservation_outlives_its_lease_and_a_crashed_one_is_charge
         assert (standing.used, standing.held) == (60, 60)
     (standing,) = await store.peek([line()])
     assert (standing.used, standing.held) == (61, 0)
+    await ledger.aclose()
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_settlement_that_the_store_can_never_take_is_not_tried_for_ever(caplog) -> None:
+    class Strict(MemoryStore):
+        calls = 0
+
+        async def settle(self, claim, actual, source):
+            self.calls += 1
+            raise ValueError("line 0: secret")
+
+    store = Strict(FakeClock())
+    ledger = Ledger(store, refusal)
+    async with ledger.reserve(claim(), 10) as held:
+        held.asked = True
+    await asyncio.sleep(30)
+    assert store.calls == 1
+    assert "refused a settlement" in caplog.text and "secret" not in caplog.text
     await ledger.aclose()

@@ -438,3 +438,13 @@ def test_a_wait_that_is_not_known_is_left_out(wait: float) -> None:
     profiles = built_in()
     line = profiles.lines(CALLER, BALANCED, 1, NOON)[1]
     assert profiles.refusal(line, Refused(line=1, room=0, retry_after=wait)).retry_after is None
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+def test_a_rate_too_high_to_be_exact_is_refused_at_the_start(name):
+    too_high = 2**53 // 60_000_000 + 1
+    for profile, limits in ((Profile(), Limits(**{name: too_high})), (Profile(**{name: too_high}), Limits())):
+        caps = HardCaps(requests_per_minute=2**50)
+        with pytest.raises(ValueError, match="2\\*\\*53"):
+            Profiles({"balanced": profile}, limits, caps, "UTC")
+        Profiles({"balanced": Profile(**{name: too_high - 1})}, Limits(**{name: too_high - 1}), caps, "UTC")

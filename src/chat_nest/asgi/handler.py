@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from secrets import token_hex
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from msgspec.structs import replace
@@ -20,7 +21,7 @@ from chat_nest.asgi.response import error_headers, respond
 from chat_nest.asgi.stream import EventStream
 from chat_nest.chat import Chat, Run
 from chat_nest.dialects.native import Native
-from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown, SlowReader
+from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.ledger import Ledger
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Timeouts
@@ -36,6 +37,9 @@ USAGE_METHODS = "GET, OPTIONS"
 USAGE_PATHS = ("/api/usage", "/usage")
 OPENAI_URL = "https://api.openai.com/v1"
 
+CLOSE_SECONDS = 10.0
+
+log = logging.getLogger("chat_nest.asgi")
 _json = msgspec.json.Encoder().encode
 
 
@@ -61,7 +65,7 @@ class ChatHandler:
         self.store = ledger.store
         self._chat = chat
         self._ledger = ledger
-        self._dialects = {dialect.path.lower(): dialect for dialect in dialects}
+        self._dialects = {dialect.path.rstrip("/").lower() or "/": dialect for dialect in dialects}
         self._first_dialect = dialects[0]
         if len(dialects) == 1:
             self._dialects["/"] = dialects[0]
@@ -129,8 +133,9 @@ class ChatHandler:
             raise
         finally:
             watch.cancel()
-        if isinstance(run.ended_by, SlowReader) and (abort := scope.get("extensions", {}).get(ABORT)):
-            abort()
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        if run.lost_reader and ABORT in extensions:
+            extensions[ABORT]()
 
     def _forget(self, run: Run, stream: EventStream) -> None:
         stream.close()
@@ -155,6 +160,7 @@ class ChatHandler:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._closing = False
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.aclose()
@@ -168,6 +174,7 @@ class ChatHandler:
             yield
 
     async def __aenter__(self) -> Self:
+        self._closing = False
         return self
 
     async def __aexit__(
@@ -186,12 +193,19 @@ class ChatHandler:
         await self._ledger.aclose()
         for part in (*self.providers.values(), self.store):
             if close := getattr(part, "aclose", None):
-                await close()
+                try:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await close()
+                except Exception as failure:
+                    log.error("%s did not close: %s", type(part).__name__, type(failure).__name__)  # noqa: TRY400
 
 
 async def _until_gone(receive: Receive, run: Run) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception as failure:
+        log.error("request %s: the server lost sight of its client: %s", run.id, type(failure).__name__)  # noqa: TRY400
     run.end(ClientGone())
 
 
@@ -211,6 +225,7 @@ def create_chat_handler(
     model: str | None = None,
     providers: Mapping[str, Provider] | None = None,
     profiles: Mapping[str, Profile] | None = None,
+    default_profile: str | None = None,
     limits: Limits = Limits(),
     hard_caps: HardCaps = HARD_CAPS,
     timeouts: Timeouts = Timeouts(),
@@ -227,8 +242,9 @@ def create_chat_handler(
 
     `api_key` and `base_url` name an OpenAI-compatible provider (else OPENAI_API_KEY and OPENAI_BASE_URL do); `model` is
     the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
-    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded. `store` is a URL
-    (`memory://`, `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
+    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded; `default_profile` is
+    that of a caller who names none (`balanced`, or the first one). `store` is a URL (`memory://`,
+    `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
     peer's address. `limits` are for all callers together; daily windows begin at midnight in `time_zone`.
 
     The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
@@ -253,7 +269,8 @@ def create_chat_handler(
                 )
                 raise ValueError(msg)
             counter_for(split_model(full)[1])  # builds its tables now, not in the first request
-    rules = Profiles(profiles, limits, hard_caps, time_zone)
+    default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
+    rules = Profiles(profiles, limits, hard_caps, time_zone, default)
     opened = open_store(store, now) if isinstance(store, str) else store
     ledger = Ledger(opened, rules.refusal, patience=timeouts.store)
     chat = Chat(

@@ -30,7 +30,7 @@ async def respond(send: Send, status: int, body: bytes, headers: Headers) -> Non
 def error_headers(error: ChatError) -> list[tuple[bytes, bytes]]:
     """The headers that go with an error: Retry-After in whole seconds, Allow."""
     headers: list[tuple[bytes, bytes]] = []
-    if error.retry_after is not None:
+    if error.retry_after is not None and math.isfinite(error.retry_after):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode("ascii")))

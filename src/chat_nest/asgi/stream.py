@@ -7,6 +7,7 @@ does the heartbeat, the commit of the status and every time-out. Nothing here ru
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from chat_nest.chat import Run
 from chat_nest.errors import ChatError, ClientGone, DeadlineExceeded, SlowReader, UpstreamIdle, UpstreamTimeout
 from chat_nest.limits import Timeouts
 from chat_nest.protocols import Dialect, Encoder
+
+log = logging.getLogger("chat_nest.asgi")
 
 
 class EventStream:
@@ -109,6 +112,11 @@ class EventStream:
         due: list[tuple[float, type[ChatError]]] = []
         if pulse.writing:
             due.append((pulse.written_at + limits.write, SlowReader))
+        elif run.ended_by is not None and not run.closing and run.task is not None:
+            if now >= run.ended_at + limits.write:
+                log.error("request %s: a provider does not let go of its stream", run.id)
+                run.ended_at = now
+                run.task.cancel()
         elif not ending:
             if pulse.first_at is None:
                 due.append((self._asked_at + limits.first_token, UpstreamTimeout))

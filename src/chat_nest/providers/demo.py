@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -143,6 +144,7 @@ class DemoProvider:
         self._provider = None if base_url is None else connect(base_url, api_key)
         self._server: DemoServer | None = None
         self._starting: asyncio.Task[OpenAIProvider] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Start the model unless it runs, and return its server's URL. Raises UpstreamUnreachable."""
@@ -174,7 +176,9 @@ class DemoProvider:
         provider = self._provider
         if self._given is None:
             self._provider = None
-        await asyncio.shield(asyncio.ensure_future(self._close(server, provider, self._starting)))
+        unfinished = [task for task in (self._starting, self._closing) if task is not None]
+        self._closing = asyncio.create_task(self._close(server, provider, unfinished))
+        await asyncio.shield(self._closing)
 
     @staticmethod
     async def _accepted(
@@ -219,12 +223,12 @@ class DemoProvider:
 
     @staticmethod
     async def _close(
-        server: DemoServer | None, provider: OpenAIProvider | None, starting: asyncio.Task[OpenAIProvider] | None
+        server: DemoServer | None, provider: OpenAIProvider | None, unfinished: Sequence[asyncio.Task[Any]]
     ) -> None:
         if server is not None:
             await asyncio.to_thread(server.close)
-        if starting is not None:
-            await asyncio.wait([starting])
+        if unfinished:
+            await asyncio.wait(unfinished)
         if provider is not None:
             await provider.aclose()
 

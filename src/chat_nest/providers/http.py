@@ -37,7 +37,7 @@ from chat_nest.errors import (
 logger = logging.getLogger("chat_nest.upstream")
 
 READ_BUFFER = 1 << 14
-"""A stream that nobody reads stops its socket once twice this many bytes are kept."""
+"""A stream that nobody reads stops its socket once twice this many bytes wait; the last read from it comes on top."""
 
 _FAILURES = (aiohttp.ClientError, OSError, UnicodeError)  # TimeoutError and ssl.SSLError are OSErrors
 
@@ -96,8 +96,8 @@ class HTTPSession:
         `connect_timeout`, in seconds, is for name resolution, TCP and TLS together; nothing else is limited in time.
         Leaving returns the connection to the pool when the body was read to its end, else closes its socket at once,
         as does cancelling before that. Raises UpstreamUnreachable or UpstreamTimeout when there was no connection,
-        UpstreamUnavailable when it was lost before the answer, UpstreamProtocol for an answer that is not HTTP/1 or
-        has a content coding.
+        UpstreamUnavailable when it was lost before the answer, UpstreamProtocol for an answer that is not HTTP/1, or a
+        success with a content coding. The body of an error is passed on as it came.
         """
         session = await self._running()
         attempt = _Attempt()
@@ -105,7 +105,7 @@ class HTTPSession:
         try:
             response = await attempt.send(session, method, self._base_url + path, headers, body, connect_timeout)
             del body  # the answer may take minutes
-            if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            if response.ok and response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
                 raise UpstreamProtocol
             yield HTTPStream(response)
         finally:

@@ -24,11 +24,14 @@ from chat_nest.protocols import Prompt
 from chat_nest.providers.http import HTTPSession, HTTPStream
 from chat_nest.providers.refusals import refusal
 from chat_nest.sse import Decoder, EventTooLong
+from chat_nest.tokens import base_name
 from chat_nest.usage import Usage
 
 logger = logging.getLogger("chat_nest.upstream")
 
 ERROR_BODY_SECONDS: Final = 1.0
+STOPS_WITH_US: Final = frozenset({"api.openai.com", "127.0.0.1", "localhost", "::1"})
+"""The hosts that are known to stop, and to stop billing, when we leave."""
 END_SECONDS: Final = 0.05
 """After [DONE]: how long to wait for the body's end, which lets the connection be used again."""
 CHECK_SECONDS: Final = 10.0
@@ -38,23 +41,18 @@ REST_LIMIT: Final = 1 << 16
 
 # The request.
 
-_NEWER = re.compile(r"(?:ft:)?(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d))")  # gpt-35 is Azure's 3.5
+_NEWER = re.compile(r"(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d))")  # gpt-35 is Azure's 3.5
 
 
 def token_limit_field(model: str) -> str:
     """OpenAI's models since o1 refuse `max_tokens`; the servers of other models know nothing else."""
-    return "max_completion_tokens" if _NEWER.match(_base_name(model)) else "max_tokens"
+    return "max_completion_tokens" if _NEWER.match(base_name(model)) else "max_tokens"
 
 
 def takes_temperature(model: str) -> bool:
     """OpenAI's reasoning models (o1 and after, gpt-5 and after) and its search previews refuse one."""
-    name = _base_name(model)
+    name = base_name(model)
     return not (_NEWER.match(name) or (name.startswith("gpt-") and "-search-" in name))
-
-
-def _base_name(model: str) -> str:
-    """Without a router's prefix: `openai/o3-mini` is `o3-mini`."""
-    return model.rpartition("/")[2].lower()
 
 
 def request_body(prompt: Prompt) -> bytes:
@@ -239,8 +237,9 @@ _OWN_HEADERS: Final = frozenset(
 class OpenAIProvider:
     """An OpenAI-compatible server. `base_url` ends where `/chat/completions` begins.
 
-    `abort_bills` says what this server bills for an answer that is abandoned: see Provider. `headers` are sent with
-    every request, and win over ours. Raises ValueError, which names the argument and never holds its value.
+    `abort_bills` says what this server bills for an answer that is abandoned: see Provider. Left out it is "stops" for
+    OpenAI itself and for servers on this machine, "unknown" for all others. `headers` are sent with every request, and
+    win over ours. Raises ValueError, which names the argument and never holds its value.
     """
 
     def __init__(
@@ -248,10 +247,12 @@ class OpenAIProvider:
         api_key: str | None = None,
         base_url: str = "https://api.openai.com/v1",
         *,
-        abort_bills: str = "stops",
+        abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.base_url = _checked_url(base_url)
+        if abort_bills is None:
+            abort_bills = "stops" if urlsplit(self.base_url).hostname in STOPS_WITH_US else "unknown"
         if abort_bills not in ("stops", "full", "unknown"):
             raise ValueError("abort_bills must be stops, full or unknown")
         self.abort_bills = abort_bills

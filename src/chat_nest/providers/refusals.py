@@ -33,7 +33,9 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
             limited.retry_after = None
         return limited
     if status in (408, 409) or status >= 500:
-        return UpstreamUnavailable(spent_nothing=True, retry_after=retry_after(headers.get("Retry-After"), now))
+        # Behind a gateway's time-out the model may have been at work, and be paid for.
+        certain = status not in (408, 504, 524)
+        return UpstreamUnavailable(spent_nothing=certain, retry_after=retry_after(headers.get("Retry-After"), now))
     if status >= 400:
         return UpstreamRejected(spent_nothing=True)
     return UpstreamProtocol(spent_nothing=True)

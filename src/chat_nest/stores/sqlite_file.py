@@ -40,6 +40,7 @@ _OR_UPDATE = """
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, expires_at = excluded.expires_at,
 finished_at = excluded.finished_at, source = excluded.source, lines = excluded.lines
 """
+_EXTEND = "UPDATE reservations SET expires_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 _PURGE_RESERVATIONS = """
 DELETE FROM reservations WHERE seq IN (
   SELECT seq FROM (SELECT seq, state, finished_at FROM reservations ORDER BY seq LIMIT ?)
@@ -112,9 +113,14 @@ class SQLiteFile:
         keys = {hold.key for reservation in book.changed for hold in reservation.holds}
         counters = [book.counters[key] for key in keys if key in book.counters]
         self._write(_SAVE_COUNTERS, "", [(c.key, c.kind, c.used, c.held, c.tat, c.ends_at) for c in counters])
-        touched = {reservation.id: reservation for reservation in chain(book.changed, book.extended)}
-        self._write(_SAVE_RESERVATIONS, _OR_UPDATE, [_row(reservation) for reservation in touched.values()])
-        self._added += len(touched)
+        changed = {reservation.id: reservation for reservation in book.changed}
+        self._write(_SAVE_RESERVATIONS, _OR_UPDATE, [_row(reservation) for reservation in changed.values()])
+        self._added += len(changed)
+        leases: dict[int, list[str]] = {}  # thousands of leases are renewed at once, most until the same time
+        for reservation in book.extended:
+            leases.setdefault(reservation.expires_at, []).append(reservation.id)
+        for expires_at, ids in leases.items():
+            self._execute(_EXTEND, (expires_at, _json(ids)))
         book.changed.clear()
         book.extended.clear()
         book.created.clear()

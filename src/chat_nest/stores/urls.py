@@ -8,18 +8,44 @@ from chat_nest.protocols import Now, Store
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
 
-_FORMS = "memory://, sqlite:///relative/path.db or sqlite:////absolute/path.db"
+_FORMS = (
+    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, or begin with postgresql://, redis://, "
+    "rediss://, redis+cluster:// or redis+sentinel://"
+)
 
 
 def open_store(url: str, now: Now = time.time) -> Store:
     """Return the store that the URL names; nothing is opened before its first call.
 
-    What follows `sqlite:///` is the path as it is, without escapes or parameters. Raises ValueError for another form,
-    and OSError where the SQLite file can't exist there.
+    What follows `sqlite:///` is the path as it is, without escapes or parameters; for Redis see
+    `redis_servers.read_url`, and there the server's clock counts, not `now`. Raises ValueError for another form, or
+    where the extra that the form needs is not installed, and OSError where the SQLite file can't exist there.
     """
     if url == "memory://":
         return MemoryStore(now)
+    if url.startswith(("postgresql://", "postgres://")):
+        return _open_postgres(url, now)
+    if url.startswith(("redis://", "rediss://", "redis+", "rediss+")):
+        return _open_redis(url)
     path = url.removeprefix("sqlite:///")
     if path == url or not path or path.endswith("/") or "?" in path or "#" in path:
         raise ValueError(f"store.url must be {_FORMS}")
     return SQLiteStore(path, now)
+
+
+def _open_redis(url: str) -> Store:
+    try:
+        from chat_nest.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] != "redis":
+            raise
+        raise ValueError("store.url: Redis needs an extra, which pip installs as chat-nest[redis]") from None
+    return RedisStore(url)
+
+
+def _open_postgres(url: str, now: Now) -> Store:
+    try:
+        from chat_nest.stores.postgres import PostgresStore  # noqa: PLC0415 - psycopg is an extra
+    except ImportError as error:
+        raise ValueError("store.url: PostgreSQL needs an extra: pip install 'chat-nest[postgres]'") from error
+    return PostgresStore(url, _now=None if now is time.time else now)

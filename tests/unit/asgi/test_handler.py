@@ -65,7 +65,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"api_key": "k", "base_url": "example.com"}, "base_url"),
         ({"api_key": "k", "cors_origins": ["example.com"]}, "cors_origins"),
         ({"api_key": "k", "time_zone": "Mars/Olympus"}, "Mars/Olympus"),
-        ({"api_key": "k", "store": "postgres://x"}, "store"),
+        ({"api_key": "k", "store": "mysql://x"}, "store"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

@@ -207,6 +207,12 @@ async def test_a_content_coding_is_refused(coding: str) -> None:
         await provider.closed(0)
 
 
+async def test_an_error_in_a_content_coding_is_passed_on_as_it_came() -> None:
+    async with ScriptedProvider(http(503, b"\x1f\x8b", content_encoding="gzip")) as provider:
+        async with session(provider.url) as client:
+            assert await fetch(client) == (503, b"\x1f\x8b")
+
+
 async def test_identity_is_no_coding() -> None:
     async with ScriptedProvider(http(200, b"x", content_encoding=" Identity")) as provider:
         async with session(provider.url) as client:

@@ -35,7 +35,7 @@ NOW = 1_762_000_000.0
         ([401, 403], UpstreamAuth, False),
         ([429], UpstreamRateLimited, True),
         ([400, 402, 404, 405, 410, 413, 415, 418, 422, 451], UpstreamRejected, False),
-        ([408, 409, 500, 501, 502, 503, 504, 520, 529, 599], UpstreamUnavailable, True),
+        ([409, 500, 501, 502, 503, 520, 529, 599], UpstreamUnavailable, True),
         ([100, 101, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308], UpstreamProtocol, False),
     ],
 )
@@ -45,6 +45,13 @@ def test_statuses(statuses: list[int], expected: type[UpstreamError], retryable:
         assert type(error) is expected
         assert (error.retryable, error.spent_nothing, error.retry_after) == (retryable, True, None)
         assert "canary" not in repr(error)
+
+
+@pytest.mark.parametrize("status", [408, 504, 524])
+def test_a_time_out_behind_a_gateway_may_have_been_billed(status: int) -> None:
+    error = refusal(status, {}, b"", NOW)
+    assert type(error) is UpstreamUnavailable
+    assert (error.retryable, error.spent_nothing) == (True, False)
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 529])

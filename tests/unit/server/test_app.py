@@ -231,6 +231,6 @@ def test_providers_are_made_as_configured():
     assert isinstance(demo, DemoProvider)
     given = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", api_key=Secret("k")))
     assert isinstance(given, OpenAIProvider)
-    assert (given.base_url, given.abort_bills) == ("http://a.example/v1", "stops")
+    assert (given.base_url, given.abort_bills) == ("http://a.example/v1", "unknown")
     full = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", abort_bills="full"))
     assert full.abort_bills == "full"

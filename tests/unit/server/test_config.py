@@ -329,14 +329,14 @@ store = nan
             "without a path",
         ),
         (
-            '[store]\nurl = "postgres://x"\n',
-            "chat.toml:2: store.url: must be memory://, sqlite:///relative/path or sqlite:////absolute/path",
+            '[store]\nurl = "mysql://x"\n',
+            "chat.toml:2: store.url: must be memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, or begin with postgresql://, redis://, rediss://, redis+cluster:// or redis+sentinel://",
         ),
         (
             '[store]\nurl = "sqlite:////no/such/folder/x.db"\n',
-            "chat.toml:2: store.url: the folder /no/such/folder does not exist: make it, or choose another",
+            "chat.toml:2: store.url: the directory of the SQLite file does not exist: /no/such/folder",
         ),
-        ('[store]\nurl = "sqlite:////tmp"\n', "chat.toml:2: store.url: must name a file, not a folder"),
+        ('[store]\nurl = "sqlite:////tmp"\n', "chat.toml:2: store.url: the SQLite file is a directory: /tmp"),
         (
             '[providers.a]\nkind = "opnai"\n',
             "chat.toml:2: providers.a.kind: must be one of openai, demo; did you mean openai?",

@@ -1,0 +1,17 @@
+-- Renew the leases of live claims. ARGV: 5 lease; then two a claim: id, fingerprint. Answers 1 for each that was live, else 0.
+
+local answer = {'ok', epoch, now}
+for at = 6, #ARGV, 2 do
+  local id = ARGV[at]
+  local claim = current(id)
+  local live = claim and claim.state == 'open' and claim.print == ARGV[at + 1]
+  if live then
+    local expires = text(now + tonumber(ARGV[5]))
+    redis.call('ZADD', leases, 'XX', 'GT', expires, id)
+    for _, hold in ipairs(claim.holds) do
+      if hold.kind == 'gauge' then redis.call('ZADD', root .. 'streams:' .. hold.key, 'XX', 'GT', expires, id) end
+    end
+  end
+  answer[#answer + 1] = live and 1 or 0
+end
+return answer

@@ -1,0 +1,27 @@
+-- End a claim. ARGV: 5 id; 6 fingerprint; 7 settled, released or undone (released and forgotten); 8 source; then two a
+-- unit: its name and what was spent of it. Answers 1 where this call ended it, else 0, and how it stands:
+-- its state, '' where it is not known, and what was spent by unit.
+
+local id, print, wanted = ARGV[5], ARGV[6], ARGV[7]
+local claim = current(id)
+if not claim and wanted == 'released' then
+  save(id, {print = print, state = 'released', output = 0, attempt = '', holds = {}})
+  return {'ok', epoch, now, 0, 'released'}
+end
+if not claim or claim.print ~= print then return {'ok', epoch, now, 0, ''} end
+
+local ended = 0
+if claim.state == 'open' or (claim.state == 'expired' and wanted == 'settled') then
+  ended = 1
+  local spent = {}
+  for at = 9, #ARGV, 2 do spent[ARGV[at]] = tonumber(ARGV[at + 1]) end
+  if wanted ~= 'settled' then claim.output = 0 end
+  finish(id, claim, wanted == 'settled' and wanted or 'released', ARGV[8], spent)
+  if wanted == 'undone' then redis.call('DEL', root .. 'claim:' .. id) end
+end
+local answer = {'ok', epoch, now, ended, claim.state}
+for unit, spent in pairs(claim.actual or {}) do
+  answer[#answer + 1] = unit
+  answer[#answer + 1] = spent
+end
+return answer

@@ -1,0 +1,342 @@
+"""Counters in Redis or Valkey: one server, Sentinel or a Cluster, for any number of processes and hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Literal
+from zlib import crc32
+
+from msgspec import Struct
+from redis.exceptions import NoScriptError, RedisError
+
+from chat_nest.errors import LimiterUnavailable
+from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.protocols import Now
+from chat_nest.stores.book import Book, Counter, check_actual, check_claim, check_line, check_text, lease_us
+from chat_nest.stores.redis_servers import Servers, UnsafeServer, Word, open_servers, read_url
+from chat_nest.usage import Source
+from chat_nest.windows import US, gcra_wait
+
+_log = logging.getLogger(__name__)
+
+_PARTITIONS = 64
+"""Into how many slots a Cluster's callers are spread. It is part of the keys' names: another number, other counters."""
+_SWEPT_AT_ONCE = 200
+_EXTENDED_AT_ONCE = 200
+
+Ending = Literal["settled", "released", "undone"]
+_FOLLOW: dict[bytes, Ending] = {b"settled": "settled", b"released": "released", b"": "settled"}
+"""What a claim's other partitions do, by its state where it began: an expired one expires there too."""
+
+
+class _Script(Struct, frozen=True):
+    text: str
+    sha: str
+
+
+def _script(name: str) -> _Script:
+    folder = files("chat_nest.stores") / "lua"
+    text = (folder / "book.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    return _Script(text, sha1(text.encode()).hexdigest())  # noqa: S324 - EVALSHA's name of a script
+
+
+_RESERVE, _FINISH, _EXTEND, _SHRINK, _PEEK, _SWEEP = map(
+    _script, ("reserve", "finish", "extend", "shrink", "peek", "sweep")
+)
+
+
+class _Emptied(Exception):
+    """The server has lost what it knew, or another one answers in its place."""
+
+
+class _Part(Struct, frozen=True):
+    """The lines of a claim that one partition keeps, by their index in the claim."""
+
+    partition: str
+    lines: Sequence[int]
+
+
+class RedisStore:
+    """A Store on the servers that `url` names (see `redis_servers.read_url`); nothing is opened before the first call.
+
+    Each call is one Lua script, so it is atomic, and one round trip; the server's clock counts. On a Cluster a claim's
+    lines may be in several slots. Then the caller's are reserved first, the others after them, and where those are
+    refused the first are given back before the answer: for that moment the caller alone has less room. An id belongs
+    to its claim's lines there: the same id with another caller's lines is another claim.
+
+    A call raises LimiterUnavailable where it has no answer within `timeout` seconds, waiting for one of the
+    `connections` to a server included, where the server is out of memory, loading, read-only or failing over, where it
+    may evict keys, or where it has been emptied since this store first asked it; its `__cause__` says which. What was
+    not answered may or may not have happened: a reservation that nobody knows of is charged when its lease runs out.
+    A cancelled call may still run. A claim, line, amount or lease that breaks a rule raises ValueError.
+
+    Finished claims, past windows and drained rates are kept for `retention` seconds. Every key begins with `prefix`.
+    `_now`, for tests, takes the place of the server's clock; how long keys are kept still goes by the server's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 0.7,
+        connections: int = 32,
+        retention: float = 3_600.0,
+        prefix: str = "chat-nest",
+        _now: Now | None = None,
+    ) -> None:
+        if not 0 < timeout < 1 or connections < 1 or retention <= 0:
+            raise ValueError(
+                "timeout must be over 0 and under 1 second, connections at least 1, retention over 0 seconds"
+            )
+        if not prefix.isprintable() or not prefix or "{" in prefix or "}" in prefix:
+            raise ValueError("prefix must be printable characters without braces")
+        self._place = read_url(url)
+        self._timeout = timeout
+        self._connections = connections
+        self._retention_us = int(retention * US)
+        self._prefix = prefix
+        self._now = _now
+        self._link: _Link | None = None
+        self._epochs: dict[str, bytes] = {}
+        """By partition, the epoch that was there when this store first asked."""
+        self._failing = False
+
+    async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
+        check_claim(claim)
+        us = lease_us(lease)
+        parts = self._parts(claim)
+        attempt = secrets.token_urlsafe(6)
+        output, granted, rooms = claim.max_output_tokens, list[tuple[_Part, int]](), dict[int, int]()
+        async with self._calling() as servers:
+            for part in parts:
+                words: list[Word] = [claim.id, claim.fingerprint, attempt, us, output, claim.min_output_tokens]
+                for index in part.lines:
+                    words += _line_words(claim.lines[index])
+                answer, now_us, *found = await self._run(servers, part.partition, _RESERVE, words)
+                if answer != b"granted":
+                    for held, _ in granted:
+                        await self._end(servers, held.partition, claim, "undone", "", {})
+                    return _not_granted(answer, found, claim, part, now_us)
+                output = int(found[0])
+                granted.append((part, output))
+                rooms |= zip(part.lines, found[1:], strict=True)
+            for part, first in granted:
+                if first != output:
+                    await self._shrink(servers, claim, part, first, output, rooms)
+        return Granted(output_tokens=output, room=tuple(rooms[index] for index in range(len(claim.lines))))
+
+    async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
+        us = lease_us(lease)
+        for claim in claims:
+            check_text(claim.id, "claim.id")
+        live: set[str] = set()
+        by_partition: dict[str, list[tuple[Claim, bool]]] = {}
+        for claim in claims:
+            for number, part in enumerate(self._parts(claim)):
+                by_partition.setdefault(part.partition, []).append((claim, number == 0))
+        async with self._calling() as servers:
+            for partition, asked in by_partition.items():
+                for start in range(0, len(asked), _EXTENDED_AT_ONCE):
+                    some = asked[start : start + _EXTENDED_AT_ONCE]
+                    words: list[Word] = [us]
+                    for claim, _ in some:
+                        words += (claim.id, claim.fingerprint)
+                    _, _, *renewed = await self._run(servers, partition, _EXTEND, words)
+                    live |= {claim.id for (claim, home), was in zip(some, renewed, strict=True) if home and was}
+        return frozenset(live)
+
+    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+        check_text(claim.id, "claim.id")
+        check_actual(actual)
+        return await self._finish(claim, "settled", source, dict(actual or {}))
+
+    async def release(self, claim: Claim) -> bool:
+        check_claim(claim)
+        return await self._finish(claim, "released", "", {})
+
+    async def peek(self, lines: Sequence[Line]) -> tuple[Standing, ...]:
+        for index, line in enumerate(lines):
+            check_line(line, index)
+        by_partition: dict[str, list[int]] = {}
+        for index, line in enumerate(lines):
+            if line.kind != "request":
+                by_partition.setdefault(self._partition(line), []).append(index)
+        standings: dict[int, Standing] = {}
+        async with self._calling() as servers:
+            for partition, indices in by_partition.items():
+                words = [word for index in indices for word in (lines[index].kind, lines[index].key)]
+                _, now_us, *found = await self._run(servers, partition, _PEEK, words)
+                for index, used, held, tat in zip(indices, found[::3], found[1::3], found[2::3], strict=True):
+                    standings[index] = _standing(lines[index], used, held, tat, now_us)
+        return tuple(standings.get(index) or _standing(line, 0, 0, 0, 0) for index, line in enumerate(lines))
+
+    async def sweep(self) -> int:
+        """Charge expired leases; also look again whether the servers may evict keys."""
+        partitions = [str(n) for n in range(_PARTITIONS)] + ["all"] if self._place.kind == "cluster" else ["0"]
+        swept = 0
+        async with self._calling() as servers:
+            await servers.check()
+        for partition in partitions:
+            more = True
+            while more:
+                async with self._calling() as servers:
+                    _, _, count = await self._run(servers, partition, _SWEEP, [_SWEPT_AT_ONCE])
+                swept += count
+                more = count == _SWEPT_AT_ONCE
+        return swept
+
+    async def ping(self) -> None:
+        """Return if the servers answer, never evict keys, and are those that this store has known."""
+        async with self._calling() as servers:
+            await servers.check()
+            await self._run(servers, "all" if self._place.kind == "cluster" else "0", _PEEK, [])
+
+    async def aclose(self) -> None:
+        """Wait for the calls that run, then close the connections; a call after that opens new ones."""
+        link, self._link = self._link, None
+        if link is not None:
+            await link.idle.wait()
+            await link.servers.aclose()
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncGenerator[Servers, None]:
+        """Give one call its servers and its deadline, and turn whatever goes wrong there into LimiterUnavailable."""
+        link = self._link
+        if link is None:
+            link = self._link = _Link(open_servers(self._place, self._connections, self._timeout))
+        link.running += 1
+        link.idle.clear()
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield link.servers
+        except (RedisError, OSError, TimeoutError, UnsafeServer, _Emptied) as error:
+            if not self._failing:
+                why = str(error) if isinstance(error, UnsafeServer | _Emptied) else type(error).__name__
+                _log.warning("The Redis store does not answer: %s", why)
+            self._failing = True
+            raise LimiterUnavailable from error
+        else:
+            if self._failing:
+                _log.warning("The Redis store answers again")
+            self._failing = False
+        finally:
+            link.running -= 1
+            if not link.running:
+                link.idle.set()
+
+    async def _run(self, servers: Servers, partition: str, script: _Script, words: Sequence[Word]) -> list[Any]:
+        """Return what the script answers, without the epoch."""
+        tag = f"{self._prefix}:{partition}"
+        seen = self._epochs.get(partition, b"")
+        now: Word = "" if self._now is None else int(self._now() * US)
+        rest = (1, f"{{{tag}}}:epoch", seen, secrets.token_hex(8) if not seen else "", now, self._retention_us, *words)
+        try:
+            answer: list[Any] = await servers.call(tag, "EVALSHA", script.sha, *rest)
+        except NoScriptError:
+            answer = await servers.call(tag, "EVAL", script.text, *rest)
+        if answer[0] == b"emptied" or self._epochs.setdefault(partition, answer[1]) != answer[1]:
+            raise _Emptied("the server has been emptied or replaced, and what was spent is not known any more")
+        del answer[1]
+        return answer
+
+    async def _finish(self, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int]) -> bool:
+        """End the claim where it began; the other partitions follow what was decided there, this time or before."""
+        home, *others = self._parts(claim)
+        async with self._calling() as servers:
+            ended, state, spent = await self._end(servers, home.partition, claim, ending, source, spent)
+            follow = _FOLLOW.get(state) if state or ending == "settled" else None
+            for part in others if follow else ():
+                await self._end(servers, part.partition, claim, follow or ending, source, spent)
+        return ended
+
+    async def _end(
+        self, servers: Servers, partition: str, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int]
+    ) -> tuple[bool, bytes, Mapping[Any, int]]:
+        words: list[Word] = [claim.id, claim.fingerprint, ending, source]
+        for unit, amount in spent.items():
+            words += (unit, amount)
+        _, _, ended, state, *pairs = await self._run(servers, partition, _FINISH, words)
+        return bool(ended), state, dict(zip(pairs[::2], pairs[1::2], strict=True)) if state == b"settled" else spent
+
+    async def _shrink(
+        self, servers: Servers, claim: Claim, part: _Part, held: int, output: int, rooms: dict[int, int]
+    ) -> None:
+        """Lessen what a part holds for `held` output tokens to what `output` draw."""
+        lines = [claim.lines[index] for index in part.lines]
+        words: list[Word] = [claim.id, claim.fingerprint, output]
+        words += [line.amount(output) for line in lines if line.kind != "request"]
+        answer, _, *found = await self._run(servers, part.partition, _SHRINK, words)
+        if answer == b"lost":
+            raise TimeoutError("the lease ran out while the claim was being reserved")
+        left = iter(found)
+        for index, line in zip(part.lines, lines, strict=True):
+            room = 0 if line.kind == "request" else next(left)
+            rooms[index] = room if line.kind == "rate" else rooms[index] + line.amount(held) - line.amount(output)
+
+    def _parts(self, claim: Claim) -> list[_Part]:
+        """The partitions of a claim's lines, the one that keeps the claim's id first."""
+        if self._place.kind != "cluster":
+            return [_Part("0", range(len(claim.lines)))]
+        own = [line for line in claim.lines if line.scope == "caller"] or claim.lines
+        home = self._partition(own[0]) if own else str(crc32(claim.id.encode()) % _PARTITIONS)
+        by_partition: dict[str, list[int]] = {home: []}
+        for index, line in enumerate(claim.lines):
+            by_partition.setdefault(home if line.kind == "request" else self._partition(line), []).append(index)
+        return [_Part(partition, indices) for partition, indices in by_partition.items()]
+
+    def _partition(self, line: Line) -> str:
+        if self._place.kind != "cluster":
+            return "0"
+        if line.scope == "all":
+            return "all"
+        owner = ":".join(line.key.split(":", 2)[:2])  # `caller:KEY` of `caller:KEY:tokens_per_day:2026-11-21`
+        return str(crc32(owner.encode()) % _PARTITIONS)
+
+
+class _Link:
+    """Open servers, and how many calls run on them."""
+
+    def __init__(self, servers: Servers) -> None:
+        self.servers = servers
+        self.running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+
+def _line_words(line: Line) -> tuple[Word, ...]:
+    ends = int(line.resets_at * US) if line.kind == "window" else 0
+    return line.kind, line.key, line.unit, line.limit, line.fixed, line.per_million, line.period, ends
+
+
+def _not_granted(
+    answer: bytes, found: Sequence[Any], claim: Claim, part: _Part, now_us: int
+) -> Refused | Duplicate | Conflict:
+    if answer == b"conflict":
+        return Conflict()
+    if answer == b"duplicate":
+        return Duplicate(output_tokens=found[0], state=found[1].decode())
+    number, room, first = (int(each) for each in found)
+    index = part.lines[number - 1]
+    return Refused(line=index, room=room, retry_after=_retry_after(claim.lines[index], claim, first, now_us))
+
+
+def _retry_after(line: Line, claim: Claim, first: int, now_us: int) -> float:
+    """Seconds; `first` is a rate's tat, or when the first lease on a gauge runs out, 0 where nobody holds it."""
+    if line.kind == "window":
+        return max(0.0, line.resets_at - now_us / US)
+    if line.kind == "rate":
+        return gcra_wait(first, now_us, line.amount(claim.min_output_tokens), line.limit, line.period)
+    if line.kind == "gauge":
+        return max(1.0, (first - now_us) / US)
+    return 0.0
+
+
+def _standing(line: Line, used: int, held: int, tat: int, now_us: int) -> Standing:
+    counter = Counter(line.key, line.kind, used, held, tat)
+    return Book({line.key: counter}, {}, lambda _: None).peek([line], (), now_us)[0]

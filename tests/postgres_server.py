@@ -1,0 +1,161 @@
+"""A real PostgreSQL server for tests: one a test process, or the one at DATABASE_URL; each user of it makes a database."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+_numbers = itertools.count()
+
+
+class PostgresServer:
+    """A server in a directory of its own, which goes with it. Without fsync: it survives its own crash, not the machine's."""
+
+    def __init__(self) -> None:
+        self._programs = find_programs()
+        self._directory = Path(tempfile.mkdtemp(prefix="chat-nest-postgres-"))
+        self._process: subprocess.Popen | None = None
+        self._as_user: list[str] = []
+        if os.getuid() == 0:  # the server refuses to run as root
+            user = next(name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()})
+            entry = pwd.getpwnam(user)
+            os.chown(self._directory, entry.pw_uid, entry.pw_gid)
+            self._as_user = [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+        self.port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        run = ["setpriv", *self._as_user] if self._as_user else []
+        subprocess.run(
+            [*run, self._programs / "initdb", "-D", self._directory / "data", "-U", "postgres", "-A", "trust",
+             "-E", "UTF8", "--locale=C", "--no-sync"],
+            check=True, stdout=subprocess.DEVNULL, cwd="/",
+        )  # fmt: skip
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "full_page_writes": "off",
+            "shared_buffers": "16MB",
+            "max_connections": 100,
+            "log_min_messages": "fatal",
+        }
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                # It ends with us, however we end.
+                ["setpriv", "--pdeathsig", "QUIT", *self._as_user, self._programs / "postgres",
+                 "-D", self._directory / "data", *(f"--{name}={value}" for name, value in settings.items())],
+                cwd="/", stdout=log, stderr=log, start_new_session=True,  # away from Ctrl-C
+            )  # fmt: skip
+        give_up = time.monotonic() + 15
+        while subprocess.run([self._programs / "pg_isready", "-q", "-d", self.url]).returncode:
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"PostgreSQL did not start:\n{(self._directory / 'log').read_text()}")
+            time.sleep(0.02)
+
+    def crash(self) -> None:
+        """What `pg_ctl stop -m immediate` does: no checkpoint, no goodbye."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait()
+
+    def signal_all(self, number: int) -> None:
+        """Signal the server and its children, which answer for it."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def remove(self) -> None:
+        if self._process.poll() is None:
+            self.signal_all(signal.SIGCONT)
+            self.crash()
+        shutil.rmtree(self._directory)
+
+
+@functools.cache
+def shared_url() -> str:
+    """The URL of a database of our own on a server that lives as long as this process."""
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        server = PostgresServer()
+        atexit.register(server.remove)
+        url = server.url
+    name, remove = new_database(url)
+    atexit.register(remove)
+    return name
+
+
+def new_database(url: str):
+    """Make a database beside the one at `url`. Return its URL, and what removes it."""
+    import psycopg
+
+    name = f"chat_nest_test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+
+    def remove() -> None:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}")), remove
+
+
+def empty(url: str) -> None:
+    """Forget all counters and reservations."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT to_regclass('chat_nest.counters') IS NOT NULL").fetchone() == (True,):
+            connection.execute("DELETE FROM chat_nest.counters; DELETE FROM chat_nest.reservations")
+
+
+def rows(url: str, query: str):
+    """What the query returns; of several statements, the last one's rows."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(query)
+        while cursor.nextset():
+            pass
+        return cursor.fetchall() if cursor.description else []
+
+
+def find_programs() -> Path:
+    """The directory of initdb and postgres; Debian keeps them off the PATH."""
+    found = shutil.which("initdb")
+    candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+    if found:
+        candidates.append(Path(found).resolve().parent)
+    for directory in reversed(candidates):
+        if (directory / "initdb").exists() and (directory / "postgres").exists() and shutil.which("setpriv"):
+            return directory
+    message = "needs PostgreSQL (Debian: apt install postgresql; scripts/test does it as root)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
