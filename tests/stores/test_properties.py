@@ -273,6 +273,7 @@ def test_any_interleaving_keeps_the_budget(kind, chats, random):
             await asyncio.gather(*(chat(store, *each) for each in chats))
             assert not watcher.done() or watcher.result()
             watcher.cancel()
+            await asyncio.wait([watcher])
             clock.advance(100)
             await store.sweep()
             for line, found in zip(PEEKED, await store.peek(PEEKED), strict=True):

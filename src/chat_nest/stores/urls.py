@@ -18,8 +18,9 @@ def open_store(url: str, now: Now = time.time) -> Store:
     """Return the store that the URL names; nothing is opened before its first call.
 
     What follows `sqlite:///` is the path as it is, without escapes or parameters; for Redis see
-    `redis_servers.read_url`, and there the server's clock counts, not `now`. Raises ValueError for another form, or
-    where the extra that the form needs is not installed, and OSError where the SQLite file can't exist there.
+    `redis_servers.read_url`. There the server's clock counts, not `now`, and so it does for PostgreSQL, unless `now` is
+    not the system's. Raises ValueError for another form, or where the extra that the form needs is not installed, and
+    OSError where the SQLite file can't exist there.
     """
     if url == "memory://":
         return MemoryStore(now)
