@@ -270,10 +270,14 @@ def test_any_interleaving_keeps_the_budget(kind, chats, random):
         clock = Clock()
         async with STORES[kind](clock) as store:
             watcher = asyncio.create_task(watch(store))
-            await asyncio.gather(*(chat(store, *each) for each in chats))
-            assert not watcher.done() or watcher.result()
-            watcher.cancel()
-            await asyncio.wait([watcher])
+            tasks = [asyncio.create_task(chat(store, *each)) for each in chats]
+            try:
+                await asyncio.gather(*tasks)
+                assert not watcher.done() or watcher.result()
+            finally:  # Hypothesis may stop an example inside one of them: no other may use the store after its end
+                for task in (watcher, *tasks):
+                    task.cancel()
+                await asyncio.wait([watcher, *tasks])
             clock.advance(100)
             await store.sweep()
             for line, found in zip(PEEKED, await store.peek(PEEKED), strict=True):
