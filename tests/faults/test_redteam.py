@@ -262,3 +262,25 @@ def test_no_repr_shows_what_was_said_or_who_said_it() -> None:
     message = Message(role="user", content="canary")
     request = ChatRequest(messages=(message,), system_prompt="canary")
     assert "canary" not in repr([message, request, Caller(id="canary")])
+
+
+@pytest.mark.parametrize(("url", "calls"), [("http://127.0.0.1:1/v1", True), ("https://models.example/v1", False)])
+async def test_only_a_model_on_this_machine_is_asked_again_after_a_lost_connection(url, calls, monkeypatch) -> None:
+    from chat_nest.errors import UpstreamUnavailable
+    from chat_nest.messages import Message
+    from chat_nest.protocols import Prompt
+    from chat_nest.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider("k", url)
+
+    @asynccontextmanager
+    async def lost(*args, **how):
+        raise UpstreamUnavailable
+        yield
+
+    monkeypatch.setattr(provider._session, "request", lost)
+    prompt = Prompt(model="m", messages=(Message(role="user", content="x"),), max_output_tokens=5)
+    with pytest.raises(UpstreamUnavailable) as failed:
+        async with provider.open(prompt, Timeouts()):
+            pass
+    assert failed.value.spent_nothing is calls

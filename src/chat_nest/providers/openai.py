@@ -18,7 +18,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chat_nest.deltas import Batch, Delta, FinishDelta, FinishReason, ReasoningDelta, TextDelta, UsageDelta
-from chat_nest.errors import UpstreamAuth, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamTruncated
+from chat_nest.errors import (
+    UpstreamAuth,
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+    UpstreamTruncated,
+    UpstreamUnavailable,
+)
 from chat_nest.limits import MAX_AMOUNT, Timeouts
 from chat_nest.protocols import Prompt
 from chat_nest.providers.http import HTTPSession, HTTPStream
@@ -30,8 +37,8 @@ from chat_nest.usage import Usage
 logger = logging.getLogger("chat_nest.upstream")
 
 ERROR_BODY_SECONDS: Final = 1.0
-STOPS_WITH_US: Final = frozenset({"api.openai.com", "127.0.0.1", "localhost", "::1"})
-"""The hosts that are known to stop, and to stop billing, when we leave."""
+OPENAI_HOST: Final = "api.openai.com"
+LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 END_SECONDS: Final = 0.05
 """After [DONE]: how long to wait for the body's end, which lets the connection be used again."""
 CHECK_SECONDS: Final = 10.0
@@ -251,8 +258,9 @@ class OpenAIProvider:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.base_url = _checked_url(base_url)
+        self._is_local = urlsplit(self.base_url).hostname in LOCAL_HOSTS
         if abort_bills is None:
-            abort_bills = "stops" if urlsplit(self.base_url).hostname in STOPS_WITH_US else "unknown"
+            abort_bills = "stops" if self._is_local or urlsplit(self.base_url).hostname == OPENAI_HOST else "unknown"
         if abort_bills not in ("stops", "full", "unknown"):
             raise ValueError("abort_bills must be stops, full or unknown")
         self.abort_bills = abort_bills
@@ -281,14 +289,20 @@ class OpenAIProvider:
             connect_timeout=timeouts.connect,
         )
         del prompt
-        async with asking as answer:
-            if answer.status != 200:
-                raise await _refused(answer)
-            media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if media_type not in ("text/event-stream", ""):
-                logger.warning("the provider answered 200 without an event stream: %s", UpstreamProtocol.code)
-                raise UpstreamProtocol(spent_nothing=True)
-            yield _Batches(answer)
+        try:
+            async with asking as answer:
+                if answer.status != 200:
+                    raise await _refused(answer)
+                media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+                if media_type not in ("text/event-stream", ""):
+                    logger.warning("the provider answered 200 without an event stream: %s", UpstreamProtocol.code)
+                    raise UpstreamProtocol(spent_nothing=True)
+                yield _Batches(answer)
+        except UpstreamUnavailable as lost:
+            # llama.cpp closes kept-alive connections without a word. A model on this machine bills nothing, so such a
+            # request may be sent again.
+            lost.spent_nothing = lost.spent_nothing or self._is_local
+            raise
 
     async def check(self) -> None:
         """Ask for the list of models, which costs nothing. A server without one (404, 405) counts as reachable.
