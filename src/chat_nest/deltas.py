@@ -25,6 +25,24 @@ class ReasoningDelta(Struct, frozen=True):
     text: str
 
 
+class ToolCallDelta(Struct, frozen=True):
+    """A piece of a call to one of the client's tools; it counts as output.
+
+    `index` tells the calls of one answer apart. A call's first piece has its `id` and `name`; `arguments` is text to be
+    joined.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the model wrote."""
+        return self.name + self.arguments
+
+
 class UsageDelta(Struct, frozen=True):
     """Totals so far as the provider counts them; the newest replaces the ones before."""
 
@@ -37,6 +55,6 @@ class FinishDelta(Struct, frozen=True):
     reason: FinishReason
 
 
-Delta = TextDelta | ReasoningDelta | UsageDelta | FinishDelta
+Delta = TextDelta | ReasoningDelta | ToolCallDelta | UsageDelta | FinishDelta
 Batch = Sequence[Delta]
 """Everything that one read from the provider brought; never empty."""

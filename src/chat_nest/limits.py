@@ -6,15 +6,40 @@ from typing import Literal
 
 from msgspec import Struct
 
+from chat_nest.records import Record
+
 MAX_AMOUNT = 2**50
 """No limit or amount may be larger: stores keep integers as doubles, which lose them at 2**53."""
 
 Unit = Literal["requests", "tokens", "nanousd", "streams"]
+Scope = Literal["caller", "group", "all"]
 LineKind = Literal["window", "rate", "gauge", "request"]
 
 
+class Limits(Struct, frozen=True, kw_only=True):
+    """Counters that several callers share: a group's, or all callers'. None is no limit.
+
+    Tokens are input and output together, usd are dollars. A minute of requests or tokens refills evenly; every other
+    window is a calendar one, in the operator's time zone.
+    """
+
+    requests_per_minute: int | None = None
+    requests_per_hour: int | None = None
+    requests_per_day: int | None = None
+    requests_per_month: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_hour: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    usd_per_minute: float | None = None
+    usd_per_hour: float | None = None
+    usd_per_day: float | None = None
+    usd_per_month: float | None = None
+    concurrent_streams: int | None = None
+
+
 class Profile(Struct, frozen=True, kw_only=True):
-    """What one kind of caller may ask for. Token limits count input and output together; None is no limit."""
+    """What one kind of caller may ask for, and the counters of each such caller: see Limits."""
 
     name: str = "balanced"
     model: str = "openai:gpt-4o-mini"
@@ -26,11 +51,22 @@ class Profile(Struct, frozen=True, kw_only=True):
     max_messages: int = 6
     temperature: float = 0.7
     tokens_per_request: int | None = 2_048
-    tokens_per_day: int | None = 70_000
-    tokens_per_minute: int | None = None
     requests_per_minute: int | None = 30
+    requests_per_hour: int | None = None
+    requests_per_day: int | None = None
+    requests_per_month: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_hour: int | None = None
+    tokens_per_day: int | None = 70_000
+    tokens_per_month: int | None = None
+    usd_per_minute: float | None = None
+    usd_per_hour: float | None = None
+    usd_per_day: float | None = None
+    usd_per_month: float | None = None
     concurrent_streams: int | None = None
     allow_system_prompt: bool = False
+    allow_tools: bool = False
+    """Whether a client may offer tools, and send the results of calling them."""
 
 
 CONSTRAINED = Profile(
@@ -53,15 +89,6 @@ EXPANDED = Profile(
     requests_per_minute=60,
 )
 BUILT_IN_PROFILES = {profile.name: profile for profile in (CONSTRAINED, BALANCED, EXPANDED)}
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """The same counters for all callers together; None is no limit."""
-
-    tokens_per_day: int | None = None
-    tokens_per_minute: int | None = None
-    requests_per_minute: int | None = None
-    concurrent_streams: int | None = None
 
 
 class HardCaps(Struct, frozen=True, kw_only=True):
@@ -101,7 +128,7 @@ class Line(Struct, frozen=True, kw_only=True):
     """One counter that a request draws on: `fixed` units, and more for each token of output.
 
     Kinds:
-    - `window`: a calendar window. The window's id is part of the key; `resets_at` is its end, in Unix seconds.
+    - `window`: a calendar window of `period` seconds. Its id is part of the key; `resets_at` is its end, in Unix seconds.
     - `rate`: GCRA (ITU-T I.371) with a burst of `limit`, refilled evenly over `period` seconds.
     - `gauge`: held while the request runs, then given back: concurrent streams.
     - `request`: a limit on this one request; it has no state.
@@ -109,8 +136,9 @@ class Line(Struct, frozen=True, kw_only=True):
 
     name: str
     """The limit's name in a profile, as the user sees it: `tokens_per_day`."""
-    scope: Literal["caller", "all"]
+    scope: Scope
     key: str
+    """`SCOPE:` and whose counter it is, up to the next colon; stores that spread keys keep those of one owner together."""
     unit: Unit
     kind: LineKind
     limit: int
@@ -140,6 +168,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...]
     max_output_tokens: int
     min_output_tokens: int = 1
+    record: Record | None = None
+    """What is kept of the request if its lease expires; the store puts in what was then charged."""
 
 
 class Granted(Struct, frozen=True, kw_only=True):
@@ -163,6 +193,8 @@ class Duplicate(Struct, frozen=True, kw_only=True):
 
     output_tokens: int
     state: Literal["open", "settled", "expired", "released"]
+    record: Record | None = None
+    """What was kept of the request, as it was settled; None while it is open, and where none was given."""
 
 
 class Conflict(Struct, frozen=True):

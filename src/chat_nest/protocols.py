@@ -11,7 +11,8 @@ from msgspec import Struct
 from chat_nest.deltas import Batch, FinishReason
 from chat_nest.errors import ChatError
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Timeouts, Unit
-from chat_nest.messages import Caller, ChatRequest, Message
+from chat_nest.messages import Caller, ChatRequest, Message, Tool
+from chat_nest.records import Record
 from chat_nest.usage import Source, Usage
 
 Scope = MutableMapping[str, Any]
@@ -31,6 +32,9 @@ class Prompt(Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     max_output_tokens: int
     temperature: float | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required`, or `tool:NAME`."""
 
 
 class Provider(Protocol):
@@ -124,11 +128,13 @@ class Store(Protocol):
         """Renew the leases of live claims; return the ids that were live. Never resurrects an expired one."""
         ...
 
-    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+    async def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
+    ) -> bool:
         """Turn the hold into what was used, by unit; a unit left out, or None, charges the whole hold.
 
         More than was held is charged all the same. A claim that had expired is corrected to the actual.
-        Returns False where there was nothing left to settle.
+        Returns False where there was nothing left to settle. `record` is kept in the same step.
         """
         ...
 

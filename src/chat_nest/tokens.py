@@ -10,13 +10,15 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
-from chat_nest.messages import Message
+from chat_nest.messages import Message, Tool
 from chat_nest.protocols import TokenCounter
 
 MESSAGE_OVERHEAD = 8
 """Tokens that a chat template puts around one message (OpenAI's takes 4)."""
 PROMPT_OVERHEAD = 32
 """Tokens that a chat template adds once: the start of the answer, a default system text."""
+TOOL_OVERHEAD = 32
+"""Tokens that a chat template puts around one tool, or one call of it."""
 LONGEST_TOKEN = 128
 """No token of the vocabularies in use is longer, in bytes."""
 
@@ -102,9 +104,22 @@ def base_name(model: str) -> str:
     return model.rpartition("/")[2].lower().removeprefix("ft:")
 
 
-def prompt_bound(messages: Iterable[Message], counter: TokenCounter) -> int:
-    """An upper bound of the input tokens that a provider will bill for `messages`."""
-    return PROMPT_OVERHEAD + sum(counter.count(message.content) + MESSAGE_OVERHEAD for message in messages)
+def message_bound(message: Message, counter: TokenCounter) -> int:
+    """An upper bound of the input tokens that a provider will bill for one message."""
+    bound = MESSAGE_OVERHEAD + counter.count(message.content)
+    for call in message.tool_calls:
+        bound += TOOL_OVERHEAD + counter.count(call.name) + counter.count(call.arguments) + counter.count(call.id)
+    return bound + counter.count(message.tool_call_id) if message.tool_call_id else bound
+
+
+def prompt_bound(messages: Iterable[Message], counter: TokenCounter, tools: Iterable[Tool] = ()) -> int:
+    """An upper bound of the input tokens that a provider will bill for `messages` and the definitions of `tools`."""
+    bound = PROMPT_OVERHEAD + sum(message_bound(message, counter) for message in messages)
+    for tool in tools:
+        # Providers rewrite the schema into a form of their own, which is shorter than its JSON; twice is never low.
+        written = len(tool.name.encode()) + len(tool.description.encode()) + len(bytes(tool.parameters))
+        bound += TOOL_OVERHEAD + 2 * written
+    return bound
 
 
 class OutputMeter:

@@ -6,6 +6,9 @@ import asyncio
 
 import pytest
 from chat_nest.limits import Conflict, Duplicate, Granted, Line, Refused, Standing
+from chat_nest.records import Record
+from chat_nest.usage import Usage
+from msgspec.structs import replace
 from stores_under_test import LEASE, START, claim, gauge, rate, request, standing, window
 
 
@@ -615,3 +618,82 @@ async def test_keys_may_hold_any_printable_text(store):
     assert (await store.reserve(claim("b", gauge(1, key='g"\\')), LEASE)).retry_after == LEASE
     await store.settle(one, {"tokens": 1}, "reported")
     assert [await standing(store, line) for line in lines] == [(1, 0)] * 5
+
+
+# Records.
+
+ASKED = Record(run="r", caller="c" * 16, group="acme", profile="balanced", model="p:m", started_at=START)
+ANSWERED = Record(
+    run="r",
+    caller="c" * 16,
+    group="acme",
+    profile="balanced",
+    model="p:other",
+    started_at=START,
+    seconds=1.25,
+    first_token_seconds=0.5,
+    usage=Usage(input_tokens=7, output_tokens=2**50, cached_input_tokens=3, cache_write_tokens=1, reasoning_tokens=2),
+    cost=2**50,
+    price="own",
+    source="reported",
+    ending="stop",
+)
+
+
+def asking(id, *lines, record=ASKED, most=100):
+    return replace(claim(id, *lines, most=most), record=record)
+
+
+async def kept(store, one):
+    again = await store.reserve(one, LEASE)
+    return again.state, again.record
+
+
+async def test_a_settlement_keeps_its_record_for_who_comes_again(store):
+    one = asking("a", window(1_000))
+    await store.reserve(one, LEASE)
+    assert await kept(store, one) == ("open", None)
+    await store.settle(one, {"tokens": 9}, "reported", ANSWERED)
+    assert await kept(store, one) == ("settled", ANSWERED)
+
+
+async def test_the_record_of_the_first_settlement_counts(store):
+    one = asking("a", window(1_000))
+    await store.reserve(one, LEASE)
+    await store.settle(one, {"tokens": 9}, "reported", ANSWERED)
+    assert not await store.settle(one, {"tokens": 8}, "estimated", replace(ANSWERED, ending="other"))
+    assert await kept(store, one) == ("settled", ANSWERED)
+
+
+async def test_a_settlement_without_a_record_keeps_the_claims(store):
+    one = asking("a", window(1_000))
+    await store.reserve(one, LEASE)
+    await store.settle(one, None, "assumed")
+    assert await kept(store, one) == ("settled", ASKED)
+
+
+async def test_a_claim_without_a_record_has_none(store):
+    one = asking("a", window(1_000), record=None)
+    await store.reserve(one, LEASE)
+    await store.settle(one, {"tokens": 9}, "reported")
+    assert await kept(store, one) == ("settled", None)
+
+
+@pytest.mark.parametrize("paid", [False, True])
+async def test_the_record_of_a_lost_request_has_what_was_charged(store, clock, paid):
+    record = replace(ASKED, usage=Usage(input_tokens=7, output_tokens=100))
+    money = [window(10**6, fixed=70, per_token=10, key="money", unit="nanousd")] if paid else []
+    one = asking("a", window(57, fixed=7), *money, record=record)
+    await store.reserve(one, LEASE)
+    clock.advance(LEASE)
+    lost = replace(record, usage=Usage(input_tokens=7, output_tokens=50), cost=570 if paid else None)
+    assert await kept(store, one) == ("expired", lost)
+    await store.settle(one, {"tokens": 9, "nanousd": 90}, "reported", ANSWERED)
+    assert await kept(store, one) == ("settled", ANSWERED)
+
+
+async def test_what_was_released_has_no_record(store):
+    one = asking("a", window(1_000))
+    await store.reserve(one, LEASE)
+    await store.release(one)
+    assert await kept(store, one) == ("released", None)

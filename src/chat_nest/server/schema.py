@@ -24,6 +24,7 @@ SWITCH = Rule(bool, "true or false")
 COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
 SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
 TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
+USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
 PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
 
 BY_TYPE: Mapping[Any, Rule] = {
@@ -33,6 +34,7 @@ BY_TYPE: Mapping[Any, Rule] = {
     int: COUNT,
     int | None: COUNT,
     float: SECONDS,
+    float | None: USD,
 }
 Keys = Mapping[str, Rule]
 

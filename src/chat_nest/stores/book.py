@@ -11,8 +11,10 @@ from math import isfinite
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, LineKind, Refused, Standing, Unit
+from chat_nest.records import Record
 from chat_nest.usage import Source
 from chat_nest.windows import US, check_rate, gcra_cost, gcra_give, gcra_room, gcra_take, gcra_wait
 
@@ -58,6 +60,8 @@ class Reservation(Struct, array_like=True):
     finished_at: int | None
     source: Source | None
     holds: Sequence[Hold]
+    record: Record | None = None
+    """What is kept of the request: the claim's until it is settled."""
 
 
 class Book:
@@ -87,7 +91,7 @@ class Book:
         if known is not None:
             if known.fingerprint != claim.fingerprint:
                 return Conflict()
-            return Duplicate(output_tokens=0 if known.state == "released" else known.output, state=known.state)
+            return _duplicate(known)
         output = claim.max_output_tokens
         for index, line in enumerate(claim.lines):
             room = self._room(line, now_us)
@@ -99,7 +103,7 @@ class Book:
         holds: list[Hold] = []
         left = [self._hold(line, line.amount(output), holds, now_us) for line in claim.lines]
         reservation = Reservation(
-            claim.id, claim.fingerprint, "open", output, now_us, now_us + lease_us, None, None, holds
+            claim.id, claim.fingerprint, "open", output, now_us, now_us + lease_us, None, None, holds, claim.record
         )
         self.reservations[claim.id] = reservation
         self.changed.append(reservation)
@@ -115,13 +119,17 @@ class Book:
                 live.add(claim.id)
         return frozenset(live)
 
-    def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, now_us: int) -> bool:
+    def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None, now_us: int
+    ) -> bool:
         reservation = self._of(claim)
         if reservation is None or reservation.state not in {"open", "expired"}:
             return False
         spent = actual or {}
         amounts = [spent.get(hold.unit, hold.held) for hold in reservation.holds]
         self._finish(reservation, "settled", source, amounts, now_us)
+        if record is not None:
+            reservation.record = record
         return True
 
     def release(self, claim: Claim, now_us: int) -> bool:
@@ -134,12 +142,14 @@ class Book:
         if reservation is None or reservation.state != "open":
             return False
         self._finish(reservation, "released", None, [0] * len(reservation.holds), now_us)
+        reservation.record = None
         return True
 
     def expire(self, overdue: Iterable[Reservation], now_us: int) -> None:
         for reservation in overdue:
             amounts = [hold.held for hold in reservation.holds]
             self._finish(reservation, "expired", "assumed", amounts, now_us)
+            reservation.record = _lost(reservation)
 
     def peek(self, lines: Iterable[Line], overdue: Sequence[Reservation], now_us: int) -> tuple[Standing, ...]:
         """How the lines stand, as if the leases that are overdue had been charged."""
@@ -239,6 +249,24 @@ class Book:
         held = counter.held - late
         resets_at = line.resets_at if line.kind == "window" else 0.0
         return Standing(used=used, held=held, room=max(0, line.limit - used - held), resets_at=resets_at)
+
+
+def _duplicate(known: Reservation) -> Duplicate:
+    if known.state == "released":
+        return Duplicate(output_tokens=0, state="released")
+    return Duplicate(
+        output_tokens=known.output, state=known.state, record=None if known.state == "open" else known.record
+    )
+
+
+def _lost(reservation: Reservation) -> Record | None:
+    """The record of a request of which nothing more is known: the whole hold was charged."""
+    record = reservation.record
+    if record is None:
+        return None
+    usage = replace(record.usage, output_tokens=reservation.output)
+    cost = next((hold.held for hold in reservation.holds if hold.unit == "nanousd"), None)
+    return replace(record, usage=usage, cost=cost)
 
 
 _LONGEST_TEXT = 1_024

@@ -10,6 +10,7 @@ from heapq import heapify, heappop, heappush
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
+from chat_nest.records import Record
 from chat_nest.stores.book import Book, Counter, Reservation, check_actual, check_claim, check_line, lease_us
 from chat_nest.usage import Source
 from chat_nest.windows import US
@@ -61,9 +62,11 @@ class MemoryStore:
         self._book.extended.clear()  # the old entry in _leases comes up first and finds the new time
         return live
 
-    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+    async def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
+    ) -> bool:
         check_actual(actual)
-        settled = self._book.settle(claim, actual, source, self._charge_overdue())
+        settled = self._book.settle(claim, actual, source, record, self._charge_overdue())
         self._note_changes()
         return settled
 

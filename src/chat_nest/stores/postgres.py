@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
+from chat_nest.records import Record
 from chat_nest.stores.book import (
     Book,
     Counter,
@@ -126,7 +127,9 @@ class PostgresStore:
         [live] = await self._call(_EXTEND, ids, [claim.fingerprint for claim in claims], str(us), self._time())
         return frozenset(live)
 
-    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+    async def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
+    ) -> bool:
         _check_name(claim)
         check_actual(actual)
         spent = None if actual is None else msgspec.json.encode(actual).decode()

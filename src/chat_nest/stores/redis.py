@@ -18,6 +18,7 @@ from redis.exceptions import NoScriptError, RedisError
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
+from chat_nest.records import Record
 from chat_nest.stores.book import Book, Counter, check_actual, check_claim, check_line, check_text, lease_us
 from chat_nest.stores.redis_servers import Servers, UnsafeServer, Word, open_servers, read_url
 from chat_nest.usage import Source
@@ -151,7 +152,9 @@ class RedisStore:
                     live |= {claim.id for (claim, home), was in zip(some, renewed, strict=True) if home and was}
         return frozenset(live)
 
-    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+    async def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
+    ) -> bool:
         check_text(claim.id, "claim.id")
         check_actual(actual)
         return await self._finish(claim, "settled", source, dict(actual or {}))

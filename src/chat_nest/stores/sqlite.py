@@ -20,6 +20,7 @@ from msgspec import Struct
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
+from chat_nest.records import Record
 from chat_nest.stores.book import Book, Reservation, check_actual, check_claim, check_line, check_text, lease_us
 from chat_nest.stores.sqlite_file import SQLiteFile
 from chat_nest.usage import Source
@@ -87,11 +88,13 @@ class SQLiteStore:
         ids = [claim.id for claim in claims]
         return await self._call(lambda page: page.book.extend(claims, us, page.now_us), ids)
 
-    async def settle(self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source) -> bool:
+    async def settle(
+        self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
+    ) -> bool:
         check_text(claim.id, "claim.id")
         check_actual(actual)
         spent = None if actual is None else dict(actual)  # the caller may go on counting
-        return await self._call(lambda page: page.book.settle(claim, spent, source, page.now_us), [claim.id])
+        return await self._call(lambda page: page.book.settle(claim, spent, source, record, page.now_us), [claim.id])
 
     async def release(self, claim: Claim) -> bool:
         check_claim(claim)

@@ -1,0 +1,139 @@
+"""What a model costs: the operator's own prices first, then those of genai-prices, where it is installed.
+
+genai-prices (the extra `prices`) ships its table in the package, so nothing is fetched. A model that neither knows has
+no price: its cost is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from chat_nest.limits import MAX_AMOUNT
+from chat_nest.usage import NANO, Price, Rates
+
+
+def price(*, input: float, output: float, cached_input: float | None = None, cache_write: float | None = None) -> Price:
+    """A price in dollars per million tokens. What is read from or written to a cache costs as `input` if left out.
+
+    Raises ValueError for a price that is negative, not a number or absurd.
+    """
+    rates = Rates(
+        input=_nano(input),
+        output=_nano(output),
+        cached_input=_nano(input if cached_input is None else cached_input),
+        cache_write=_nano(input if cache_write is None else cache_write),
+    )
+    return Price(rates=(rates,), version="own")
+
+
+def nano_limit(usd: float) -> int:
+    """A limit in dollars as nano-dollars, rounded down. Raises ValueError unless it is from 1 to 2**50."""
+    amount = int((_decimal(usd) * NANO).to_integral_value(ROUND_FLOOR))
+    if not 1 <= amount <= MAX_AMOUNT:
+        raise ValueError("must be from 0.000000001 to 1125899 dollars")
+    return amount
+
+
+class Prices:
+    """Prices by PROVIDER:MODEL. `own` may also name `PROVIDER:*`, for all models of a provider.
+
+    `urls` has the base URL of each provider that has one: genai-prices then goes by that, and by the provider's name
+    only where there is none. A model's price is looked up once.
+    """
+
+    def __init__(self, own: Mapping[str, Price] | None = None, urls: Mapping[str, str] | None = None) -> None:
+        self._own = dict(own or {})
+        self._urls = dict(urls or {})
+        self._found: dict[str, Price | None] = {}
+
+    def of(self, model: str) -> Price | None:
+        """The price of PROVIDER:MODEL; None where nobody knows it."""
+        if model not in self._found:
+            self._found[model] = self._look_up(model)
+        return self._found[model]
+
+    def _look_up(self, model: str) -> Price | None:
+        provider, _, name = model.partition(":")
+        own = self._own.get(model) or self._own.get(f"{provider}:*")
+        return own or _listed(name, provider, self._urls.get(provider, ""))
+
+
+def _decimal(usd: float) -> Decimal:
+    """The number as it was written."""
+    amount = Decimal(str(usd))
+    if not amount.is_finite() or amount < 0:
+        raise ValueError("must be a number of dollars, and not negative")
+    return amount
+
+
+def _nano(usd: float) -> int:
+    amount = int((_decimal(usd) * NANO).to_integral_value(ROUND_CEILING))
+    if amount > MAX_AMOUNT:
+        raise ValueError("must be at most 1125899 dollars for a million tokens")
+    return amount
+
+
+@cache
+def _table() -> Any:
+    """The snapshot of genai-prices; None where it is not installed."""
+    try:
+        from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - an extra, and half a second to load
+    except ImportError:
+        return None
+    return get_snapshot()
+
+
+def _listed(name: str, provider: str, url: str) -> Price | None:
+    table = _table()
+    if table is None:
+        return None
+    try:
+        _, found = table.find_provider_model(name, None, None if url else provider, url or None)
+    except LookupError:
+        return None
+    listed = found.prices
+    prices = [found.get_prices(datetime.now(UTC))]
+    if isinstance(listed, list):  # what is cheaper at some hours is counted by the dearest one: never too low
+        prices += [each.prices for each in listed if hasattr(each.constraint, "start_time")]
+    rates = _rates(prices)
+    return rates and Price(rates=rates, version=f"genai-prices {version('genai-prices')}")
+
+
+def _rates(prices: list[Any]) -> tuple[Rates, ...] | None:
+    """The dearest of these prices, at each size of input at which one of them changes; None where one lacks a kind."""
+    if not all(price.input_mtok is not None and price.output_mtok is not None for price in prices):
+        return None
+    sizes = {0}
+    for price in prices:
+        for value in (price.input_mtok, price.output_mtok, price.cache_read_mtok, price.cache_write_mtok):
+            sizes |= {tier.start for tier in getattr(value, "tiers", ())}
+
+    def dearest(kind: str, size: int) -> int:
+        values = [getattr(price, kind) if getattr(price, kind) is not None else price.input_mtok for price in prices]
+        return max(_nano(float(_at(value, size))) for value in values)
+
+    return tuple(
+        Rates(
+            input=dearest("input_mtok", size),
+            output=dearest("output_mtok", size),
+            cached_input=dearest("cache_read_mtok", size),
+            cache_write=dearest("cache_write_mtok", size),
+            above=size,
+        )
+        for size in sorted(sizes)
+    )
+
+
+def _at(value: Any, size: int) -> Any:
+    """A price, or of a tiered one that for inputs over `size` tokens."""
+    applying = [tier.price for tier in getattr(value, "tiers", ()) if tier.start <= size]
+    return applying[-1] if applying else getattr(value, "base", value)
+
+
+FREE = price(input=0, output=0)
+"""Of a model on one's own machine."""
