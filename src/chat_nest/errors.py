@@ -72,13 +72,14 @@ class UnsupportedMediaType(ChatError):
 
 
 class LimitExceeded(ChatError):
-    """A limit refused the request. `limit` names it, as in a profile: `tokens_per_day`."""
+    """A limit refused the request. `limit` names it, as in a profile: `tokens_per_day`; `scope` says whose it is."""
 
     code, status, retryable = "limit_exceeded", 429, True
 
     def __init__(self, message: str = "", *, limit: str = "", retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
+        self.scope = "caller"
 
 
 class RateLimited(LimitExceeded):
@@ -101,6 +102,26 @@ class LimiterUnavailable(ChatError):
     """The store did not answer in time, so nothing was reserved and nothing was sent."""
 
     code, status, text, retryable = "limiter_unavailable", 503, "The service is busy. Please try again.", True
+
+
+# A request that came before, by its Idempotency-Key.
+
+
+class InProgress(ChatError):
+    """The first request with this key is still being answered."""
+
+    code, status, retryable = "request_in_progress", 409, True
+    text = "The first request with this Idempotency-Key is still being answered"
+
+
+class KeyReused(ChatError):
+    code, status, text = "idempotency_key_reused", 409, "This Idempotency-Key was used for another request"
+
+
+class Lost(ChatError):
+    """The first request's process died; what it had reserved was charged in full."""
+
+    code, status, text = "lost", 502, "The answer was lost"
 
 
 # The provider.
@@ -186,3 +207,13 @@ class ClientGone(ChatError):
 
 class Shutdown(ChatError):
     code, status, text, retryable = "shutdown", 503, "The server is shutting down. Please try again.", True
+
+
+def by_code(code: str) -> ChatError:
+    """The error with this code; a plain ChatError where there is none."""
+    kinds: list[type[ChatError]] = [ChatError]
+    for kind in kinds:
+        if kind.code == code:
+            return MethodNotAllowed("") if kind is MethodNotAllowed else kind()
+        kinds.extend(kind.__subclasses__())
+    return ChatError()

@@ -128,7 +128,8 @@ class Line(Struct, frozen=True, kw_only=True):
     """One counter that a request draws on: `fixed` units, and more for each token of output.
 
     Kinds:
-    - `window`: a calendar window of `period` seconds. Its id is part of the key; `resets_at` is its end, in Unix seconds.
+    - `window`: a calendar window of `period` seconds. Its id is part of the key; `resets_at` is its end, in Unix
+      seconds.
     - `rate`: GCRA (ITU-T I.371) with a burst of `limit`, refilled evenly over `period` seconds.
     - `gauge`: held while the request runs, then given back: concurrent streams.
     - `request`: a limit on this one request; it has no state.
@@ -138,7 +139,7 @@ class Line(Struct, frozen=True, kw_only=True):
     """The limit's name in a profile, as the user sees it: `tokens_per_day`."""
     scope: Scope
     key: str
-    """`SCOPE:` and whose counter it is, up to the next colon; stores that spread keys keep those of one owner together."""
+    """Its first two words, `SCOPE:OWNER`, say whose it is: stores that spread keys keep an owner's together."""
     unit: Unit
     kind: LineKind
     limit: int
@@ -165,6 +166,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     id: str
     fingerprint: str
     """The same id with another fingerprint is a Conflict."""
+    owner: str = ""
+    """Who made the claim: of the same id, only the owner that was granted it extends, settles and releases it."""
     lines: tuple[Line, ...]
     max_output_tokens: int
     min_output_tokens: int = 1
@@ -199,6 +202,14 @@ class Duplicate(Struct, frozen=True, kw_only=True):
 
 class Conflict(Struct, frozen=True):
     """The id was reserved before for another fingerprint."""
+
+
+class Quota(Struct, frozen=True):
+    """A line of one request and what is left on it, `room` in its unit, and in how many seconds it is whole again."""
+
+    line: Line
+    room: int
+    resets_in: float
 
 
 class Standing(Struct, frozen=True, kw_only=True):

@@ -56,7 +56,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     profile: str | None = None
     model: str | None = None
-    """What the client calls the model it wants: a profile's name, or its model. It only chooses among what is offered."""
+    """What the client calls the model that it wants: it only chooses among what is offered."""
     system_prompt: str | None = None
     tokens_per_day: int | None = None
     tokens_per_request: int | None = None

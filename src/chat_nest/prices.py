@@ -101,20 +101,20 @@ def _listed(name: str, provider: str, url: str) -> Price | None:
     if isinstance(listed, list):  # what is cheaper at some hours is counted by the dearest one: never too low
         prices += [each.prices for each in listed if hasattr(each.constraint, "start_time")]
     rates = _rates(prices)
-    return rates and Price(rates=rates, version=f"genai-prices {version('genai-prices')}")
+    return None if rates is None else Price(rates=rates, version=f"genai-prices {version('genai-prices')}")
 
 
 def _rates(prices: list[Any]) -> tuple[Rates, ...] | None:
     """The dearest of these prices, at each size of input at which one of them changes; None where one lacks a kind."""
-    if not all(price.input_mtok is not None and price.output_mtok is not None for price in prices):
+    if not all(each.input_mtok is not None and each.output_mtok is not None for each in prices):
         return None
     sizes = {0}
-    for price in prices:
-        for value in (price.input_mtok, price.output_mtok, price.cache_read_mtok, price.cache_write_mtok):
+    for each in prices:
+        for value in (each.input_mtok, each.output_mtok, each.cache_read_mtok, each.cache_write_mtok):
             sizes |= {tier.start for tier in getattr(value, "tiers", ())}
 
     def dearest(kind: str, size: int) -> int:
-        values = [getattr(price, kind) if getattr(price, kind) is not None else price.input_mtok for price in prices]
+        values = [each.input_mtok if getattr(each, kind) is None else getattr(each, kind) for each in prices]
         return max(_nano(float(_at(value, size))) for value in values)
 
     return tuple(

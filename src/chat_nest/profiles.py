@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from msgspec.structs import fields, replace
@@ -14,13 +14,16 @@ from chat_nest.errors import (
     BudgetExceeded,
     ChatError,
     Forbidden,
+    LimitExceeded,
     RateLimited,
     RequestTooLarge,
     TooManyStreams,
 )
-from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, Profile, Refused
-from chat_nest.messages import Caller, ChatRequest, Message
-from chat_nest.windows import Window, calendar_window, check_rate
+from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, LineKind, Profile, Refused, Scope, Unit
+from chat_nest.messages import Caller, ChatRequest, Message, hashed
+from chat_nest.prices import Prices, nano_limit
+from chat_nest.usage import most_it_can_cost
+from chat_nest.windows import WindowKind, calendar_window, check_rate
 
 OLD_NAMES = {"budget": "constrained", "moderate": "balanced", "free": "expanded"}
 """What chat-nest-server called the built-in profiles before version 1."""
@@ -29,13 +32,44 @@ MINUTE = 60
 """Seconds."""
 TOKEN = 1_000_000
 """Units per million output tokens of a line that counts tokens."""
+OTHERS = "default"
+"""The group whose limits hold for each group that has none of its own."""
+
+COUNTERS: tuple[tuple[str, Unit, WindowKind | None], ...] = (
+    ("requests_per_minute", "requests", "minute"),
+    ("requests_per_hour", "requests", "hour"),
+    ("requests_per_day", "requests", "day"),
+    ("requests_per_month", "requests", "month"),
+    ("concurrent_streams", "streams", None),
+    ("tokens_per_minute", "tokens", "minute"),
+    ("tokens_per_hour", "tokens", "hour"),
+    ("tokens_per_day", "tokens", "day"),
+    ("tokens_per_month", "tokens", "month"),
+    ("usd_per_minute", "nanousd", "minute"),
+    ("usd_per_hour", "nanousd", "hour"),
+    ("usd_per_day", "nanousd", "day"),
+    ("usd_per_month", "nanousd", "month"),
+)
+"""Each limit that a Profile or Limits can have: what it counts, and in which window. Told in this order."""
+RATES = ("requests_per_minute", "tokens_per_minute")
+"""They refill evenly; all other windows are calendar windows."""
+MONEY = tuple(name for name, unit, _ in COUNTERS if unit == "nanousd")
+BUDGET_TEXTS = {
+    "minute": "AI budget exceeded. Try again in a minute.",
+    "hour": "Hourly AI budget exceeded. Try again later.",
+    "day": "Daily AI budget exceeded. Try again tomorrow.",
+    "month": "Monthly AI budget exceeded. Try again next month.",
+}
+
+Number = TypeVar("Number", int, float)
 
 
 class Profiles:
     """The operator's profiles under the operator's caps. Days begin at midnight in `time_zone` (an IANA name).
 
-    Raises ValueError if `default` is not one of the profiles, the time zone is unknown, or a rate is too high to be
-    computed exactly.
+    `groups` are the limits that the callers of one group share, by the group's name; those of the group `default` hold
+    for each group that is not named. Raises ValueError if `default` is not one of the profiles, the time zone is
+    unknown, a rate is too high to be computed exactly, or there is a limit in dollars and a model without a price.
     """
 
     def __init__(
@@ -45,43 +79,60 @@ class Profiles:
         hard_caps: HardCaps,
         time_zone: str,
         default: str = "balanced",
+        *,
+        groups: Mapping[str, Limits] | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self._profiles = {_name(name): _capped(profile, hard_caps) for name, profile in profiles.items()}
         self._limits = limits
+        self._groups = dict(groups or {})
+        self._prices = prices or Prices()
         try:
             self._zone = ZoneInfo(time_zone)
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{time_zone!r} is not a known time zone") from None
         for profile in self._profiles.values():
             _check(f"profile {profile.name!r}", profile)
+        for name, shared in self._groups.items():
+            _check(f"group {name!r}", shared)
         _check("limits", limits)
+        self._check_prices()
         chosen = self._find(default)
         if chosen is None:
             raise ValueError(f"the default profile {default!r} is not one of the profiles")
         self._default = chosen
 
+    def offered(self, caller: Caller) -> tuple[Profile, ...]:
+        """The profiles among which this caller may choose. Raises Forbidden if the caller's own does not exist."""
+        return tuple(self._profiles.values()) if caller.profile is None else (self._ceiling(caller.profile),)
+
     def resolve(self, caller: Caller, request: ChatRequest) -> Profile:
         """The profile that this request runs under: nothing in the request can raise any of its numbers.
 
         Without a ceiling in `caller` the request chooses among the operator's profiles. Under a ceiling the chosen
-        profile can only lower the ceiling's numbers, and the models are the ceiling's. Raises BadRequest for a role
-        that the profile does not allow; Forbidden if the caller's profile does not exist.
+        profile can only lower the ceiling's numbers, and the models are the ceiling's. Raises BadRequest for a model
+        that is not offered, and for a role or tools that the profile does not allow; Forbidden if the caller's profile
+        does not exist.
         """
         chosen = None if request.profile is None else self._find(request.profile)
+        if request.model is not None:
+            chosen = self._named(request.model, caller, chosen)
         if caller.profile is None:
             profile = chosen or self._default
         else:
-            ceiling = self._find(caller.profile)
-            if ceiling is None:
-                raise Forbidden("The profile of this caller does not exist")
+            ceiling = self._ceiling(caller.profile)
             profile = ceiling if chosen is None else _lowered(ceiling, chosen)
         _check_roles(request.messages, profile)
+        if request.tools and not profile.allow_tools:
+            raise BadRequest("are not accepted from this caller", field="tools")
         return _asked(profile, request)
 
     def lines(self, caller: Caller, profile: Profile, prompt_tokens: int, now: float) -> tuple[Line, ...]:
-        """What the request draws on, in the order in which a refusal is told: its own size, the caller's, all's.
+        """What the request draws on, in the order in which a refusal is told: its own size, the caller's, the
+        caller's group's, all's.
 
         The keys don't name the profile: a caller who switches profiles keeps the same counters. `now` is Unix time.
+        Raises Forbidden for a caller whose group has no limits where groups have some.
         """
         lines: list[Line] = []
         key = f"caller:{caller.key}"
@@ -98,21 +149,96 @@ class Profiles:
                     per_million=TOKEN,
                 )
             )
-        day = calendar_window("day", now, self._zone)
-        lines += _counters(profile, "caller", key, prompt_tokens, day)
-        lines += _counters(self._limits, "all", "all", prompt_tokens, day)
+        draws: dict[Unit, tuple[int, int]] = {"requests": (1, 0), "streams": (1, 0), "tokens": (prompt_tokens, TOKEN)}
+        prices = [price for model in _models(profile) if (price := self._prices.of(model)) is not None]
+        draws["nanousd"] = most_it_can_cost(prices, prompt_tokens)
+        lines += self._counters(profile, "caller", key, draws, now)
+        if caller.group is not None and self._groups:
+            shared = self._groups.get(caller.group) or self._groups.get(OTHERS)
+            if shared is None:
+                raise Forbidden("The group of this caller does not exist")
+            lines += self._counters(shared, "group", f"group:{hashed(caller.group)}", draws, now)
+        lines += self._counters(self._limits, "all", "all", draws, now)
         return tuple(lines)
 
     def refusal(self, line: Line, refused: Refused) -> ChatError:
         """What the user is told when `line` had no room. `retry_after` is left out where no wait is known to help."""
         wait = refused.retry_after if 0 < refused.retry_after < math.inf else None
+        error: LimitExceeded
         if line.kind == "request" or (line.kind == "rate" and line.amount(1) > line.limit):
-            return RequestTooLarge(limit=line.name)
-        if line.kind == "gauge":
-            return TooManyStreams(limit=line.name, retry_after=wait)
-        if line.kind == "rate":
-            return RateLimited(limit=line.name, retry_after=wait)
-        return BudgetExceeded(limit=line.name, retry_after=wait)
+            error = RequestTooLarge(limit=line.name)
+        elif line.kind == "gauge":
+            error = TooManyStreams(limit=line.name, retry_after=wait)
+        elif line.unit == "requests" or line.kind == "rate":
+            error = RateLimited(limit=line.name, retry_after=wait)
+        else:
+            error = BudgetExceeded(BUDGET_TEXTS[line.name.rpartition("_")[2]], limit=line.name, retry_after=wait)
+        error.scope = line.scope
+        return error
+
+    def _counters(
+        self,
+        limits: Profile | Limits,
+        scope: Scope,
+        owner: str,
+        draws: Mapping[Unit, tuple[int, int]],
+        now: float,
+    ) -> list[Line]:
+        lines: list[Line] = []
+        for name, unit, span in COUNTERS:
+            limit = getattr(limits, name)
+            if limit is None:
+                continue
+            kind: LineKind = "gauge" if span is None else "rate" if name in RATES else "window"
+            key, period, resets_at = f"{owner}:{name}", MINUTE if kind == "rate" else 0, 0.0
+            if kind == "window" and span is not None:
+                window = calendar_window(span, now, self._zone)
+                key, period, resets_at = f"{key}:{window.id}", int(window.end - window.start), window.end
+            fixed, per_million = draws[unit]
+            lines.append(
+                Line(
+                    name=name,
+                    scope=scope,
+                    key=key,
+                    unit=unit,
+                    kind=kind,
+                    limit=nano_limit(limit) if unit == "nanousd" else limit,
+                    fixed=fixed,
+                    per_million=per_million,
+                    period=period,
+                    resets_at=resets_at,
+                )
+            )
+        return lines
+
+    def _check_prices(self) -> None:
+        shared = any(_in_money(limits) for limits in (self._limits, *self._groups.values()))
+        for profile in self._profiles.values():
+            for model in _models(profile) if shared or _in_money(profile) else ():
+                if self._prices.of(model) is None:
+                    said = f"there is a limit in dollars, and the price of {model!r} is not known"
+                    raise ValueError(f"profile {profile.name!r}: {said}")
+
+    def _ceiling(self, name: str) -> Profile:
+        ceiling = self._find(name)
+        if ceiling is None:
+            raise Forbidden("The profile of this caller does not exist")
+        return ceiling
+
+    def _named(self, model: str, caller: Caller, chosen: Profile | None) -> Profile:
+        """The profile that offers what a client calls a model: a profile's name, PROVIDER:MODEL, or MODEL."""
+        offered = self.offered(caller)
+        if chosen is None and caller.profile is None and self._default in offered:
+            offered = (self._default, *offered)
+        elif chosen is not None and caller.profile is None:
+            offered = (chosen,)
+        for profile in offered:
+            if model in (profile.model, profile.model.partition(":")[2]):
+                return chosen or profile
+        named = self._profiles.get(model)
+        if named is None or (chosen is not None and chosen is not named):
+            raise BadRequest("must be a model that is offered here", field="model")
+        return named
 
     def _find(self, name: str) -> Profile | None:
         name = _name(name)
@@ -125,18 +251,27 @@ def _check(where: str, numbers: Profile | Limits) -> None:
         value = getattr(numbers, field.name)
         if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= MAX_AMOUNT:
             raise ValueError(f"{where}: {field.name} must be from 1 to 2**50")
-        if field.name in ("requests_per_minute", "tokens_per_minute") and value is not None:
-            try:
-                check_rate(value, MINUTE)
-            except ValueError as error:
-                raise ValueError(f"{where}: {field.name}: {error}") from None
+        if value is None or field.name not in (*RATES, *MONEY):
+            continue
+        try:
+            check_rate(value, MINUTE) if field.name in RATES else nano_limit(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {field.name}: {error}") from None
+
+
+def _in_money(limits: Profile | Limits) -> bool:
+    return any(getattr(limits, name) is not None for name in MONEY)
+
+
+def _models(profile: Profile) -> Sequence[str]:
+    return (profile.model, *profile.fallbacks)
 
 
 def _name(name: str) -> str:
     return name.strip().lower()
 
 
-def _least(*values: int | None) -> int | None:
+def _least(*values: Number | None) -> Number | None:
     return min((value for value in values if value is not None), default=None)
 
 
@@ -156,18 +291,19 @@ def _capped(profile: Profile, caps: HardCaps) -> Profile:
 
 def _lowered(ceiling: Profile, chosen: Profile) -> Profile:
     """The ceiling, with each number no higher than in `chosen`."""
+    numbers: dict[str, Any] = {
+        name: _least(getattr(ceiling, name), getattr(chosen, name))
+        for name in ("tokens_per_request", *(name for name, _, _ in COUNTERS))
+    }
     return replace(
         ceiling,
+        **numbers,
         max_output_tokens=min(ceiling.max_output_tokens, chosen.max_output_tokens),
         min_output_tokens=min(ceiling.min_output_tokens, chosen.min_output_tokens),
         max_messages=min(ceiling.max_messages, chosen.max_messages),
         temperature=min(ceiling.temperature, chosen.temperature),
-        tokens_per_request=_least(ceiling.tokens_per_request, chosen.tokens_per_request),
-        tokens_per_day=_least(ceiling.tokens_per_day, chosen.tokens_per_day),
-        tokens_per_minute=_least(ceiling.tokens_per_minute, chosen.tokens_per_minute),
-        requests_per_minute=_least(ceiling.requests_per_minute, chosen.requests_per_minute),
-        concurrent_streams=_least(ceiling.concurrent_streams, chosen.concurrent_streams),
         allow_system_prompt=ceiling.allow_system_prompt and chosen.allow_system_prompt,
+        allow_tools=ceiling.allow_tools and chosen.allow_tools,
     )
 
 
@@ -195,67 +331,7 @@ def _asked(profile: Profile, request: ChatRequest) -> Profile:
 def _check_roles(messages: tuple[Message, ...], profile: Profile) -> None:
     for index, message in enumerate(messages):
         role = message.role
-        if role == "tool":
-            raise BadRequest("the role tool is not accepted", field=f"messages[{index}].role")
+        if (role == "tool" or message.tool_calls) and not profile.allow_tools:
+            raise BadRequest("tools are not accepted from this caller", field=f"messages[{index}].role")
         if role in ("system", "developer") and not profile.allow_system_prompt:
             raise BadRequest("must be user or assistant", field=f"messages[{index}].role")
-
-
-def _counters(
-    limits: Profile | Limits, scope: Literal["caller", "all"], key: str, prompt_tokens: int, day: Window
-) -> list[Line]:
-    lines: list[Line] = []
-    if limits.requests_per_minute is not None:
-        lines.append(
-            Line(
-                name="requests_per_minute",
-                scope=scope,
-                key=f"{key}:requests_per_minute",
-                unit="requests",
-                kind="rate",
-                limit=limits.requests_per_minute,
-                fixed=1,
-                period=MINUTE,
-            )
-        )
-    if limits.concurrent_streams is not None:
-        lines.append(
-            Line(
-                name="concurrent_streams",
-                scope=scope,
-                key=f"{key}:concurrent_streams",
-                unit="streams",
-                kind="gauge",
-                limit=limits.concurrent_streams,
-                fixed=1,
-            )
-        )
-    if limits.tokens_per_minute is not None:
-        lines.append(
-            Line(
-                name="tokens_per_minute",
-                scope=scope,
-                key=f"{key}:tokens_per_minute",
-                unit="tokens",
-                kind="rate",
-                limit=limits.tokens_per_minute,
-                fixed=prompt_tokens,
-                per_million=TOKEN,
-                period=MINUTE,
-            )
-        )
-    if limits.tokens_per_day is not None:
-        lines.append(
-            Line(
-                name="tokens_per_day",
-                scope=scope,
-                key=f"{key}:tokens_per_day:{day.id}",
-                unit="tokens",
-                kind="window",
-                limit=limits.tokens_per_day,
-                fixed=prompt_tokens,
-                per_million=TOKEN,
-                resets_at=day.end,
-            )
-        )
-    return lines

@@ -620,6 +620,30 @@ async def test_keys_may_hold_any_printable_text(store):
     assert [await standing(store, line) for line in lines] == [(1, 0)] * 5
 
 
+# Owners: who asks for the same id again must not end what the first one has.
+
+
+async def test_another_owners_claim_is_a_duplicate_and_moves_nothing(store):
+    line = window(1_000)
+    first = replace(claim("a", line), owner="one")
+    other = replace(first, owner="two")
+    await store.reserve(first, LEASE)
+    assert await store.reserve(other, LEASE) == Duplicate(output_tokens=100, state="open")
+    assert not await store.release(other)
+    assert not await store.settle(other, {"tokens": 1}, "reported")
+    assert await store.extend([other], LEASE) == frozenset()
+    assert await standing(store, line) == (0, 100)
+    assert await store.extend([first], LEASE) == {"a"}
+    assert await store.settle(first, {"tokens": 7}, "reported")
+    assert await standing(store, line) == (7, 0)
+
+
+async def test_an_id_released_by_a_later_owner_before_it_was_seen_is_nobodys(store):
+    first = replace(claim("a", window(1_000)), owner="one")
+    await store.release(replace(first, owner="two"))
+    assert await store.reserve(first, LEASE) == Duplicate(output_tokens=0, state="released")
+
+
 # Records.
 
 ASKED = Record(run="r", caller="c" * 16, group="acme", profile="balanced", model="p:m", started_at=START)

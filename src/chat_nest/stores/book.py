@@ -62,6 +62,7 @@ class Reservation(Struct, array_like=True):
     holds: Sequence[Hold]
     record: Record | None = None
     """What is kept of the request: the claim's until it is settled."""
+    owner: str = ""
 
 
 class Book:
@@ -103,7 +104,17 @@ class Book:
         holds: list[Hold] = []
         left = [self._hold(line, line.amount(output), holds, now_us) for line in claim.lines]
         reservation = Reservation(
-            claim.id, claim.fingerprint, "open", output, now_us, now_us + lease_us, None, None, holds, claim.record
+            claim.id,
+            claim.fingerprint,
+            "open",
+            output,
+            now_us,
+            now_us + lease_us,
+            None,
+            None,
+            holds,
+            claim.record,
+            claim.owner,
         )
         self.reservations[claim.id] = reservation
         self.changed.append(reservation)
@@ -134,7 +145,9 @@ class Book:
 
     def release(self, claim: Claim, now_us: int) -> bool:
         if claim.id not in self.reservations:
-            unseen = Reservation(claim.id, claim.fingerprint, "released", 0, now_us, now_us, now_us, None, ())
+            unseen = Reservation(
+                claim.id, claim.fingerprint, "released", 0, now_us, now_us, now_us, None, (), None, claim.owner
+            )
             self.reservations[claim.id] = unseen
             self.changed.append(unseen)
             return False
@@ -157,7 +170,7 @@ class Book:
 
     def _of(self, claim: Claim) -> Reservation | None:
         reservation = self.reservations.get(claim.id)
-        if reservation is None or reservation.fingerprint != claim.fingerprint:
+        if reservation is None or (reservation.fingerprint, reservation.owner) != (claim.fingerprint, claim.owner):
             return None
         return reservation
 
