@@ -7,102 +7,27 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Protocol
 
-from chat_nest.deltas import FinishReason
-from chat_nest.errors import ChatError, ClientGone, LimiterUnavailable, SlowReader, UpstreamTruncated
-from chat_nest.ledger import Ledger, Reservation
-from chat_nest.limits import Claim, Line, Profile, Standing
+from chat_nest.errors import ChatError, LimiterUnavailable, LimitExceeded
+from chat_nest.ledger import AlreadyEnded, Ledger
+from chat_nest.limits import Claim, Line, Profile, Quota, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
+from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
-from chat_nest.protocols import Dialect, Encoder, Ending, Identify, Now, Observer, Prompt, Scope, Sink
-from chat_nest.relay import Pulse, relay
+from chat_nest.protocols import Dialect, Identify, Now, Observer, Prompt, Scope
+from chat_nest.records import Record
+from chat_nest.relay import relay
+from chat_nest.run import Client, Run, make_ending, make_record, replayed_ending
 from chat_nest.tokens import counter_for, prompt_bound
 from chat_nest.trim import trim
 from chat_nest.upstream import Upstream, split_model
+from chat_nest.usage import Usage
 
 log = logging.getLogger("chat_nest.chat")
 
 IDENTIFY_SECONDS = 10.0
-
-
-class Run:
-    """One request while it is served: what is known of it, and the one way to end it early."""
-
-    __slots__ = (
-        "began_at",
-        "body",
-        "caller",
-        "closing",
-        "dropped_messages",
-        "encoder",
-        "ended_at",
-        "ended_by",
-        "held",
-        "id",
-        "lost_reader",
-        "profile",
-        "pulse",
-        "reason",
-        "task",
-    )
-
-    def __init__(self, id: str, now: float) -> None:
-        self.id = id
-        self.began_at = now
-        self.body = b""
-        """The request's body, until it is parsed."""
-        self.pulse = Pulse(now)
-        self.task: asyncio.Task[None] | None = None
-        self.caller: Caller | None = None
-        self.profile: Profile | None = None
-        self.dropped_messages = 0
-        self.encoder: Encoder | None = None
-        self.held: Reservation | None = None
-        self.reason: FinishReason | None = None
-        self.ended_by: ChatError | None = None
-        self.ended_at = 0.0
-        self.lost_reader = False
-        self.closing = False
-
-    def end(self, why: ChatError) -> None:
-        """End the run because of `why`: the first reason counts.
-
-        Its task is cancelled at most twice: once to end the story, and once more if the reader is lost while the last
-        bytes are being written.
-        """
-        if self.task is None or self.task.done():
-            return
-        lost = isinstance(why, ClientGone | SlowReader) and not self.lost_reader
-        first = self.ended_by is None and not self.closing
-        if first:
-            self.ended_by = why
-            self.ended_at = self.task.get_loop().time()
-        if lost:
-            self.lost_reader = True
-        if first or lost:
-            self.task.cancel()
-
-
-class Client(Sink, Protocol):
-    """The reader's end, as the story needs it."""
-
-    def expect(self, encoder: Encoder, model: str) -> None:
-        """A provider is asked now: the stream may open before it answers, and its clocks run."""
-        ...
-
-    async def start(self, model: str) -> None:
-        """Send the headers and the first event, unless that has happened already."""
-        ...
-
-    async def fail(self, error: ChatError) -> None:
-        """End with an error: a status while nothing was sent, else an event; nothing where nobody is there."""
-        ...
-
-    async def finish(self, data: bytes) -> None:
-        """Send the last bytes and end the answer."""
-        ...
 
 
 class Chat:
@@ -115,6 +40,7 @@ class Chat:
         profiles: Profiles,
         ledger: Ledger,
         upstream: Upstream,
+        prices: Prices,
         observers: Sequence[Observer] = (),
         now: Now = time.time,
     ) -> None:
@@ -122,6 +48,7 @@ class Chat:
         self._profiles = profiles
         self._ledger = ledger
         self._upstream = upstream
+        self._prices = prices
         self._observers = observers
         self._now = now
 
@@ -144,10 +71,14 @@ class Chat:
         request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
         profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
         prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
-        claim = self._claim(run, caller, profile, prompt_tokens)  # rates, budgets, concurrency: one list
+        claim = self._claim(run, dialect.path, caller, profile, prompt_tokens)  # rates, budgets, concurrency: one list
         encoder = run.encoder = dialect.encoder(request, run.id)
-        async with self._ledger.reserve(claim, prompt_tokens) as held:  # atomic; the output clamped to what is left
+        conclude = partial(make_record, run, self._prices)
+        async with self._ledger.reserve(
+            claim, prompt_tokens, conclude
+        ) as held:  # atomic; output clamped to what is left
             run.held = held
+            run.quotas = held.quotas(run.started_at)
             self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
             client.expect(encoder, split_model(profile.model)[1])
             opening = self._upstream.open(prompt, (profile.model, *profile.fallbacks), held)
@@ -156,35 +87,70 @@ class Chat:
             async with opening as batches:  # retries and fallbacks, only up to here
                 await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
                 run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time)
-        # Leaving closed the provider's connection first, then settled, once.
+        # Leaving closed the provider's connection first, then settled, once, with what `conclude` says.
 
     async def _outcome(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> ChatError | None:
         try:
             await self._story(run, dialect, scope, client)
         except ChatError as error:
             return error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if run.ended_by is None:
                 raise
-            return None if run.reason is not None and not run.lost_reader else run.ended_by
+            return run.why(cancelled)
         except Exception as bug:
             _log_bug(f"request {run.id}", bug)
             return ChatError()
-        # A provider that swallows what went wrong must not turn it into a finished answer.
-        return None if run.reason is not None else run.ended_by or UpstreamTruncated()
+        return run.why(None)
 
     async def _close(self, run: Run, error: ChatError | None, client: Client) -> None:
         if run.held is None or run.encoder is None:
-            refusal = error or ChatError()
-            self._tell(lambda observer: observer.refused(run.id, run.caller, refusal))
-            await client.fail(refusal)
+            await self._refuse(run, error or ChatError(), client)
             return
-        ending = self._ending(run, run.held, error)
+        record = run.record or make_record(run, self._prices, run.held, error)
+        ending = make_ending(run, record, run.held, error)
         self._tell(lambda observer: observer.finished(ending))
         if error is None:
             await client.finish(run.encoder.finish(ending))
         else:
             await client.fail(error)
+
+    async def _refuse(self, run: Run, error: ChatError, client: Client) -> None:
+        if isinstance(error, AlreadyEnded):
+            await self._replay(run, error.record, client)
+            return
+        self._tell(lambda observer: observer.refused(run.id, run.caller, error))
+        await self._look_at_quotas(run, error)
+        await client.fail(error)
+
+    async def _replay(self, run: Run, record: Record | None, client: Client) -> None:
+        """Tell how the first request with this Idempotency-Key ended: nothing is asked or charged again."""
+        assert run.encoder is not None
+        run.replayed = True
+        model = split_model(record.model if record else "")[1]
+        client.expect(run.encoder, model)
+        await client.start(model)
+        ended = replayed_ending(record)
+        if isinstance(ended, ChatError):
+            await client.fail(ended)
+        else:
+            await client.finish(run.encoder.finish(ended))
+
+    async def _look_at_quotas(self, run: Run, error: ChatError) -> None:
+        """Find out how the lines of a refused request stand, for its headers: not worth another failure."""
+        if run.caller is None or run.quotas or isinstance(error, LimiterUnavailable) or run.lost_reader:
+            return
+        if isinstance(error, LimitExceeded):
+            full = next(line for line in run.lines if (line.name, line.scope) == (error.limit, error.scope))
+            run.quotas = [Quota(full, error.room, error.retry_after or 0.0)]
+            return
+        try:
+            standings = await self._standing(run.caller)
+        except ChatError:
+            return
+        now = self._now()
+        run.lines = [line for line, _ in standings]
+        run.quotas = [Quota(line, each.room, max(0.0, each.resets_at - now)) for line, each in standings]
 
     async def _who(self, scope: Scope) -> Caller:
         caller = self._identify(scope)
@@ -197,31 +163,26 @@ class Chat:
             log.error("identify took more than %s s", IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
             raise LimiterUnavailable from None
 
-    def _claim(self, run: Run, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
+    def _claim(self, run: Run, path: str, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
+        run.started_at = self._now()
+        run.lines = self._profiles.lines(caller, profile, prompt_tokens, run.started_at)
+        record = Record(
+            run=run.id,
+            caller=caller.key,
+            group=caller.group or "",
+            profile=profile.name,
+            model=profile.model,
+            started_at=run.started_at,
+            usage=Usage(input_tokens=prompt_tokens, output_tokens=profile.max_output_tokens),
+        )
         return Claim(
-            id=run.id,
-            fingerprint=blake2b(run.body, digest_size=16).hexdigest(),
-            lines=self._profiles.lines(caller, profile, prompt_tokens, self._now()),
+            id=run.id if run.key is None else _keyed_id(caller, run.key),
+            fingerprint=blake2b(run.body, digest_size=16, person=_short(path)).hexdigest(),
+            owner=run.id,
+            lines=tuple(run.lines),
             max_output_tokens=profile.max_output_tokens,
             min_output_tokens=min(profile.min_output_tokens, profile.max_output_tokens),
-        )
-
-    def _ending(self, run: Run, held: Reservation, error: ChatError | None) -> Ending:
-        usage, source = held.spent()
-        first_at = run.pulse.first_at
-        return Ending(
-            id=run.id,
-            caller=run.caller.key if run.caller else "",
-            profile=run.profile.name if run.profile else "",
-            model=held.model,
-            reason=run.reason,
-            error=error,
-            usage=usage,
-            source=source,
-            seconds=asyncio.get_running_loop().time() - run.began_at,
-            first_token_seconds=None if first_at is None else first_at - run.began_at,
-            remaining=held.remaining(usage),
-            dropped_messages=run.dropped_messages,
+            record=record,
         )
 
     def _tell(self, call: Callable[[Observer], None]) -> None:
@@ -240,6 +201,9 @@ class Chat:
         except Exception as bug:
             _log_bug("usage", bug)
             raise ChatError from None
+        return await self._standing(caller)
+
+    async def _standing(self, caller: Caller) -> list[tuple[Line, Standing]]:
         profile = self._profiles.resolve(caller, ChatRequest(messages=()))
         lines = [
             line
@@ -247,6 +211,16 @@ class Chat:
             if line.scope == "caller" and line.kind != "request"
         ]
         return list(zip(lines, await self._ledger.peek(lines), strict=True))
+
+
+def _short(path: str) -> bytes:
+    """A path in the few bytes that a hash can be made personal by."""
+    return blake2b(path.encode(), digest_size=16).digest()
+
+
+def _keyed_id(caller: Caller, key: str) -> str:
+    """One caller's key is not another's."""
+    return "key:" + blake2b(f"{caller.key} {key}".encode(), digest_size=16).hexdigest()
 
 
 def _log_bug(where: str, bug: Exception) -> None:
@@ -263,12 +237,14 @@ def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int, int]:
     room = None
     if profile.tokens_per_request is not None:
         room = profile.tokens_per_request - min(profile.min_output_tokens, profile.max_output_tokens)
-    kept = trim(messages, profile.max_messages, room, counter_for(names[0]))
+    kept = trim(messages, profile.max_messages, room, counter_for(names[0]), request.tools)
     prompt = Prompt(
         model=names[0],
         messages=kept.messages,
         max_output_tokens=profile.max_output_tokens,
         temperature=profile.temperature,
+        tools=request.tools,
+        tool_choice=request.tool_choice,
     )
-    bound = max([kept.tokens, *(prompt_bound(kept.messages, counter_for(name)) for name in names[1:])])
+    bound = max([kept.tokens, *(prompt_bound(kept.messages, counter_for(name), request.tools) for name in names[1:])])
     return prompt, bound, kept.dropped

@@ -72,7 +72,10 @@ class UnsupportedMediaType(ChatError):
 
 
 class LimitExceeded(ChatError):
-    """A limit refused the request. `limit` names it, as in a profile: `tokens_per_day`; `scope` says whose it is."""
+    """A limit refused the request. `limit` names it, as in a profile: `tokens_per_day`.
+
+    `scope` says whose it is (caller, group, all), and `room` what is left of it, in its unit.
+    """
 
     code, status, retryable = "limit_exceeded", 429, True
 
@@ -80,6 +83,7 @@ class LimitExceeded(ChatError):
         super().__init__(message, retry_after=retry_after)
         self.limit = limit
         self.scope = "caller"
+        self.room = 0
 
 
 class RateLimited(LimitExceeded):

@@ -15,15 +15,26 @@ from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
-from chat_nest.errors import ChatError, LimiterUnavailable
-from chat_nest.limits import MAX_AMOUNT, Claim, Granted, Line, Refused, Standing, Unit
+from chat_nest.errors import ChatError, InProgress, KeyReused, LimiterUnavailable
+from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, Quota, Refused, Standing, Unit
 from chat_nest.protocols import Store
+from chat_nest.records import Record
 from chat_nest.tokens import OutputMeter
 from chat_nest.usage import Source, Usage
 
 log = logging.getLogger("chat_nest.ledger")
 
 LONGEST_RETRY = 5.0
+MOST_TRIES = 10
+"""How often one Idempotency-Key may be used again after an attempt that spent nothing."""
+
+
+class AlreadyEnded(ChatError):
+    """The claim's id was used before, and its request is over. `record` says how; None where that is not known."""
+
+    def __init__(self, record: Record | None) -> None:
+        super().__init__()
+        self.record = record
 
 
 class Reservation:
@@ -86,15 +97,40 @@ class Reservation:
         produced = self.meter.produced()
         return produced if self.meter.exact else min(produced, self.granted.output_tokens)
 
-    def remaining(self, usage: Usage) -> Mapping[str, int]:
-        """What is left of each of the caller's own limits once `usage` is settled, by name."""
+    def quotas(self, now: float) -> list[Quota]:
+        """What is left on each line behind this hold. `now` is Unix time."""
+        return [
+            Quota(line, room, _until_whole(line, room, now))
+            for line, room in zip(self.claim.lines, self.granted.room, strict=True)
+        ]
+
+    def remaining(self, usage: Usage, cost: int | None) -> Mapping[str, int]:
+        """What is left of each of the caller's own limits once this is settled, by name, in the line's unit."""
+        actual = actual_of(usage, cost)
         left: dict[str, int] = {}
         for line, room in zip(self.claim.lines, self.granted.room, strict=True):
             if line.scope == "caller" and line.kind in ("window", "rate"):
                 held = line.amount(self.granted.output_tokens)
-                used = usage.total_tokens if line.unit == "tokens" else held
-                left[line.name] = max(0, room + held - used)
+                left[line.name] = max(0, room + held - actual.get(line.unit, held))
         return left
+
+
+Conclude = Callable[[Reservation, BaseException | None], Record]
+"""What is kept of a request that has ended: with the exception that ended it, if there was one."""
+
+
+def actual_of(usage: Usage, cost: int | None) -> dict[Unit, int]:
+    """What a request used, by unit. What is not known is left out, so that it is charged whole."""
+    actual: dict[Unit, int] = {"tokens": min(usage.total_tokens, MAX_AMOUNT)}
+    if cost is not None:
+        actual["nanousd"] = min(cost, MAX_AMOUNT)
+    return actual
+
+
+def _until_whole(line: Line, room: int, now: float) -> float:
+    if line.kind == "window":
+        return max(0.0, line.resets_at - now)
+    return line.period * max(0, line.limit - room) / line.limit if line.kind == "rate" else 0.0
 
 
 class Ledger:
@@ -120,24 +156,53 @@ class Ledger:
         self._keeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def reserve(self, claim: Claim, input_tokens: int) -> AsyncGenerator[Reservation, None]:
+    async def reserve(
+        self, claim: Claim, input_tokens: int, conclude: Conclude | None = None
+    ) -> AsyncGenerator[Reservation, None]:
         """Hold the claim's lines while the context is open; settle what was spent when it is left.
 
-        Raises what `refusal` makes of a refused line; LimiterUnavailable if the store does not answer in time.
+        `conclude` is asked, when it is left, what to keep of the request. Raises what `refusal` makes of a refused
+        line; InProgress, AlreadyEnded or KeyReused for an id that was used before; LimiterUnavailable if the store does
+        not answer in time.
         """
         self._keep_leases()
-        held = Reservation(claim, await self._hold(claim), input_tokens)
+        claim, granted = await self._hold(claim)
+        held = Reservation(claim, granted, input_tokens)
         self._live[claim.id] = claim
+        failure: BaseException | None = None
         try:
             yield held
+        except BaseException as error:
+            failure = error
+            raise
         finally:
             del self._live[claim.id]
-            await asyncio.wait([self._end(held)], timeout=self._patience)
+            ending = self._end(held, None if conclude is None else _concluded(conclude, held, failure))
+            failure = None  # its traceback refers to this frame
+            await asyncio.wait([ending], timeout=self._patience)
 
-    async def _hold(self, claim: Claim) -> Granted:
+    async def _hold(self, claim: Claim) -> tuple[Claim, Granted]:
+        """Reserve the claim; under another id where the requests that had this one before spent nothing."""
+        first = claim.id
+        for tries in range(1, MOST_TRIES + 1):
+            answer = await self._ask(claim)
+            if isinstance(answer, Granted):
+                return claim, answer
+            if isinstance(answer, Refused):
+                raise self._refusal(claim.lines[answer.line], answer)
+            if isinstance(answer, Conflict):
+                raise KeyReused
+            if answer.state == "open":
+                raise InProgress(retry_after=1.0)
+            if answer.state != "released" and not (answer.record and answer.record.spent_nothing):
+                raise AlreadyEnded(answer.record)
+            claim = replace(claim, id=f"{first}.{tries}")
+        raise InProgress(retry_after=LONGEST_RETRY)
+
+    async def _ask(self, claim: Claim) -> Granted | Refused | Duplicate | Conflict:
         try:
             async with asyncio.timeout(self._patience):
-                answer = await self.store.reserve(claim, self._lease)
+                return await self.store.reserve(claim, self._lease)
         except BaseException as failure:
             # The store may hold the claim, or come to hold it later: releasing an id forbids it from then on.
             self._land(lambda: self.store.release(claim))
@@ -145,11 +210,6 @@ class Ledger:
                 raise
             log.error("the store failed to reserve: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
             raise LimiterUnavailable from None
-        if isinstance(answer, Granted):
-            return answer
-        if isinstance(answer, Refused):
-            raise self._refusal(claim.lines[answer.line], answer)
-        raise LimiterUnavailable
 
     async def peek(self, lines: Sequence[Line]) -> Sequence[Standing]:
         """How the lines stand. Raises LimiterUnavailable if the store does not answer in time."""
@@ -162,7 +222,7 @@ class Ledger:
             log.error("the store failed to peek: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
             raise LimiterUnavailable from None
 
-    def _end(self, held: Reservation) -> asyncio.Task[None]:
+    def _end(self, held: Reservation, record: Record | None) -> asyncio.Task[None]:
         """Start the one ending of a reservation; it does not run in the request's task, nor awaits anything here."""
         claim = held.claim
         if not held.asked:
@@ -170,8 +230,8 @@ class Ledger:
         usage, source = held.spent()
         if usage.total_tokens > held.input_tokens + held.granted.output_tokens:
             log.warning("request %s used more than it had reserved: the provider went past its limit", claim.id)
-        actual: dict[Unit, int] = {"tokens": min(usage.total_tokens, MAX_AMOUNT)}
-        return self._land(lambda: self.store.settle(claim, actual, source))
+        actual = actual_of(usage, None if record is None else record.cost)
+        return self._land(lambda: self.store.settle(claim, actual, source, record))
 
     def _land(self, operation: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
         ending = asyncio.create_task(self._retry(operation))
@@ -218,3 +278,11 @@ class Ledger:
         for ending in self._endings:
             log.error("a settlement did not land: its lease will expire and the whole hold is charged")
             ending.cancel()
+
+
+def _concluded(conclude: Conclude, held: Reservation, failure: BaseException | None) -> Record | None:
+    try:
+        return conclude(held, failure)
+    except Exception as bug:  # what was spent is settled all the same
+        log.error("a request's record could not be made: %s", type(bug).__name__)  # noqa: TRY400 - no values in logs
+        return None

@@ -173,7 +173,7 @@ class Profiles:
             error = RateLimited(limit=line.name, retry_after=wait)
         else:
             error = BudgetExceeded(BUDGET_TEXTS[line.name.rpartition("_")[2]], limit=line.name, retry_after=wait)
-        error.scope = line.scope
+        error.scope, error.room = line.scope, refused.room
         return error
 
     def _counters(

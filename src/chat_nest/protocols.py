@@ -75,11 +75,14 @@ class Ending(Struct, frozen=True, kw_only=True):
     """None where `error` says why."""
     error: ChatError | None
     usage: Usage
+    cost: int | None = None
+    """Nano-dollars; None where the model's price is not known."""
     source: Source
     seconds: float
     first_token_seconds: float | None
     remaining: Mapping[str, int]
-    """What is left of each of the caller's own limits, by name."""
+    """What is left of each of the caller's own limits, by name; those in dollars in nano-dollars."""
+    group: str = ""
     dropped_messages: int = 0
     """How many of the oldest messages did not fit and were not sent."""
 

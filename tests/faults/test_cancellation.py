@@ -30,9 +30,9 @@ class YieldingStore(MemoryStore):
         await asyncio.sleep(0)
         return answer
 
-    async def settle(self, claim, actual, source):
+    async def settle(self, claim, actual, source, record=None):
         await asyncio.sleep(0)
-        settled = await super().settle(claim, actual, source)
+        settled = await super().settle(claim, actual, source, record)
         self.landed["settle"] += settled
         await asyncio.sleep(0)
         return settled

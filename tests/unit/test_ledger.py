@@ -82,8 +82,8 @@ def test_what_a_stream_that_ended_costs(facts, text, tokens, source) -> None:
 def test_remaining_is_what_is_left_after_the_settlement() -> None:
     lines = (line(limit=100), line(limit=5, fixed=1, kind="rate", name="requests_per_minute", unit="requests"))
     held = Reservation(claim("a", *lines), Granted(output_tokens=50, room=(40, 4)), 10)
-    assert held.remaining(Usage(input_tokens=4, output_tokens=3)) == {"tokens_per_day": 93, "requests_per_minute": 4}
-    assert held.remaining(Usage(output_tokens=500)) == {"tokens_per_day": 0, "requests_per_minute": 4}
+    assert held.remaining(Usage(input_tokens=4, output_tokens=3), None) == {"tokens_per_day": 93, "requests_per_minute": 4}
+    assert held.remaining(Usage(output_tokens=500), None) == {"tokens_per_day": 0, "requests_per_minute": 4}
 
 
 async def test_settled_with_what_was_used_and_released_when_nobody_was_asked() -> None:
@@ -130,9 +130,9 @@ class Broken(MemoryStore):
         await self._fault("reserve")
         return await super().reserve(claim, lease)
 
-    async def settle(self, claim, actual, source):
+    async def settle(self, claim, actual, source, record=None):
         await self._fault("settle")
-        return await super().settle(claim, actual, source)
+        return await super().settle(claim, actual, source, record)
 
     async def release(self, claim):
         await self._fault("release")
@@ -211,7 +211,7 @@ async def test_a_settlement_that_the_store_can_never_take_is_not_tried_for_ever(
     class Strict(MemoryStore):
         calls = 0
 
-        async def settle(self, claim, actual, source):
+        async def settle(self, claim, actual, source, record=None):
             self.calls += 1
             raise ValueError("line 0: secret")
 

@@ -320,6 +320,7 @@ def test_every_line_of_a_request_in_order() -> None:
             limit=70_000,
             fixed=100,
             per_million=1_000_000,
+            period=86_400,
             resets_at=midnight,
         ),
         Line(
@@ -361,6 +362,7 @@ def test_every_line_of_a_request_in_order() -> None:
             limit=1_000_000,
             fixed=100,
             per_million=1_000_000,
+            period=86_400,
             resets_at=midnight,
         ),
     )

@@ -446,5 +446,5 @@ async def test_row_30_only_our_own_headers_come_back(chat):
     assert reply.status == 200
     assert set(reply.headers) <= {
         *("date", "server", "transfer-encoding", "content-type", "cache-control", "x-accel-buffering", "x-request-id"),
-        *("access-control-allow-origin", "access-control-expose-headers"),
+        *("access-control-allow-origin", "access-control-expose-headers", "ratelimit", "ratelimit-policy"),
     }

@@ -12,7 +12,7 @@ from chat_nest.protocols import Scope
 
 Headers = list[tuple[bytes, bytes]]
 
-EXPOSED = b"x-request-id, retry-after"
+EXPOSED = b"x-request-id, retry-after, ratelimit, ratelimit-policy, idempotency-replayed"
 ALLOWED = b"content-type, authorization, idempotency-key, last-event-id"
 
 

@@ -16,21 +16,25 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_nest.asgi.cors import Cors
-from chat_nest.asgi.request import ABORT, Receive, Send, read_json_body
+from chat_nest.asgi.quota_headers import quota_headers
+from chat_nest.asgi.request import ABORT, Receive, Send, idempotency_key, read_json_body
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.asgi.stream import EventStream
-from chat_nest.chat import Chat, Run
+from chat_nest.chat import Chat
 from chat_nest.dialects.native import Native
 from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.ledger import Ledger
-from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Timeouts
+from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Quota, Timeouts
+from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
 from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, Scope, Store
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.run import Run
 from chat_nest.stores.urls import open_store
 from chat_nest.tokens import counter_for
 from chat_nest.upstream import Upstream, split_model
+from chat_nest.usage import NANO, Price
 
 CHAT_METHODS = "POST, OPTIONS"
 USAGE_METHODS = "GET, OPTIONS"
@@ -60,6 +64,7 @@ class ChatHandler:
         timeouts: Timeouts,
         cors: Cors,
         max_body_bytes: int,
+        now: Now,
     ) -> None:
         self.providers = providers
         self.store = ledger.store
@@ -72,6 +77,7 @@ class ChatHandler:
         self._timeouts = timeouts
         self._cors = cors
         self._max_body_bytes = max_body_bytes
+        self._now = now
         self._runs: dict[str, Run] = {}
         self._closing = False
 
@@ -95,7 +101,8 @@ class ChatHandler:
                     await self._serve(run, dialect, scope, receive, send)
             elif path in USAGE_PATHS:
                 if not await self._preflight(scope, send, run, USAGE_METHODS):
-                    await respond(send, 200, await self._usage(scope), headers)
+                    body, quotas = await self._usage(scope)
+                    await respond(send, 200, body, [*headers, *quotas])
             else:
                 raise NotFound
         except ClientGone:
@@ -116,6 +123,7 @@ class ChatHandler:
 
     async def _serve(self, run: Run, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
+        run.key = idempotency_key(scope)
         run.body = await read_json_body(scope, receive, self._max_body_bytes)
         if self._closing:  # which may have begun during the upload
             raise Shutdown
@@ -141,20 +149,24 @@ class ChatHandler:
         stream.close()
         del self._runs[run.id]
 
-    async def _usage(self, scope: Scope) -> bytes:
-        limits = [
-            {
-                "name": line.name,
-                "unit": line.unit,
-                "limit": line.limit,
-                "used": standing.used,
-                "held": standing.held,
-                "remaining": standing.room,
-                "resets_at": int(standing.resets_at) or None,
-            }
-            for line, standing in await self._chat.standing(scope)
-        ]
-        return _json({"limits": limits})
+    async def _usage(self, scope: Scope) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """What the caller's own limits have left, as JSON and as headers; dollars in dollars."""
+        standings = await self._chat.standing(scope)
+        limits: list[dict[str, object]] = []
+        for line, standing in standings:
+            amounts = {"limit": line.limit, "used": standing.used, "held": standing.held, "remaining": standing.room}
+            in_usd = line.unit == "nanousd"
+            limits.append(
+                {
+                    "name": line.name,
+                    "unit": "usd" if in_usd else line.unit,
+                    **({name: amount / NANO for name, amount in amounts.items()} if in_usd else amounts),
+                    "resets_at": int(standing.resets_at) or None,
+                }
+            )
+        now = self._now()
+        quotas = [Quota(line, standing.room, max(0.0, standing.resets_at - now)) for line, standing in standings]
+        return _json({"limits": limits}), quota_headers([line for line, _ in standings], quotas)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -227,6 +239,8 @@ def create_chat_handler(
     profiles: Mapping[str, Profile] | None = None,
     default_profile: str | None = None,
     limits: Limits = Limits(),
+    groups: Mapping[str, Limits] | None = None,
+    prices: Mapping[str, Price] | None = None,
     hard_caps: HardCaps = HARD_CAPS,
     timeouts: Timeouts = Timeouts(),
     store: Store | str = "memory://",
@@ -245,10 +259,13 @@ def create_chat_handler(
     the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded; `default_profile` is
     that of a caller who names none (`balanced`, or the first one). `store` is a URL (`memory://`,
     `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
-    peer's address. `limits` are for all callers together; daily windows begin at midnight in `time_zone`.
+    peer's address. `limits` are for all callers together, `groups` for the callers of each group together, by its name
+    (`default` is for groups without limits of their own); windows begin at midnight in `time_zone`. `prices`, by
+    PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over those of genai-prices.
 
     The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
-    profile whose provider is unknown, a time zone, origin or store URL that can't be used.
+    profile whose provider is unknown, a limit in dollars for a model whose price is not known, a time zone, origin or
+    store URL that can't be used.
     """
     if providers is None:
         providers = {"openai": _openai(api_key, base_url)}
@@ -270,7 +287,9 @@ def create_chat_handler(
                 raise ValueError(msg)
             counter_for(split_model(full)[1])  # builds its tables now, not in the first request
     default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
-    rules = Profiles(profiles, limits, hard_caps, time_zone, default)
+    urls = {name: str(getattr(provider, "base_url", "")) for name, provider in providers.items()}
+    known = Prices(prices, urls)
+    rules = Profiles(profiles, limits, hard_caps, time_zone, default, groups=groups, prices=known)
     opened = open_store(store, now) if isinstance(store, str) else store
     ledger = Ledger(opened, rules.refusal, patience=timeouts.store)
     chat = Chat(
@@ -278,6 +297,7 @@ def create_chat_handler(
         profiles=rules,
         ledger=ledger,
         upstream=Upstream(providers, timeouts),
+        prices=known,
         observers=observers,
         now=now,
     )
@@ -289,6 +309,7 @@ def create_chat_handler(
         timeouts=timeouts,
         cors=Cors(cors_origins),
         max_body_bytes=max_body_bytes,
+        now=now,
     )
 
 

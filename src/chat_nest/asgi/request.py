@@ -24,6 +24,22 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def idempotency_key(scope: Scope) -> str | None:
+    """The request's Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07), with or without its quotes.
+
+    Raises BadRequest unless it is one value of 1 to 255 printable ASCII characters.
+    """
+    values = [bytes(value) for key, value in scope["headers"] if key.lower() == b"idempotency-key"]
+    if not values:
+        return None
+    key = values[0].strip()
+    if len(key) > 1 and key.startswith(b'"') and key.endswith(b'"'):
+        key = key[1:-1]
+    if len(values) > 1 or not 1 <= len(key) <= 255 or not all(0x20 <= byte < 0x7F for byte in key):
+        raise BadRequest("must be one value of 1 to 255 printable ASCII characters", field="Idempotency-Key")
+    return key.decode("ascii")
+
+
 async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """The whole body of a JSON request of at most `max_bytes` bytes, unparsed.
 

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from chat_nest.asgi.quota_headers import quota_headers
 from chat_nest.asgi.request import Send
 from chat_nest.asgi.response import error_headers, respond
-from chat_nest.chat import Run
 from chat_nest.errors import ChatError, ClientGone, DeadlineExceeded, SlowReader, UpstreamIdle, UpstreamTimeout
 from chat_nest.limits import Timeouts
 from chat_nest.protocols import Dialect, Encoder
+from chat_nest.run import Run
 
 log = logging.getLogger("chat_nest.asgi")
 
@@ -59,7 +60,7 @@ class EventStream:
         assert self._encoder is not None
         self._started = True
         self._run.pulse.written_at = self._loop.time()
-        headers = [*self._headers, *self._encoder.headers]
+        headers = [*self._headers, *self._encoder.headers, *self._quota_headers()]
         try:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         except OSError:
@@ -95,7 +96,7 @@ class EventStream:
             return
         self._started = True
         body = self._dialect.refuse(error, self._run.id)
-        await respond(self._send, error.status, body, [*self._headers, *error_headers(error)])
+        await respond(self._send, error.status, body, [*self._headers, *self._quota_headers(), *error_headers(error)])
 
     def close(self) -> None:
         """Stop the clocks. Nothing is sent afterwards."""
@@ -103,6 +104,11 @@ class EventStream:
             self._timer.cancel()
         if self._aside is not None:
             self._aside.cancel()
+
+    def _quota_headers(self) -> list[tuple[bytes, bytes]]:
+        run = self._run
+        headers = quota_headers(run.lines, run.quotas)
+        return [*headers, (b"idempotency-replayed", b"true")] if run.replayed else headers
 
     def _watch(self) -> None:
         """End the run if something took too long, send what is due, and come back when the next thing may be due."""

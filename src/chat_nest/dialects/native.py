@@ -14,6 +14,7 @@ from chat_nest.dialects.strict_json import flaw, is_array, is_object, parse_obje
 from chat_nest.errors import BadRequest, ChatError, LimitExceeded
 from chat_nest.messages import ChatRequest, Message, Role
 from chat_nest.protocols import Ending
+from chat_nest.usage import NANO
 
 MAX_MESSAGES = 1_000
 """More are refused, not trimmed."""
@@ -82,7 +83,7 @@ class Native:
             text = "Invalid messages payload" if about_messages else error.text
             details = {"field": error.field, "detail": error.message} if error.field else {"detail": error.message}
         elif isinstance(error, LimitExceeded):
-            details = {"limit": error.limit}
+            details = {"limit": error.limit, "scope": error.scope}
         answer = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
         return _encode(answer)
 
@@ -117,8 +118,11 @@ class NativeEncoder:
                 "output_tokens": usage.output_tokens,
                 "total_tokens": usage.total_tokens,
             },
+            "cost_usd": None if ending.cost is None else ending.cost / NANO,
             "source": ending.source,
-            "remaining": dict(ending.remaining),
+            "remaining": {
+                name: left / NANO if name.startswith("usd_") else left for name, left in ending.remaining.items()
+            },
         }
         if ending.dropped_messages:
             answer["dropped_messages"] = ending.dropped_messages

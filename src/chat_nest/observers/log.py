@@ -11,6 +11,7 @@ from typing import Literal
 from chat_nest.errors import ChatError
 from chat_nest.messages import Caller
 from chat_nest.protocols import Ending
+from chat_nest.usage import NANO
 
 Value = str | int | float | None
 
@@ -46,12 +47,14 @@ class LogObserver:
         values: dict[str, Value] = {
             "id": ending.id,
             "caller": ending.caller,
+            "group": ending.group or None,
             "profile": ending.profile,
             "model": ending.model,
             "reason": ending.reason,
             "error": error.code if error else None,
             "input_tokens": ending.usage.input_tokens,
             "output_tokens": ending.usage.output_tokens,
+            "cost_usd": None if ending.cost is None else f"{ending.cost / NANO:.9f}",
             "source": ending.source,
             "seconds": round(ending.seconds, 3),
             "first_token": None if ending.first_token_seconds is None else round(ending.first_token_seconds, 3),

@@ -50,6 +50,7 @@ def ending(**fields: object) -> Ending:
         "reason": "stop",
         "error": None,
         "usage": Usage(input_tokens=12, output_tokens=34, cached_input_tokens=5, reasoning_tokens=6),
+        "cost": 118_501,
         "source": "reported",
         "seconds": 1.5,
         "first_token_seconds": 0.2,
@@ -162,12 +163,13 @@ def test_the_events_around_the_tokens() -> None:
     assert encoder.heartbeat() == b"event: ping\ndata: \n\n"
     assert encoder.finish(ending()) == (
         b'event: done\ndata: {"finish_reason":"stop",'
-        b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"source":"reported",'
+        b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"cost_usd":0.000118501,'
+        b'"source":"reported",'
         b'"remaining":{"tokens_per_day":69954,"requests_per_minute":29}}\n\n'
     )
     assert encoder.finish(ending(reason="length", source="estimated", remaining={})) == (
         b'event: done\ndata: {"finish_reason":"length",'
-        b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"source":"estimated","remaining":{}}\n\n'
+        b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"cost_usd":0.000118501,"source":"estimated","remaining":{}}\n\n'
     )
 
 
@@ -261,17 +263,17 @@ def test_a_browser_sees_every_event_in_order() -> None:
         (
             RateLimited(limit="requests_per_minute", retry_after=0.4),
             b'{"error":"Rate limit exceeded. Please slow down.","code":"rate_limited","request_id":"r1",'
-            b'"limit":"requests_per_minute","retry_after":1}',
+            b'"limit":"requests_per_minute","scope":"caller","retry_after":1}',
         ),
         (
             RequestTooLarge(limit="tokens_per_request"),
             b'{"error":"Request too large. Please shorten your message.","code":"request_too_large","request_id":"r1",'
-            b'"limit":"tokens_per_request"}',
+            b'"limit":"tokens_per_request","scope":"caller"}',
         ),
         (
             BudgetExceeded(limit="tokens_per_day", retry_after=3600),
             b'{"error":"Daily AI budget exceeded. Try again tomorrow.","code":"budget_exceeded","request_id":"r1",'
-            b'"limit":"tokens_per_day","retry_after":3600}',
+            b'"limit":"tokens_per_day","scope":"caller","retry_after":3600}',
         ),
         (ChatError(), b'{"error":"AI request failed","code":"internal_error","request_id":"r1"}'),
         (Unauthorized(), b'{"error":"Authentication is required","code":"unauthorized","request_id":"r1"}'),
