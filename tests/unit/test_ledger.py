@@ -82,7 +82,10 @@ def test_what_a_stream_that_ended_costs(facts, text, tokens, source) -> None:
 def test_remaining_is_what_is_left_after_the_settlement() -> None:
     lines = (line(limit=100), line(limit=5, fixed=1, kind="rate", name="requests_per_minute", unit="requests"))
     held = Reservation(claim("a", *lines), Granted(output_tokens=50, room=(40, 4)), 10)
-    assert held.remaining(Usage(input_tokens=4, output_tokens=3), None) == {"tokens_per_day": 93, "requests_per_minute": 4}
+    assert held.remaining(Usage(input_tokens=4, output_tokens=3), None) == {
+        "tokens_per_day": 93,
+        "requests_per_minute": 4,
+    }
     assert held.remaining(Usage(output_tokens=500), None) == {"tokens_per_day": 0, "requests_per_minute": 4}
 
 

@@ -278,6 +278,8 @@ def create_chat_handler(
     elif model is not None:
         msg = "pass either `profiles`, which name their models, or `model`, not both"
         raise ValueError(msg)
+    urls = {name: str(getattr(provider, "base_url", "")) for name, provider in providers.items()}
+    known = Prices(prices, urls)
     for name, profile in profiles.items():
         for full in (profile.model, *profile.fallbacks):
             if split_model(full)[0] not in providers:
@@ -286,9 +288,8 @@ def create_chat_handler(
                 )
                 raise ValueError(msg)
             counter_for(split_model(full)[1])  # builds its tables now, not in the first request
+            known.of(full)
     default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
-    urls = {name: str(getattr(provider, "base_url", "")) for name, provider in providers.items()}
-    known = Prices(prices, urls)
     rules = Profiles(profiles, limits, hard_caps, time_zone, default, groups=groups, prices=known)
     opened = open_store(store, now) if isinstance(store, str) else store
     ledger = Ledger(opened, rules.refusal, patience=timeouts.store)

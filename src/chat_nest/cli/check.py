@@ -7,31 +7,29 @@ from collections.abc import Sequence
 from msgspec.structs import asdict
 
 from chat_nest.messages import Caller, ChatRequest
-from chat_nest.profiles import Profiles
+from chat_nest.profiles import COUNTERS
 from chat_nest.server.config import Config
+from chat_nest.usage import NANO, Price
 
 LIMITS = (
     "max_output_tokens",
     "max_messages",
     "temperature",
     "tokens_per_request",
-    "tokens_per_day",
-    "tokens_per_minute",
-    "requests_per_minute",
-    "concurrent_streams",
+    *(name for name, _, _ in COUNTERS),
 )
 
 
 def table(config: Config) -> str:
     """The listening address, providers, store, limits of each profile under the hard caps, and time-outs."""
-    rules = Profiles(config.profiles, config.limits, config.hard_caps, config.server.time_zone)
+    rules = config.rules()
     profiles = [rules.resolve(Caller(id="-", profile=name), ChatRequest(messages=())) for name in config.profiles]
-    together = asdict(config.limits)
-    rows = [["", *(profile.name for profile in profiles), "all callers"]]
-    rows += [["model", *(profile.model for profile in profiles), ""]]
-    rows += [
-        [name, *(_shown(getattr(profile, name)) for profile in profiles), _shown(together.get(name))] for name in LIMITS
-    ]
+    shared = {"all callers": config.limits, **{f"group {name}": limits for name, limits in config.groups.items()}}
+    prices = config.known_prices()
+    rows = [["", *(profile.name for profile in profiles), *shared]]
+    rows += [["model", *(profile.model for profile in profiles), *("" for _ in shared)]]
+    rows += [["price", *(_price(prices.of(profile.model)) for profile in profiles), *("" for _ in shared)]]
+    rows += [[name, *(_shown(getattr(each, name, None)) for each in (*profiles, *shared.values()))] for name in LIMITS]
     providers = [
         [name, provider.kind, provider.base_url or "on this machine", "with a key" if provider.api_key else "no key"]
         for name, provider in config.providers.items()
@@ -49,6 +47,14 @@ def table(config: Config) -> str:
     if config.notes:
         parts.append("\n".join(f"Note: {note}" for note in config.notes))
     return "\n\n".join(parts)
+
+
+def _price(price: Price | None) -> str:
+    """In dollars for a million tokens in and out; the dearest tier."""
+    if price is None:
+        return "not known"
+    dearest = price.rates[-1]
+    return f"${dearest.input / NANO:g} in, ${dearest.output / NANO:g} out" if dearest.output else "free"
 
 
 def _shown(value: float | None) -> str:

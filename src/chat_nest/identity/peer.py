@@ -46,6 +46,12 @@ class PeerAddress:
                     break
         return Caller(id=id)
 
+    def trusts(self, scope: Scope) -> bool:
+        """Whether the request came straight from a trusted proxy."""
+        client = scope.get("client")
+        seen = self._read(client[0]) if client and client[0] else ("unix", self._trusts_unix)
+        return seen is not None and seen[1]
+
     def _parse(self, hop: str) -> tuple[str, bool] | None:
         """The caller's id and whether it is a trusted proxy; None if this is not an address."""
         address = _address(hop.strip(" \t"))

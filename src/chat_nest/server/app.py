@@ -13,14 +13,16 @@ from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import MethodNotAllowed
 from chat_nest.identity.peer import PeerAddress
+from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.observers.log import LogObserver
-from chat_nest.protocols import Provider, Scope
+from chat_nest.protocols import Identify, Provider, Scope
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.server.config import Config
 from chat_nest.server.health import Health
 from chat_nest.server.models import ProviderConfig
 from chat_nest.server.page_files import PageFile, read_page
+from chat_nest.server.schema import ServerSection
 
 log = logging.getLogger("chat_nest.server")
 
@@ -97,10 +99,12 @@ def build(config: Config) -> ServerApp:
         providers=providers,
         profiles=config.profiles,
         limits=config.limits,
+        groups=config.groups,
+        prices=config.prices,
         hard_caps=config.hard_caps,
         timeouts=config.timeouts,
         store=config.store,
-        identify=PeerAddress(config.server.trusted_proxies),
+        identify=_identify(config.server),
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,
         time_zone=config.server.time_zone,
@@ -110,6 +114,12 @@ def build(config: Config) -> ServerApp:
     health = Health(handler.store, handler.providers, key_from, store_seconds=config.timeouts.store)
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2]})
     return ServerApp(handler, health, read_page(), info)
+
+
+def _identify(server: ServerSection) -> Identify:
+    if server.caller_header:
+        return TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header)
+    return PeerAddress(server.trusted_proxies)
 
 
 def make_provider(config: ProviderConfig) -> Provider:

@@ -17,11 +17,15 @@ from msgspec.structs import replace
 
 from chat_nest.asgi.cors import Cors
 from chat_nest.identity.peer import PeerAddress
+from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.limits import HardCaps, Limits, Profile, Timeouts
+from chat_nest.prices import FREE, Prices, price
+from chat_nest.profiles import Profiles
 from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
 from chat_nest.stores.urls import open_store
+from chat_nest.usage import Price
 
 DEFAULT_STORE = "sqlite:///chat-nest.db"
 
@@ -34,6 +38,9 @@ class Config(Struct, frozen=True, kw_only=True):
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
     limits: Limits
+    groups: Mapping[str, Limits]
+    prices: Mapping[str, Price]
+    """By PROVIDER:MODEL or PROVIDER:*: the operator's own, and those of models that cost nothing."""
     hard_caps: HardCaps
     timeouts: Timeouts
     file: str = ""
@@ -50,6 +57,21 @@ class Config(Struct, frozen=True, kw_only=True):
     def is_demo(self) -> bool:
         """Whether `model` is the demo model."""
         return self.providers[self.model.partition(":")[0]].kind == "demo"
+
+    def rules(self) -> Profiles:
+        """The profiles and limits as they are in force. Raises ValueError where they can't be."""
+        return Profiles(
+            self.profiles,
+            self.limits,
+            self.hard_caps,
+            self.server.time_zone,
+            groups=self.groups,
+            prices=self.known_prices(),
+        )
+
+    def known_prices(self) -> Prices:
+        """The operator's prices, and those that are known without."""
+        return Prices(self.prices, {name: provider.base_url for name, provider in self.providers.items()})
 
 
 def load(
@@ -74,19 +96,28 @@ def load(
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
     sources.raise_problems()
     profiles = resolve_profiles(sources, values["profiles"], providers, environ)
+    prices = _prices(sources, values["prices"], providers)
     _note_capped_values(sources, values["profiles"], hard_caps)
     sources.raise_problems()
-    return Config(
+    config = Config(
         server=server,
         store=store,
         providers=providers,
         profiles=profiles,
         limits=Limits(**values["limits"]),
+        groups={name: Limits(**table) for name, table in values["groups"].items()},
+        prices=prices,
         hard_caps=hard_caps,
         timeouts=Timeouts(**values["timeouts"]),
         file=file,
         notes=tuple(sources.notes),
     )
+    try:
+        config.rules()
+    except ValueError as error:
+        sources.problems.append(f"{file or 'the configuration'}: {error}")
+    sources.raise_problems()
+    return config
 
 
 def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
@@ -138,11 +169,37 @@ def _check_server(sources: Sources, server: ServerSection) -> None:
                 check((entry,))
             except ValueError as error:
                 sources.problem(("server", key), str(error).removeprefix(f"{key}: "))
+    if server.caller_header or server.group_header:
+        try:
+            TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header)
+        except ValueError as error:
+            sources.problem(("server", "caller_header"), str(error).removeprefix("caller_header "))
     try:
         ZoneInfo(server.time_zone)
     except (KeyError, ValueError, OSError):
         near = hint(server.time_zone, available_timezones())
         sources.problem(("server", "time_zone"), f"must be the IANA name of a time zone, such as Europe/Paris{near}")
+
+
+def _prices(
+    sources: Sources, tables: Mapping[str, Mapping[str, float]], providers: Mapping[str, ProviderConfig]
+) -> dict[str, Price]:
+    """The operator's prices; the demo model costs nothing."""
+    found = {f"{name}:*": FREE for name, provider in providers.items() if provider.kind == "demo"}
+    for name, table in tables.items():
+        here = ("prices", name)
+        provider, _, model = name.partition(":")
+        missing = [key for key in ("input", "output") if key not in table]
+        if not model or provider not in providers:
+            known = hint(name, [f"{provider}:*" for provider in providers])
+            sources.problem(
+                here, f"must be PROVIDER:MODEL or PROVIDER:*, in quotes, of a provider that is there{known}"
+            )
+        elif missing:
+            sources.problem(here, f"needs {' and '.join(missing)}, in dollars for a million tokens")
+        else:
+            found[name] = price(**table)
+    return found
 
 
 def _check_store(sources: Sources, url: str) -> None:

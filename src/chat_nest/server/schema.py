@@ -25,6 +25,7 @@ COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 
 SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
 TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
+PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
 PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
 
 BY_TYPE: Mapping[Any, Rule] = {
@@ -55,8 +56,12 @@ class ServerSection(Struct, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     """Addresses, networks in CIDR notation, or `unix`, whose X-Forwarded-For is believed."""
     cors_origins: tuple[str, ...] = ("*",)
+    caller_header: str = ""
+    """The header in which a trusted proxy names the user who asks; else callers are told apart by address."""
+    group_header: str = ""
+    """The header in which it names the user's group."""
     time_zone: str = "UTC"
-    """The IANA name of the zone in which daily budgets begin at midnight."""
+    """The IANA name of the zone in which budgets begin at midnight."""
     max_body_bytes: int = 262_144
 
 
@@ -71,10 +76,12 @@ SECTIONS: Mapping[str, Keys] = {
     "providers": PROVIDER,
     "profiles": PROFILE,
     "limits": keys_of(Limits),
+    "groups": keys_of(Limits),
+    "prices": {"input": PRICE, "output": PRICE, "cached_input": PRICE, "cache_write": PRICE},
     "hard_caps": keys_of(HardCaps, temperature=TEMPERATURE),
     "timeouts": keys_of(Timeouts),
 }
-NAMED = frozenset({"providers", "profiles"})
+NAMED = frozenset({"providers", "profiles", "groups", "prices"})
 """Sections that hold a table for each name."""
 
 PROVIDER_KINDS = ("openai", "demo")
