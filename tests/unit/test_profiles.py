@@ -29,8 +29,9 @@ from chat_nest.limits import (
     Profile,
     Refused,
 )
-from chat_nest.messages import Caller, ChatRequest, Message, Role
-from chat_nest.profiles import Profiles
+from chat_nest.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
+from chat_nest.prices import Prices, price
+from chat_nest.profiles import COUNTERS, RATES, Profiles
 
 WIDE = HardCaps(
     max_output_tokens=10**6,
@@ -450,3 +451,146 @@ def test_a_rate_too_high_to_be_exact_is_refused_at_the_start(name):
         with pytest.raises(ValueError, match="2\\*\\*53"):
             Profiles({"balanced": profile}, limits, caps, "UTC")
         Profiles({"balanced": Profile(**{name: too_high - 1})}, Limits(**{name: too_high - 1}), caps, "UTC")
+
+
+# Every window, for callers, groups and all, in every unit.
+
+OWN = Prices({"openai:gpt-4o-mini": price(input=0.15, output=0.6), "openai:big": price(input=3, output=15)})
+
+
+def test_every_counter_becomes_a_line_of_its_unit_and_window() -> None:
+    numbers = {name: 1.5 if unit == "nanousd" else 100 for name, unit, _ in COUNTERS}
+    profile = Profile(**numbers)
+    rules = Profiles(
+        {"balanced": profile}, Limits(**numbers), WIDE, "UTC", groups={"acme": Limits(**numbers)}, prices=OWN
+    )
+    lines = rules.lines(Caller(id="a", group="acme"), profile, 100, NOON)[1:]
+    assert len(lines) == 3 * len(COUNTERS) == len({line.key for line in lines})
+    assert [line.scope for line in lines] == ["caller"] * 13 + ["group"] * 13 + ["all"] * 13
+    for line, (name, unit, span) in zip(lines, COUNTERS * 3, strict=True):
+        assert (line.name, line.unit) == (name, unit)
+        assert line.limit == (1_500_000_000 if unit == "nanousd" else 100)
+        assert line.kind == ("gauge" if span is None else "rate" if name in RATES else "window")
+        if line.kind == "window":
+            assert line.period == {"minute": 60, "hour": 3_600, "day": 86_400, "month": 31 * 86_400}[span]
+            assert NOON < line.resets_at <= NOON + line.period
+        assert (line.fixed, line.per_million) == {
+            "requests": (1, 0),
+            "streams": (1, 0),
+            "tokens": (100, 1_000_000),
+            "nanousd": (100 * 150, 600_000_000),
+        }[unit]
+
+
+def test_money_is_held_for_the_dearest_model_that_may_answer() -> None:
+    profile = Profile(fallbacks=("openai:big",), usd_per_day=1.0)
+    rules = Profiles({"balanced": profile}, Limits(), WIDE, "UTC", prices=OWN)
+    line = rules.lines(CALLER, profile, 100, NOON)[-1]
+    assert (line.name, line.fixed, line.per_million) == ("usd_per_day", 100 * 3_000, 15_000_000_000)
+
+
+@pytest.mark.parametrize("where", ["profile", "limits", "group"])
+def test_a_limit_in_dollars_without_a_price_is_refused_at_once(where: str) -> None:
+    dear = Profile(model="openai:gpt-4o-mini", fallbacks=("openai:unknown",))
+    money = {"usd_per_month": 5.0}
+    profile = replace(dear, **money) if where == "profile" else dear
+    limits = Limits(**money) if where == "limits" else Limits()
+    groups = {"acme": Limits(**money)} if where == "group" else None
+    with pytest.raises(ValueError, match="profile 'dear'.*price of 'openai:unknown' is not known"):
+        Profiles({"dear": replace(profile, name="dear")}, limits, WIDE, "UTC", "dear", groups=groups, prices=OWN)
+
+
+def test_groups_have_counters_of_their_own_and_members_share_them() -> None:
+    groups = {"acme": Limits(tokens_per_day=5), "default": Limits(tokens_per_day=3)}
+    rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups=groups)
+
+    def shared(caller: Caller) -> list[tuple[str, int]]:
+        return [(line.key, line.limit) for line in rules.lines(caller, BALANCED, 1, NOON) if line.scope == "group"]
+
+    [(acme, five)] = shared(Caller(id="a", group="acme"))
+    [(other, three)] = shared(Caller(id="a", group="other"))
+    assert (five, three) == (5, 3)
+    assert shared(Caller(id="b", group="acme")) == [(acme, 5)]
+    assert len({acme, other, shared(Caller(id="a", group="third"))[0][0]}) == 3
+    assert shared(Caller(id="a")) == []
+    assert "acme" not in acme
+
+
+def test_a_group_that_nobody_configured_is_refused() -> None:
+    rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups={"acme": Limits(tokens_per_day=5)})
+    with pytest.raises(Forbidden):
+        rules.lines(Caller(id="a", group="other"), BALANCED, 1, NOON)
+    assert built_in().lines(Caller(id="a", group="other"), BALANCED, 1, NOON)  # there are no groups at all
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "said"),
+    [
+        ("requests_per_hour", RateLimited, "slow down"),
+        ("tokens_per_hour", BudgetExceeded, "Hourly"),
+        ("tokens_per_day", BudgetExceeded, "Daily AI budget exceeded. Try again tomorrow."),
+        ("usd_per_month", BudgetExceeded, "Monthly"),
+        ("usd_per_minute", BudgetExceeded, "minute"),
+    ],
+)
+def test_a_refusal_says_which_window_is_spent(line: str, kind: type[LimitExceeded], said: str) -> None:
+    limits = Limits(**{line: 100})
+    rules = Profiles(BUILT_IN_PROFILES, limits, HARD_CAPS, "UTC", prices=OWN)
+    full = rules.lines(CALLER, BALANCED, 1, NOON)[-1]
+    error = rules.refusal(full, Refused(line=0, room=3, retry_after=60.0))
+    assert type(error) is kind
+    assert said in error.message
+    assert (error.limit, error.scope, error.room, error.retry_after) == (line, "all", 3, 60.0)
+
+
+# Models and tools.
+
+
+def test_row17_a_client_may_name_a_model_that_is_offered_and_no_other() -> None:
+    paid = Profile(name="paid", model="openai:gpt-4o")
+    rules = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
+
+    def named(model: str, profile: str | None = None, ceiling: str | None = None) -> str:
+        return rules.resolve(Caller(id="a", profile=ceiling), ask(model=model, profile=profile)).name
+
+    assert named("gpt-4o-mini") == "balanced"
+    assert named("openai:gpt-4o") == named("gpt-4o") == named("paid") == "paid"
+    assert named("gpt-4o-mini", "constrained") == "constrained"
+    assert named("gpt-4o", ceiling="paid") == "paid"
+    for model, profile, ceiling in [
+        ("GPT-4o", None, None),
+        ("gpt-5", None, None),
+        ("", None, None),
+        ("gpt-4o", "constrained", None),
+        ("gpt-4o", None, "balanced"),
+        ("openai:gpt-4o ", None, None),
+    ]:
+        with pytest.raises(BadRequest) as refused:
+            named(model, profile, ceiling)
+        assert refused.value.field == "model"
+        assert model not in refused.value.message or not model
+
+
+def test_a_profiles_name_under_a_ceiling_only_lowers_it() -> None:
+    rules = built_in()
+    lowered = rules.resolve(Caller(id="a", profile="expanded"), ask(model="constrained"))
+    assert (lowered.name, lowered.max_output_tokens) == ("expanded", CONSTRAINED.max_output_tokens)
+
+
+def test_row18_tools_are_for_profiles_that_allow_them() -> None:
+    rules = Profiles({"balanced": BALANCED, "able": Profile(name="able", allow_tools=True)}, Limits(), HARD_CAPS, "UTC")
+    asked = ask(tools=(Tool(name="weather"),))
+    with pytest.raises(BadRequest) as refused:
+        rules.resolve(CALLER, asked)
+    assert refused.value.field == "tools"
+    assert rules.resolve(CALLER, replace(asked, profile="able")).allow_tools
+    talked = (
+        *HELLO,
+        Message(role="assistant", content="", tool_calls=(ToolCall(id="1", name="weather", arguments="{}"),)),
+        Message(role="tool", content="sun", tool_call_id="1"),
+        *HELLO,
+    )
+    with pytest.raises(BadRequest) as refused:
+        rules.resolve(CALLER, replace(ask(), messages=talked))
+    assert refused.value.field == "messages[1].role"
+    assert rules.resolve(CALLER, replace(ask(profile="able"), messages=talked)).name == "able"

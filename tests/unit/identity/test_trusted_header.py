@@ -1,0 +1,56 @@
+"""The caller that a proxy names: believed from trusted proxies, and from nobody else."""
+
+from __future__ import annotations
+
+import pytest
+
+from chat_nest.errors import Unauthorized
+from chat_nest.identity.trusted_header import TrustedHeader
+from chat_nest.messages import Caller
+
+WHO = TrustedHeader(["10.0.0.0/8"], "X-User", "x-tenant")
+
+
+def scope(*headers: tuple[bytes, bytes], peer: str = "10.0.0.7"):
+    return {"type": "http", "client": (peer, 4711), "headers": list(headers)}
+
+
+def test_a_trusted_proxy_names_the_user_and_the_group():
+    assert WHO(scope((b"x-user", b" ada "), (b"x-tenant", b"acme"))) == Caller(id="user:ada", group="acme")
+    assert WHO(scope((b"x-user", b"ada"))) == Caller(id="user:ada")
+
+
+def test_row21_nobody_else_does():
+    with pytest.raises(Unauthorized):
+        WHO(scope((b"x-user", b"ada"), peer="203.0.113.9"))
+    with pytest.raises(Unauthorized):
+        WHO({"type": "http", "client": None, "headers": [(b"x-user", b"ada")]})
+
+
+@pytest.mark.parametrize(
+    "headers", [(), ((b"x-user", b"  "),), ((b"x-user", b"ada"), (b"x-user", b"eve")), ((b"x-user", b"a" * 257),)]
+)
+def test_a_header_that_names_nobody_is_nobody(headers):
+    with pytest.raises(Unauthorized):
+        WHO(scope(*headers))
+
+
+def test_two_groups_are_none():
+    assert WHO(scope((b"x-user", b"ada"), (b"x-tenant", b"a"), (b"x-tenant", b"b"))) == Caller(id="user:ada")
+
+
+def test_a_user_is_never_taken_for_an_address():
+    assert WHO(scope((b"x-user", b"203.0.113.9"))).id == "user:203.0.113.9"
+
+
+@pytest.mark.parametrize(
+    ("proxies", "name", "said"),
+    [
+        ((), "x-user", "trusted_proxies"),
+        (("10.0.0.7",), "x user", "names of headers"),
+        (("10.0.0.7",), "", "names of headers"),
+    ],
+)
+def test_what_can_not_be_is_refused(proxies, name, said):
+    with pytest.raises(ValueError, match=said):
+        TrustedHeader(proxies, name)
