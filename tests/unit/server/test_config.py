@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Limits, Timeouts
+from chat_nest.prices import price
 from chat_nest.server.config import Config, load
 from chat_nest.server.sources import ConfigError
 
@@ -471,3 +472,64 @@ def test_whatever_the_file_holds_it_is_a_configuration_or_a_config_error(tmp_pat
         load(str(file), {})
     except ConfigError as error:
         assert error.problems
+
+
+# Groups, prices, and the proxy that says who asks.
+
+MONEY = """
+[providers.local]
+base_url = "http://127.0.0.1:8081/v1"
+[profiles.balanced]
+model = "local:llama"
+"""
+
+
+def test_groups_and_prices_are_read(tmp_path):
+    config = loaded(
+        tmp_path,
+        MONEY
+        + """
+usd_per_day = 0.5
+[groups.default]
+tokens_per_hour = 1000
+[groups.acme]
+usd_per_month = 20
+[prices."local:*"]
+input = 0.1
+output = 0.2
+cached_input = 0
+""",
+    )
+    assert config.groups == {"default": Limits(tokens_per_hour=1000), "acme": Limits(usd_per_month=20.0)}
+    assert config.prices["local:*"] == price(input=0.1, output=0.2, cached_input=0)
+    assert config.profiles["balanced"].usd_per_day == 0.5
+
+
+def test_the_demo_model_is_free():
+    config = load("", {"CHAT_NEST_LIMITS_USD_PER_DAY": "1"})
+    assert config.known_prices().of(config.model).rates[0].output == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MONEY + "usd_per_day = 0.5\n", "price of 'local:llama' is not known"),
+        (MONEY + "[limits]\nusd_per_day = 1\n", "price of 'local:llama' is not known"),
+        (MONEY + "[groups.a]\nusd_per_day = 1\n", "price of 'local:llama' is not known"),
+        (MONEY + "usd_per_day = 0\n", "must be a number of dollars above 0"),
+        (MONEY + "usd_per_day = -1\n", "must be a number of dollars above 0"),
+        (MONEY + 'usd_per_day = "much"\n', "must be a number of dollars above 0"),
+        (MONEY + "[groups.a]\ntokens_per_dya = 1\n", "did you mean tokens_per_day?"),
+        (MONEY + "[groups.a]\nrequests_per_minute = 1125899906842624\n", "requests_per_minute"),
+        (MONEY + '[prices."local:llama"]\ninput = 1\n', "needs output, in dollars for a million tokens"),
+        (MONEY + '[prices."local:llama"]\n', "needs input and output"),
+        (MONEY + '[prices."llama"]\ninput = 1\noutput = 1\n', "must be PROVIDER:MODEL"),
+        (MONEY + '[prices."other:m"]\ninput = 1\noutput = 1\n', "of a provider that is there; there are local:*"),
+        (MONEY + '[prices."local:m"]\ninput = -1\noutput = 1\n', "must be a number of dollars from 0"),
+        ('[server]\ncaller_header = "x-user"\n', "needs trusted_proxies"),
+        ('[server]\ngroup_header = "x-team"\ntrusted_proxies = ["10.0.0.7"]\n', "must be names of headers"),
+    ],
+)
+def test_money_that_can_not_be_counted_refuses_to_start(tmp_path, text, said):
+    [problem] = problems(tmp_path, text)
+    assert said in problem
