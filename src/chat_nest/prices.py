@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from chat_nest.limits import MAX_AMOUNT
 from chat_nest.usage import NANO, Price, Rates
@@ -96,9 +96,9 @@ def _listed(name: str, provider: str, url: str) -> Price | None:
         _, found = table.find_provider_model(name, None, None if url else provider, url or None)
     except LookupError:
         return None
-    listed = found.prices
-    prices = [found.get_prices(datetime.now(UTC))]
-    if isinstance(listed, list):  # what is cheaper at some hours is counted by the dearest one: never too low
+    prices: list[Any] = [found.get_prices(datetime.now(UTC))]
+    if isinstance(found.prices, list):  # what is cheaper at some hours is counted by the dearest one: never too low
+        listed = cast("list[Any]", found.prices)
         prices += [each.prices for each in listed if hasattr(each.constraint, "start_time")]
     rates = _rates(prices)
     return None if rates is None else Price(rates=rates, version=f"genai-prices {version('genai-prices')}")

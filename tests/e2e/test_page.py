@@ -51,6 +51,14 @@ async def test_the_answer_appears_as_it_is_written_then_its_cost_and_what_is_lef
         await expect(page.locator("#model")).to_have_text("scripted")
 
 
+async def test_a_known_price_is_told_beside_the_tokens(serve, visit, tmp_path):
+    (tmp_path / "prices.toml").write_text('[prices."openai:*"]\ninput = 1\noutput = 2\n')
+    async with ScriptedProvider(stream(chunk("Hi"), finish(), usage(1200, 34), DONE)) as provider:
+        page = await visit(await serve(provider, CHAT_NEST_CONFIG=str(tmp_path / "prices.toml")))
+        await say(page, "Hi")
+        await expect(page.locator(".cost")).to_have_text("1,234 tokens (1,200 in, 34 out) · $0.0013")
+
+
 async def test_stop_ends_the_providers_stream_and_tells_what_was_charged(serve, visit):
     async with ScriptedProvider(forever("one ", "two ", "three"), answer("Yes")) as provider:
         page = await visit(await serve(provider))

@@ -156,13 +156,16 @@ function writing(own, node, on) {
 
 const SOURCES = { estimated: ", estimated", assumed: ", charged as reserved" };
 
-function finished(node, answer, { finish_reason: reason, usage, source, remaining }) {
+const dollars = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", maximumSignificantDigits: 2 });
+
+function finished(node, answer, { finish_reason: reason, usage, cost_usd: cost, source, remaining }) {
   status.textContent = `Answer: ${answer.content}`;
   const parts = [];
   if (usage) {
     const [total, input, output] = [usage.total_tokens, usage.input_tokens, usage.output_tokens].map(number);
     parts.push(`${total} tokens${SOURCES[source] ?? ""} (${input} in, ${output} out)`);
   }
+  if (cost) parts.push(dollars.format(cost));
   if (reason === "length") parts.push("cut at the length limit");
   if (reason === "content_filter") parts.push("cut by the provider's filter");
   if (parts.length) note(node, "cost", parts.join(" · "));
