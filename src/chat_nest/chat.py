@@ -16,10 +16,10 @@ from chat_nest.limits import Claim, Line, Profile, Quota, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
 from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
-from chat_nest.protocols import Dialect, Identify, Now, Observer, Prompt, Scope
+from chat_nest.protocols import Dialect, Identify, Now, Observer, Prompt, RunLogs, Scope
 from chat_nest.records import Record
 from chat_nest.relay import relay
-from chat_nest.run import Client, Run, make_ending, make_record, replayed_ending
+from chat_nest.run import Client, Run, finale_of, make_ending, make_record, replayed_ending
 from chat_nest.tokens import counter_for, prompt_bound
 from chat_nest.trim import trim
 from chat_nest.upstream import Upstream, split_model
@@ -41,6 +41,7 @@ class Chat:
         ledger: Ledger,
         upstream: Upstream,
         prices: Prices,
+        logs: RunLogs,
         observers: Sequence[Observer] = (),
         now: Now = time.time,
     ) -> None:
@@ -49,6 +50,7 @@ class Chat:
         self._ledger = ledger
         self._upstream = upstream
         self._prices = prices
+        self.logs = logs
         self._observers = observers
         self._now = now
 
@@ -80,13 +82,14 @@ class Chat:
             run.held = held
             run.quotas = held.quotas(run.started_at)
             self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
+            self._keep(run, request, profile)
             client.expect(encoder, split_model(profile.model)[1])
             opening = self._upstream.open(prompt, (profile.model, *profile.fallbacks), held)
             del request, prompt  # a stream may be held for minutes: nobody on its way keeps its prompt
             run.body = b""
             async with opening as batches:  # retries and fallbacks, only up to here
                 await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
-                run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time)
+                run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time, run.log)
         # Leaving closed the provider's connection first, then settled, once, with what `conclude` says.
 
     async def _outcome(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> ChatError | None:
@@ -110,10 +113,21 @@ class Chat:
         record = run.record or make_record(run, self._prices, run.held, error)
         ending = make_ending(run, record, run.held, error)
         self._tell(lambda observer: observer.finished(ending))
+        if run.log is not None:
+            run.log.end(finale_of(ending))
         if error is None:
             await client.finish(run.encoder.finish(ending))
         else:
             await client.fail(error)
+
+    def _keep(self, run: Run, request: ChatRequest, profile: Profile) -> None:
+        """Keep what is said for readers who come back, where the profile lets a run outlive its reader."""
+        if profile.on_disconnect == "cancel" or run.held is None or run.caller is None:
+            return
+        run.names = [run.held.claim.id] if run.key is not None else []
+        if request.chat_id:
+            run.names.append(chat_name(run.caller, request.chat_id))
+        run.log = self.logs.begin(run.id, run.caller.key, split_model(profile.model)[1], run.names)
 
     async def _refuse(self, run: Run, error: ChatError, client: Client) -> None:
         if isinstance(error, AlreadyEnded):
@@ -216,6 +230,11 @@ class Chat:
 def _short(path: str) -> bytes:
     """A path in the few bytes that a hash can be made personal by."""
     return blake2b(path.encode(), digest_size=16).digest()
+
+
+def chat_name(caller: Caller, chat_id: str) -> str:
+    """The name under which the newest run of a caller's chat is found, by the client's own id of the chat."""
+    return "chat:" + blake2b(f"{caller.key} {chat_id}".encode(), digest_size=16).hexdigest()
 
 
 def _keyed_id(caller: Caller, key: str) -> str:

@@ -209,6 +209,12 @@ class ClientGone(ChatError):
     code, status, text = "client_gone", 499, "The client left"
 
 
+class Stopped(ChatError):
+    """Its owner asked for the end."""
+
+    code, status, text = "stopped", 409, "The answer was stopped"
+
+
 class Shutdown(ChatError):
     code, status, text, retryable = "shutdown", 503, "The server is shutting down. Please try again.", True
 

@@ -13,6 +13,7 @@ MAX_AMOUNT = 2**50
 
 Unit = Literal["requests", "tokens", "nanousd", "streams"]
 Scope = Literal["caller", "group", "all"]
+OnDisconnect = Literal["cancel", "grace", "finish"]
 LineKind = Literal["window", "rate", "gauge", "request"]
 
 
@@ -65,6 +66,10 @@ class Profile(Struct, frozen=True, kw_only=True):
     usd_per_month: float | None = None
     concurrent_streams: int | None = None
     allow_system_prompt: bool = False
+    on_disconnect: OnDisconnect = "cancel"
+    """What happens to an answer whose reader leaves: it is cancelled at once, or after `grace_seconds` without a reader,
+    or it is finished. Unless it is `cancel`, the answer is kept for readers who come back."""
+    grace_seconds: int = 30
     allow_tools: bool = False
     """Whether a client may offer tools, and send the results of calling them."""
 

@@ -65,6 +65,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or `tool:NAME`."""
+    chat_id: str = ""
+    """The client's own id of the conversation, where its format has one."""
     stream: bool = True
     include_usage: bool = False
     """A dialect's own wish to see the usage at the end of its stream."""

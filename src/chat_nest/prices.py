@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import cache
 from importlib.metadata import version
-from typing import Any, cast
+from time import time
+from typing import Any
 
 from chat_nest.limits import MAX_AMOUNT
+from chat_nest.protocols import Now
 from chat_nest.usage import NANO, Price, Rates
 
 
@@ -43,16 +45,24 @@ class Prices:
     """Prices by PROVIDER:MODEL. `own` may also name `PROVIDER:*`, for all models of a provider.
 
     `urls` has the base URL of each provider that has one: genai-prices then goes by that, and by the provider's name
-    only where there is none. A model's price is looked up once.
+    only where there is none. A model's price is looked up once a day, since a list may hold one that begins later.
     """
 
-    def __init__(self, own: Mapping[str, Price] | None = None, urls: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, own: Mapping[str, Price] | None = None, urls: Mapping[str, str] | None = None, now: Now = time
+    ) -> None:
         self._own = dict(own or {})
         self._urls = dict(urls or {})
+        self._now = now
+        self._day = 0
         self._found: dict[str, Price | None] = {}
 
     def of(self, model: str) -> Price | None:
         """The price of PROVIDER:MODEL; None where nobody knows it."""
+        day = int(self._now() // 86_400)
+        if day != self._day:
+            self._day = day
+            self._found.clear()
         if model not in self._found:
             self._found[model] = self._look_up(model)
         return self._found[model]
@@ -60,7 +70,7 @@ class Prices:
     def _look_up(self, model: str) -> Price | None:
         provider, _, name = model.partition(":")
         own = self._own.get(model) or self._own.get(f"{provider}:*")
-        return own or _listed(name, provider, self._urls.get(provider, ""))
+        return own or _listed(name, provider, self._urls.get(provider, ""), datetime.fromtimestamp(self._now(), UTC))
 
 
 def _decimal(usd: float) -> Decimal:
@@ -88,7 +98,7 @@ def _table() -> Any:
     return get_snapshot()
 
 
-def _listed(name: str, provider: str, url: str) -> Price | None:
+def _listed(name: str, provider: str, url: str, at: datetime) -> Price | None:
     table = _table()
     if table is None:
         return None
@@ -96,10 +106,9 @@ def _listed(name: str, provider: str, url: str) -> Price | None:
         _, found = table.find_provider_model(name, None, None if url else provider, url or None)
     except LookupError:
         return None
-    prices: list[Any] = [found.get_prices(datetime.now(UTC))]
-    if isinstance(found.prices, list):  # what is cheaper at some hours is counted by the dearest one: never too low
-        listed = cast("list[Any]", found.prices)
-        prices += [each.prices for each in listed if hasattr(each.constraint, "start_time")]
+    prices: list[Any] = [found.get_prices(at)]
+    if not hasattr(found.prices, "input_mtok"):  # a list: what is cheaper at some hours counts as at the dearest
+        prices += [each.prices for each in found.prices if hasattr(each.constraint, "start_time")]
     rates = _rates(prices)
     return None if rates is None else Price(rates=rates, version=f"genai-prices {version('genai-prices')}")
 

@@ -19,7 +19,7 @@ from chat_nest.errors import (
     RequestTooLarge,
     TooManyStreams,
 )
-from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, LineKind, Profile, Refused, Scope, Unit
+from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, LineKind, OnDisconnect, Profile, Refused, Scope, Unit
 from chat_nest.messages import Caller, ChatRequest, Message, hashed
 from chat_nest.prices import Prices, nano_limit
 from chat_nest.usage import most_it_can_cost
@@ -60,6 +60,9 @@ BUDGET_TEXTS = {
     "day": "Daily AI budget exceeded. Try again tomorrow.",
     "month": "Monthly AI budget exceeded. Try again next month.",
 }
+
+_PATIENCE: tuple[OnDisconnect, ...] = ("cancel", "grace", "finish")
+"""What an answer without a reader may cost, from little to much."""
 
 Number = TypeVar("Number", int, float)
 
@@ -298,6 +301,8 @@ def _lowered(ceiling: Profile, chosen: Profile) -> Profile:
     return replace(
         ceiling,
         **numbers,
+        on_disconnect=min(ceiling.on_disconnect, chosen.on_disconnect, key=_PATIENCE.index),
+        grace_seconds=min(ceiling.grace_seconds, chosen.grace_seconds),
         max_output_tokens=min(ceiling.max_output_tokens, chosen.max_output_tokens),
         min_output_tokens=min(ceiling.min_output_tokens, chosen.min_output_tokens),
         max_messages=min(ceiling.max_messages, chosen.max_messages),

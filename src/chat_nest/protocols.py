@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -87,6 +87,70 @@ class Ending(Struct, frozen=True, kw_only=True):
     """How many of the oldest messages did not fit and were not sent."""
 
 
+class Finale(Struct, frozen=True, kw_only=True):
+    """How a run ended, for readers who follow it: an ending, or an error's code and what is told of it."""
+
+    ending: Ending | None = None
+    code: str = ""
+    message: str = ""
+    retryable: bool = False
+
+
+class RunLog(Protocol):
+    """What one run says, while it is written. Neither call waits."""
+
+    @property
+    def readers(self) -> int:
+        """How many follow it now, as far as this process knows."""
+        ...
+
+    def append(self, batch: Batch) -> int:
+        """Keep a batch; return its number, counted from 1."""
+        ...
+
+    def end(self, finale: Finale) -> None: ...
+
+
+class FollowedRun(Protocol):
+    """A run as a reader finds it. `owner` is its caller's key: nobody else may follow it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def finale(self) -> Finale | None:
+        """Known once `read` has ended."""
+        ...
+
+    def read(self, after: int) -> AsyncGenerator[tuple[int, Batch], None]:
+        """Yield the batches behind number `after`, as they come, with their numbers, until the run ends.
+
+        Raises LookupError where they are not kept any more.
+        """
+        ...
+
+
+class RunLogs(Protocol):
+    """Where runs are kept for readers who come back."""
+
+    def begin(self, id: str, owner: str, model: str, names: Sequence[str] = ()) -> RunLog:
+        """Keep a new run, which is also found by `names`; the newest of a name counts."""
+        ...
+
+    def ended(self, id: str, names: Sequence[str] = ()) -> None:
+        """The run is over: forget it after a while."""
+        ...
+
+    async def find(self, name: str) -> FollowedRun | None:
+        """The run with this id or name; None for one that never was, or is forgotten."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
 class Encoder(Protocol):
     """One answer's bytes. A batch in, one write out; b"" writes nothing."""
 
@@ -95,6 +159,10 @@ class Encoder(Protocol):
 
     def start(self, model: str) -> bytes: ...
     def encode(self, batch: Batch) -> bytes: ...
+    def number(self, data: bytes, number: int) -> bytes:
+        """What `encode` gave, with the number that a reader can ask to go on after; as it is, in formats without one."""
+        ...
+
     def heartbeat(self) -> bytes: ...
     def fail(self, error: ChatError) -> bytes: ...
     def finish(self, ending: Ending) -> bytes: ...

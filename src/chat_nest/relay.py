@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from chat_nest.deltas import Batch, FinishDelta, FinishReason, UsageDelta
 from chat_nest.errors import UpstreamTruncated
 from chat_nest.ledger import Reservation
-from chat_nest.protocols import Encoder, Sink
+from chat_nest.protocols import Encoder, RunLog, Sink
 
 
 class Pulse:
@@ -37,6 +37,7 @@ async def relay(
     held: Reservation,
     pulse: Pulse,
     now: Callable[[], float],
+    log: RunLog | None = None,
 ) -> FinishReason:
     """Relay until the provider's completion signal, or cut the stream when it passes its cap (`length`).
 
@@ -56,7 +57,12 @@ async def relay(
                 finish = delta.reason
             elif meter.add(delta.text) and within < 0:
                 within = at + 1  # the rest of this read is counted, but not relayed
-        if data := encoder.encode(batch if within < 0 else batch[:within]):
+        if within >= 0:
+            batch = batch[:within]
+        data = encoder.encode(batch)
+        if log is not None:
+            data = encoder.number(data, log.append(batch))
+        if data:
             pulse.writing = True
             pulse.written_at = now()
             await sink.write(data)

@@ -14,7 +14,7 @@ from chat_nest.ledger import Reservation
 from chat_nest.limits import Line, Profile, Quota
 from chat_nest.messages import Caller
 from chat_nest.prices import Prices
-from chat_nest.protocols import Encoder, Ending, Sink
+from chat_nest.protocols import Encoder, Ending, Finale, RunLog, Sink
 from chat_nest.records import Record
 from chat_nest.relay import Pulse
 
@@ -27,15 +27,19 @@ class Run:
         "body",
         "caller",
         "closing",
+        "detached",
         "dropped_messages",
         "encoder",
         "ended_at",
         "ended_by",
+        "grace",
         "held",
         "id",
         "key",
         "lines",
+        "log",
         "lost_reader",
+        "names",
         "profile",
         "pulse",
         "quotas",
@@ -74,6 +78,13 @@ class Run:
         self.ended_at = 0.0
         self.lost_reader = False
         self.closing = False
+        self.log: RunLog | None = None
+        """Where it is kept for readers who come back, if its profile wants that."""
+        self.names: list[str] = []
+        """What else it is found by there."""
+        self.detached = False
+        """Its first reader has left, and it goes on."""
+        self.grace: asyncio.TimerHandle | None = None
 
     def end(self, why: ChatError) -> None:
         """End the run because of `why`: the first reason counts.
@@ -92,6 +103,26 @@ class Run:
             self.lost_reader = True
         if first or lost:
             self.task.cancel()
+
+    def leave(self, why: ChatError) -> None:
+        """Its reader has left, because of `why`: what then happens is the profile's policy."""
+        if self.log is None or self.profile is None or self.task is None:
+            self.end(why)
+        elif not self.detached:
+            self.detached = True
+            if self.profile.on_disconnect == "grace":
+                self._wait_for_readers(why)
+
+    def _wait_for_readers(self, why: ChatError) -> None:
+        assert self.profile is not None
+        assert self.task is not None
+        self.grace = self.task.get_loop().call_later(self.profile.grace_seconds, self._look_for_readers, why)
+
+    def _look_for_readers(self, why: ChatError) -> None:
+        if self.log is not None and self.log.readers:
+            self._wait_for_readers(why)
+        else:
+            self.end(why)
 
     def why(self, failure: BaseException | None) -> ChatError | None:
         """Why it ended, where it did not end well; `failure` is what came out of its story."""
@@ -155,6 +186,24 @@ def make_ending(run: Run, record: Record, held: Reservation, error: ChatError | 
     ending = _ending(record, run.reason, error)
     remaining = held.remaining(record.usage, record.cost)
     return replace(ending, remaining=remaining, dropped_messages=run.dropped_messages)
+
+
+def finale_of(ending: Ending) -> Finale:
+    """What readers who follow the run are told at its end."""
+    error = ending.error
+    if error is None:
+        return Finale(ending=ending)
+    return Finale(code=error.code, message=error.message, retryable=error.retryable)
+
+
+def followed_ending(finale: Finale | None) -> Ending | ChatError:
+    """The ending of a run that was followed; the error where it was one."""
+    if finale is not None and finale.ending is not None:
+        return finale.ending
+    error = Lost() if finale is None else by_code(finale.code)
+    if finale is not None:
+        error.message = finale.message
+    return error
 
 
 def replayed_ending(record: Record | None) -> Ending | ChatError:

@@ -12,6 +12,7 @@ from genai_prices import types
 from genai_prices.data_snapshot import get_snapshot
 
 from chat_nest.prices import FREE, Prices, _rates, nano_limit, price
+from chat_nest.testing import FakeClock
 from chat_nest.usage import NANO, Rates, Usage
 
 OPENAI = {"openai": "https://api.openai.com/v1"}
@@ -113,6 +114,26 @@ def test_the_tables_own_sum_is_ours():
                 None,
             )
             assert abs(Prices().of(f"{provider}:{name}").cost(usage) - theirs.total_price * NANO) < 1, (name, size)
+
+
+def test_a_price_that_begins_on_a_day_counts_from_that_day_on():
+    before, after = 1_767_225_600.0, 1_795_000_000.0  # 2026-01-01 and 2026-11-18
+    listed = next(
+        (provider.id, model.id, model.prices[-1])
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if isinstance(model.prices, list) and len(model.prices) == 2
+        and isinstance(model.prices[-1].constraint, types.StartDateConstraint)
+        and "2026-01-01" < str(model.prices[-1].constraint.start_date) < "2026-11-18"
+        and all(isinstance(each.prices.input_mtok, Decimal) and each.prices.output_mtok for each in model.prices)
+        and model.prices[0].prices.input_mtok != model.prices[-1].prices.input_mtok
+    )
+    provider, model, last = listed
+    clock = FakeClock(before)
+    prices = Prices(now=clock)
+    first = prices.of(f"{provider}:{model}")
+    clock.advance(after - before)
+    assert prices.of(f"{provider}:{model}").rates[0].input == int(last.prices.input_mtok * NANO) != first.rates[0].input
 
 
 def test_without_the_extra_nothing_is_known():

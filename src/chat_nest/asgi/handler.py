@@ -28,10 +28,11 @@ from chat_nest.ledger import Ledger
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Quota, Timeouts
 from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
-from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, Scope, Store
+from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Scope, Store
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.run import Run
 from chat_nest.stores.urls import open_store
+from chat_nest.stream_log import MemoryRuns
 from chat_nest.tokens import counter_for
 from chat_nest.upstream import Upstream, split_model
 from chat_nest.usage import NANO, Price
@@ -127,27 +128,35 @@ class ChatHandler:
         run.body = await read_json_body(scope, receive, self._max_body_bytes)
         if self._closing:  # which may have begun during the upload
             raise Shutdown
-        stream = EventStream(send, run, dialect, headers, self._timeouts)
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        abort = extensions.get(ABORT)
+        stream = EventStream(send, run, dialect, headers, self._timeouts, abort)
         # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
         run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
         watch = asyncio.create_task(_until_gone(receive, run))
         self._runs[run.id] = run
         run.task.add_done_callback(lambda _: self._forget(run, stream))
         try:
-            await asyncio.wait([run.task])
+            await asyncio.wait([run.task, watch], return_when=asyncio.FIRST_COMPLETED)
+            if not run.detached:
+                await asyncio.wait([run.task])
         except asyncio.CancelledError:
-            run.end(Shutdown())
-            await asyncio.wait([run.task])
+            run.leave(Shutdown())  # a server may cancel whoever has left
+            if not run.detached:
+                await asyncio.wait([run.task])
             raise
         finally:
             watch.cancel()
-        extensions: dict[str, Any] = scope.get("extensions") or {}
-        if run.lost_reader and ABORT in extensions:
-            extensions[ABORT]()
+        if run.lost_reader and abort is not None:
+            abort()
 
     def _forget(self, run: Run, stream: EventStream) -> None:
         stream.close()
         del self._runs[run.id]
+        if run.grace is not None:
+            run.grace.cancel()
+        if run.log is not None:
+            self._chat.logs.ended(run.id, run.names)
 
     async def _usage(self, scope: Scope) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """What the caller's own limits have left, as JSON and as headers; dollars in dollars."""
@@ -203,7 +212,7 @@ class ChatHandler:
         if running:
             await asyncio.wait(running, timeout=self._timeouts.write)
         await self._ledger.aclose()
-        for part in (*self.providers.values(), self.store):
+        for part in (*self.providers.values(), self.store, self._chat.logs):
             if close := getattr(part, "aclose", None):
                 try:
                     async with asyncio.timeout(CLOSE_SECONDS):
@@ -218,7 +227,7 @@ async def _until_gone(receive: Receive, run: Run) -> None:
             pass
     except Exception as failure:
         log.error("request %s: the server lost sight of its client: %s", run.id, type(failure).__name__)  # noqa: TRY400
-    run.end(ClientGone())
+    run.leave(ClientGone())
 
 
 def _relative_path(scope: Scope) -> str:
@@ -250,6 +259,7 @@ def create_chat_handler(
     time_zone: str = "UTC",
     max_body_bytes: int = 262_144,
     dialects: Sequence[Dialect] = (),
+    logs: RunLogs | None = None,
     now: Now = time.time,
 ) -> ChatHandler:
     """Make the chat endpoint: an ASGI application to mount, or to run by itself.
@@ -299,6 +309,7 @@ def create_chat_handler(
         ledger=ledger,
         upstream=Upstream(providers, timeouts),
         prices=known,
+        logs=logs or MemoryRuns(),
         observers=observers,
         now=now,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from chat_nest.asgi.quota_headers import quota_headers
@@ -23,20 +23,29 @@ log = logging.getLogger("chat_nest.asgi")
 
 
 class EventStream:
-    """The reader's end of one run (chat.Client). `headers` go out with the answer, whatever its status.
+    """The reader's end of one run (run.Client). `headers` go out with the answer, whatever its status.
+
+    Once the run is detached from its reader, nothing more is sent. `abort`, where the server has it, drops a connection.
 
     Two tasks may write: the run's, and for a heartbeat or the early start `_aside`. They never overlap in the middle of
     an event, because each event is one send; only the order of start, pings and end is kept by waiting.
     """
 
     def __init__(
-        self, send: Send, run: Run, dialect: Dialect, headers: Sequence[tuple[bytes, bytes]], timeouts: Timeouts
+        self,
+        send: Send,
+        run: Run,
+        dialect: Dialect,
+        headers: Sequence[tuple[bytes, bytes]],
+        timeouts: Timeouts,
+        abort: Callable[[], None] | None = None,
     ) -> None:
         self._send = send
         self._run = run
         self._dialect = dialect
         self._headers = headers
         self._timeouts = timeouts
+        self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._encoder: Encoder | None = None
         self._model = ""
@@ -59,24 +68,36 @@ class EventStream:
             return
         assert self._encoder is not None
         self._started = True
+        if self._run.detached:
+            return
         self._run.pulse.written_at = self._loop.time()
         headers = [*self._headers, *self._encoder.headers, *self._quota_headers()]
         try:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         except OSError:
-            raise ClientGone from None
+            self._lost()
         if data := self._encoder.start(model):
             await self.write(data)
 
     async def write(self, data: bytes) -> None:
         """Send one batch; returns when the server takes more. Raises ClientGone where the server tells."""
+        if self._run.detached:
+            return
         try:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except OSError:
+            self._lost()
+
+    def _lost(self) -> None:
+        """The server says that nobody reads: raise ClientGone, unless the run goes on without a reader."""
+        self._run.leave(ClientGone())
+        if not self._run.detached:
             raise ClientGone from None
 
     async def finish(self, data: bytes) -> None:
         """Send the last bytes and end the answer. A reader who has left meanwhile is not an error."""
+        if self._run.detached:
+            return
         pulse = self._run.pulse
         pulse.writing, pulse.written_at = True, self._loop.time()
         await self._wait_aside()
@@ -89,7 +110,7 @@ class EventStream:
 
     async def fail(self, error: ChatError) -> None:
         """End with a status while nothing was sent, else with an error event; say nothing where nobody listens."""
-        if self._run.lost_reader or isinstance(error, ClientGone):
+        if self._run.lost_reader or self._run.detached or isinstance(error, ClientGone):
             return
         if self._started and self._encoder is not None:
             await self.finish(self._encoder.fail(error))
@@ -116,7 +137,7 @@ class EventStream:
         limits, pulse, run = self._timeouts, self._run.pulse, self._run
         ending = run.closing or run.ended_by is not None
         due: list[tuple[float, type[ChatError]]] = []
-        if pulse.writing:
+        if pulse.writing and not run.detached:
             due.append((pulse.written_at + limits.write, SlowReader))
         elif run.ended_by is not None and not run.closing and run.task is not None:
             if now >= run.ended_at + limits.write:
@@ -132,12 +153,17 @@ class EventStream:
             due.append((run.began_at + limits.total, DeadlineExceeded))
         wake = now + min(limits.write, limits.idle, limits.heartbeat)
         for at, error in due:
-            if at <= now:
+            if at <= now and error is SlowReader:
+                run.leave(SlowReader())
+                if run.detached and self._abort is not None:
+                    self._abort()  # else the write would wait for its reader for ever
+                ending = not run.detached
+            elif at <= now:
                 run.end(error())
                 ending = True
             else:
                 wake = min(wake, at)
-        if not ending:
+        if not ending and not run.detached:
             wake = min(wake, self._speak(now))
         self._timer = self._loop.call_at(max(wake, now + 0.001), self._watch)
 

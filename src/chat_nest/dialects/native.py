@@ -102,6 +102,10 @@ class NativeEncoder:
     def encode(self, batch: Batch) -> bytes:
         return b"".join([_token(delta.text) for delta in batch if type(delta) is TextDelta])
 
+    def number(self, data: bytes, number: int) -> bytes:
+        """In the last event: who has read it has read them all."""
+        return data and b"%bid: %b-%d\n\n" % (data[:-1], self._run_id.encode(), number)
+
     def heartbeat(self) -> bytes:
         return b"event: ping\ndata: \n\n"
 

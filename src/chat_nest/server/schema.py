@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
-from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Profile, Timeouts
+from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, OnDisconnect, Profile, Timeouts
 
 
 class Rule(Struct, frozen=True):
@@ -35,6 +35,7 @@ BY_TYPE: Mapping[Any, Rule] = {
     int: COUNT,
     int | None: COUNT,
     float: SECONDS,
+    OnDisconnect: Rule(OnDisconnect, 'one of "cancel", "grace", "finish"'),
     float | None: USD,
 }
 Keys = Mapping[str, Rule]
