@@ -92,7 +92,7 @@ class Reply:
                 assert self._taken == len(self.raw), f"bytes after the last event: {self.raw[self._taken :]!r}"
                 return None
         block, self._taken = self.raw[self._taken : end].decode(), end + 2
-        matched = re.fullmatch(r"event: ([a-z]+)\ndata: ([^\r\n]*)", block)
+        matched = re.fullmatch(r"event: ([a-z]+)\ndata: ([^\r\n]*)(?:\nid: [0-9a-f]{24}-\d+)?", block)
         assert matched, f"not an event of the native dialect: {block!r}"
         return Event(matched[1], matched[2])
 

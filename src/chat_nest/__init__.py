@@ -1,6 +1,7 @@
 """The streaming chat endpoint that you can put on the public internet with your own API key behind it."""
 
-from chat_nest.asgi.handler import ChatHandler, create_chat_handler
+from chat_nest.asgi.create import create_chat_handler
+from chat_nest.asgi.handler import ChatHandler
 from chat_nest.errors import ChatError, Forbidden, Unauthorized
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HardCaps, Limits, Profile, Timeouts

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 
-from chat_nest.errors import ChatError, LimiterUnavailable, LimitExceeded
+from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExceeded
 from chat_nest.ledger import AlreadyEnded, Ledger
 from chat_nest.limits import Claim, Line, Profile, Quota, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
@@ -114,25 +114,32 @@ class Chat:
         ending = make_ending(run, record, run.held, error)
         self._tell(lambda observer: observer.finished(ending))
         if run.log is not None:
-            run.log.end(finale_of(ending))
+            run.last = run.log.end(finale_of(ending))
         if error is None:
-            await client.finish(run.encoder.finish(ending))
+            data = run.encoder.finish(ending)
+            await client.finish(run.encoder.number(data, run.last) if run.last else data)
         else:
             await client.fail(error)
 
     def _keep(self, run: Run, request: ChatRequest, profile: Profile) -> None:
         """Keep what is said for readers who come back, where the profile lets a run outlive its reader."""
-        if profile.on_disconnect == "cancel" or run.held is None or run.caller is None:
+        if run.held is None or run.caller is None:
             return
         run.names = [run.held.claim.id] if run.key is not None else []
         if request.chat_id:
             run.names.append(chat_name(run.caller, request.chat_id))
+        if profile.on_disconnect == "cancel":
+            return
         run.log = self.logs.begin(run.id, run.caller.key, split_model(profile.model)[1], run.names)
 
     async def _refuse(self, run: Run, error: ChatError, client: Client) -> None:
         if isinstance(error, AlreadyEnded):
             await self._replay(run, error.record, client)
             return
+        if isinstance(error, InProgress) and error.claim:
+            run.attached = await self.logs.find(error.claim)
+            if run.attached is not None:
+                return  # whoever has the connection follows it
         self._tell(lambda observer: observer.refused(run.id, run.caller, error))
         await self._look_at_quotas(run, error)
         await client.fail(error)
@@ -206,16 +213,19 @@ class Chat:
             except Exception as failure:
                 log.error("an observer failed: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
 
-    async def standing(self, scope: Scope) -> list[tuple[Line, Standing]]:
-        """How the asking caller's own limits stand. Raises LimiterUnavailable if the store does not answer."""
+    async def who(self, scope: Scope) -> Caller:
+        """Who is asking. Raises what `identify` raises on purpose; ChatError for whatever else goes wrong there."""
         try:
-            caller = await self._who(scope)
+            return await self._who(scope)
         except ChatError:
             raise
         except Exception as bug:
-            _log_bug("usage", bug)
+            _log_bug("identify", bug)
             raise ChatError from None
-        return await self._standing(caller)
+
+    async def standing(self, scope: Scope) -> list[tuple[Line, Standing]]:
+        """How the asking caller's own limits stand. Raises LimiterUnavailable if the store does not answer."""
+        return await self._standing(await self.who(scope))
 
     async def _standing(self, caller: Caller) -> list[tuple[Line, Standing]]:
         profile = self._profiles.resolve(caller, ChatRequest(messages=()))

@@ -117,6 +117,11 @@ class InProgress(ChatError):
     code, status, retryable = "request_in_progress", 409, True
     text = "The first request with this Idempotency-Key is still being answered"
 
+    def __init__(self, claim: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(retry_after=retry_after)
+        self.claim = claim
+        """The id that its claim has in the store."""
+
 
 class KeyReused(ChatError):
     code, status, text = "idempotency_key_reused", 409, "This Idempotency-Key was used for another request"

@@ -193,7 +193,7 @@ class Ledger:
             if isinstance(answer, Conflict):
                 raise KeyReused
             if answer.state == "open":
-                raise InProgress(retry_after=1.0)
+                raise InProgress(claim.id, retry_after=1.0)
             if answer.state != "released" and not (answer.record and answer.record.spent_nothing):
                 raise AlreadyEnded(answer.record)
             claim = replace(claim, id=f"{first}.{tries}")

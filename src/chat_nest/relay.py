@@ -57,11 +57,10 @@ async def relay(
                 finish = delta.reason
             elif meter.add(delta.text) and within < 0:
                 within = at + 1  # the rest of this read is counted, but not relayed
-        if within >= 0:
-            batch = batch[:within]
-        data = encoder.encode(batch)
+        said = batch if within < 0 else batch[:within]
+        data = encoder.encode(said)
         if log is not None:
-            data = encoder.number(data, log.append(batch))
+            data = encoder.number(data, log.append(said))
         if data:
             pulse.writing = True
             pulse.written_at = now()

@@ -14,7 +14,7 @@ from chat_nest.ledger import Reservation
 from chat_nest.limits import Line, Profile, Quota
 from chat_nest.messages import Caller
 from chat_nest.prices import Prices
-from chat_nest.protocols import Encoder, Ending, Finale, RunLog, Sink
+from chat_nest.protocols import Encoder, Ending, Finale, FollowedRun, RunLog, Sink
 from chat_nest.records import Record
 from chat_nest.relay import Pulse
 
@@ -23,6 +23,7 @@ class Run:
     """One request while it is served: what is known of it, and the one way to end it early."""
 
     __slots__ = (
+        "attached",
         "began_at",
         "body",
         "caller",
@@ -36,6 +37,8 @@ class Run:
         "held",
         "id",
         "key",
+        "last",
+        "left",
         "lines",
         "log",
         "lost_reader",
@@ -78,10 +81,16 @@ class Run:
         self.ended_at = 0.0
         self.lost_reader = False
         self.closing = False
+        self.attached: FollowedRun | None = None
+        """The run that it asks for again, to be followed in its place."""
+        self.last = 0
+        """The number of its final event there."""
         self.log: RunLog | None = None
         """Where it is kept for readers who come back, if its profile wants that."""
         self.names: list[str] = []
         """What else it is found by there."""
+        self.left: asyncio.Future[None] | None = None
+        """Done once it goes on without its reader."""
         self.detached = False
         """Its first reader has left, and it goes on."""
         self.grace: asyncio.TimerHandle | None = None
@@ -110,6 +119,8 @@ class Run:
             self.end(why)
         elif not self.detached:
             self.detached = True
+            if self.left is not None and not self.left.done():
+                self.left.set_result(None)
             if self.profile.on_disconnect == "grace":
                 self._wait_for_readers(why)
 

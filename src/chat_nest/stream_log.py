@@ -44,10 +44,11 @@ class MemoryRun:
             self._wake()
         return self._forgotten + len(self._batches)
 
-    def end(self, finale: Finale) -> None:
+    def end(self, finale: Finale) -> int:
         """Say how the run ended; nothing is appended afterwards."""
         self.finale = finale
         self._wake()
+        return self._forgotten + len(self._batches) + 1
 
     async def read(self, after: int) -> AsyncGenerator[tuple[int, Batch], None]:
         """Yield the batches behind number `after` as they come. Raises LookupError where they are gone."""
@@ -104,6 +105,13 @@ class MemoryRuns:
         """The run with this id or name."""
         self._forget()
         return self._runs.get(self._named.get(name, name))
+
+    def listen(self, stop: Callable[[str, str], bool]) -> None:
+        """There is no other process."""
+
+    async def stop(self, name: str, owner: str) -> bool:  # noqa: ARG002 - the seam's
+        """There is no other process."""
+        return False
 
     async def aclose(self) -> None:
         """Nothing is open."""

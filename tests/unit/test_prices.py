@@ -122,7 +122,8 @@ def test_a_price_that_begins_on_a_day_counts_from_that_day_on():
         (provider.id, model.id, model.prices[-1])
         for provider in get_snapshot().providers
         for model in provider.models
-        if isinstance(model.prices, list) and len(model.prices) == 2
+        if isinstance(model.prices, list)
+        and len(model.prices) == 2
         and isinstance(model.prices[-1].constraint, types.StartDateConstraint)
         and "2026-01-01" < str(model.prices[-1].constraint.start_date) < "2026-11-18"
         and all(isinstance(each.prices.input_mtok, Decimal) and each.prices.output_mtok for each in model.prices)

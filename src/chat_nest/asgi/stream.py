@@ -25,7 +25,7 @@ log = logging.getLogger("chat_nest.asgi")
 class EventStream:
     """The reader's end of one run (run.Client). `headers` go out with the answer, whatever its status.
 
-    Once the run is detached from its reader, nothing more is sent. `abort`, where the server has it, drops a connection.
+    Once the run is detached from its reader, nothing more is sent. `abort` drops the connection, where a server can.
 
     Two tasks may write: the run's, and for a heartbeat or the early start `_aside`. They never overlap in the middle of
     an event, because each event is one send; only the order of start, pings and end is kept by waiting.
@@ -51,6 +51,7 @@ class EventStream:
         self._model = ""
         self._asked_at = 0.0
         self._started = False
+        self._letting_go = False
         self._aside: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,6 +88,13 @@ class EventStream:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         except OSError:
             self._lost()
+        except asyncio.CancelledError:
+            if not self._letting_go:
+                raise
+            self._letting_go = False
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
 
     def _lost(self) -> None:
         """The server says that nobody reads: raise ClientGone, unless the run goes on without a reader."""
@@ -113,7 +121,8 @@ class EventStream:
         if self._run.lost_reader or self._run.detached or isinstance(error, ClientGone):
             return
         if self._started and self._encoder is not None:
-            await self.finish(self._encoder.fail(error))
+            data = self._encoder.fail(error)
+            await self.finish(self._encoder.number(data, self._run.last) if self._run.last else data)
             return
         self._started = True
         body = self._dialect.refuse(error, self._run.id)
@@ -155,9 +164,9 @@ class EventStream:
         for at, error in due:
             if at <= now and error is SlowReader:
                 run.leave(SlowReader())
-                if run.detached and self._abort is not None:
-                    self._abort()  # else the write would wait for its reader for ever
                 ending = not run.detached
+                if run.detached:
+                    self._let_go()
             elif at <= now:
                 run.end(error())
                 ending = True
@@ -166,6 +175,14 @@ class EventStream:
         if not ending and not run.detached:
             wake = min(wake, self._speak(now))
         self._timer = self._loop.call_at(max(wake, now + 0.001), self._watch)
+
+    def _let_go(self) -> None:
+        """The run goes on without a reader who does not read: the write that waits for him must not."""
+        if self._abort is not None:
+            self._abort()
+        elif self._run.task is not None:
+            self._letting_go = True
+            self._run.task.cancel()
 
     def _speak(self, now: float) -> float:
         """Open the stream if the provider keeps us waiting; ping after a long silence. Returns when to look again."""

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from chat_nest.asgi.handler import ChatHandler, create_chat_handler
+from chat_nest.asgi.create import create_chat_handler
+from chat_nest.asgi.handler import ChatHandler
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import MethodNotAllowed

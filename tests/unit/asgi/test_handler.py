@@ -332,7 +332,7 @@ async def test_the_tables_of_a_tokenizer_are_built_before_the_first_request(monk
         asked.append(name)
         return tokens.ByteCounter()
 
-    monkeypatch.setattr("chat_nest.asgi.handler.counter_for", counting)
+    monkeypatch.setattr("chat_nest.asgi.create.counter_for", counting)
     profile = Profile(model="p:gpt-4o-mini", fallbacks=("p:llama3",))
     create_chat_handler(providers={"p": ScriptedProvider([])}, profiles={"balanced": profile})
     assert asked == ["gpt-4o-mini", "llama3"]

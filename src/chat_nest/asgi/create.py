@@ -1,0 +1,130 @@
+"""`create_chat_handler`: every part of the chat endpoint, put together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from chat_nest.asgi.cors import Cors
+from chat_nest.asgi.handler import ChatHandler
+from chat_nest.chat import Chat
+from chat_nest.dialects.native import Native
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.ledger import Ledger
+from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Timeouts
+from chat_nest.prices import Prices
+from chat_nest.profiles import Profiles
+from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Store
+from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.stores.urls import open_store
+from chat_nest.stream_log import MemoryRuns
+from chat_nest.tokens import counter_for
+from chat_nest.upstream import Upstream, split_model
+from chat_nest.usage import Price
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+def create_chat_handler(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    model: str | None = None,
+    providers: Mapping[str, Provider] | None = None,
+    profiles: Mapping[str, Profile] | None = None,
+    default_profile: str | None = None,
+    limits: Limits = Limits(),
+    groups: Mapping[str, Limits] | None = None,
+    prices: Mapping[str, Price] | None = None,
+    hard_caps: HardCaps = HARD_CAPS,
+    timeouts: Timeouts = Timeouts(),
+    store: Store | str = "memory://",
+    identify: Identify | None = None,
+    observers: Sequence[Observer] = (),
+    cors_origins: Sequence[str] = ("*",),
+    time_zone: str = "UTC",
+    max_body_bytes: int = 262_144,
+    dialects: Sequence[Dialect] = (),
+    logs: RunLogs | None = None,
+    now: Now = time.time,
+) -> ChatHandler:
+    """Make the chat endpoint: an ASGI application to mount, or to run by itself.
+
+    `api_key` and `base_url` name an OpenAI-compatible provider (else OPENAI_API_KEY and OPENAI_BASE_URL do); `model` is
+    the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
+    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded; `default_profile` is
+    that of a caller who names none (`balanced`, or the first one). `store` is a URL (`memory://`,
+    `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
+    peer's address. `limits` are for all callers together, `groups` for the callers of each group together, by its name
+    (`default` is for groups without limits of their own); windows begin at midnight in `time_zone`. `prices`, by
+    PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over those of genai-prices.
+
+    The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
+    profile whose provider is unknown, a limit in dollars for a model whose price is not known, a time zone, origin or
+    store URL that can't be used.
+    """
+    if providers is None:
+        providers = {"openai": _openai(api_key, base_url)}
+    elif api_key is not None or base_url is not None:
+        msg = "pass either `providers` or `api_key` and `base_url`, not both"
+        raise ValueError(msg)
+    if profiles is None:
+        full = _full_model(model or ("gpt-4o-mini" if "openai" in providers else None), providers)
+        profiles = {name: replace(profile, model=full) for name, profile in BUILT_IN_PROFILES.items()}
+    elif model is not None:
+        msg = "pass either `profiles`, which name their models, or `model`, not both"
+        raise ValueError(msg)
+    urls = {name: str(getattr(provider, "base_url", "")) for name, provider in providers.items()}
+    known = Prices(prices, urls)
+    for name, profile in profiles.items():
+        for full in (profile.model, *profile.fallbacks):
+            if split_model(full)[0] not in providers:
+                msg = (
+                    f"profile {name!r}: the model must be PROVIDER:MODEL with one of the providers {sorted(providers)}"
+                )
+                raise ValueError(msg)
+            counter_for(split_model(full)[1])  # builds its tables now, not in the first request
+            known.of(full)
+    default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
+    rules = Profiles(profiles, limits, hard_caps, time_zone, default, groups=groups, prices=known)
+    opened = open_store(store, now) if isinstance(store, str) else store
+    ledger = Ledger(opened, rules.refusal, patience=timeouts.store)
+    chat = Chat(
+        identify=identify or PeerAddress(),
+        profiles=rules,
+        ledger=ledger,
+        upstream=Upstream(providers, timeouts),
+        prices=known,
+        logs=logs or MemoryRuns(),
+        observers=observers,
+        now=now,
+    )
+    return ChatHandler(
+        chat,
+        ledger,
+        providers,
+        dialects=dialects or (Native(),),
+        timeouts=timeouts,
+        cors=Cors(cors_origins),
+        max_body_bytes=max_body_bytes,
+        now=now,
+    )
+
+
+def _openai(api_key: str | None, base_url: str | None) -> OpenAIProvider:
+    api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
+    if api_key is None and base_url == OPENAI_URL:
+        msg = "no API key: pass api_key=..., or set OPENAI_API_KEY; a local server needs base_url=... instead"
+        raise ValueError(msg)
+    return OpenAIProvider(api_key, base_url)
+
+
+def _full_model(model: str | None, providers: Mapping[str, Provider]) -> str:
+    if model is None:
+        msg = "name the model: model='PROVIDER:MODEL'"
+        raise ValueError(msg)
+    return model if split_model(model)[0] in providers else f"{next(iter(providers))}:{model}"

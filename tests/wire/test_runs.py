@@ -1,0 +1,206 @@
+"""Runs over real sockets: a reader comes back, a run is stopped, and nobody touches another caller's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import asynccontextmanager
+
+import pytest
+from asgi_servers import serve
+from msgspec.structs import replace
+from raw_client import HELLO, JSON, ask, connect, settled
+from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
+
+from chat_nest import BALANCED, HardCaps, Timeouts, create_chat_handler
+from chat_nest.messages import Caller
+from chat_nest.server.protocol import AbortableProtocol
+
+
+CAPS = {"max_output_tokens": 10**7, "tokens_per_day": 10**9, "tokens_per_request": 10**8}
+WIDE = {"model": "openai:other", **CAPS}
+
+
+def who(scope):
+    return Caller(id=dict(scope["headers"]).get(b"x-who", b"ada").decode())
+
+
+@asynccontextmanager
+async def chat(script, policy="finish", http="httptools", limits={}, **more):
+    async with ScriptedProvider(script) as provider:
+        profile = replace(BALANCED, on_disconnect=policy, **limits)
+        handler = create_chat_handler(base_url=provider.url, profiles={"balanced": profile}, identify=who, **more)
+        async with serve(handler, http=http) as port:
+            yield provider, port
+
+
+async def get(port, path, **headers):
+    async with connect(port) as client:
+        reply = await client.request("GET", path, headers=headers)
+        await reply.body()
+        return reply
+
+
+async def post(port, path, **headers):
+    return await ask(port, b"", path=path, headers={**JSON, **headers})
+
+
+def texts(reply):
+    return "".join(json.loads(data) for data in re.findall(r"event: token\ndata: (.*)\n", reply.raw.decode()))
+
+
+def ids(reply):
+    return re.findall(r"\nid: (\S+)\n\n", reply.raw.decode())
+
+
+async def begun(client, port):
+    """Begin a chat, read its first token; the run's id."""
+    reply = await client.post()
+    start = (await reply.event()).json()
+    await reply.event()
+    return start["id"]
+
+
+async def test_a_reader_who_comes_back_misses_nothing_and_reads_nothing_twice():
+    go_on = asyncio.Event()
+    async with chat(stream(chunk("one "), go_on, chunk("two "), chunk("three"), finish(), usage(9, 3), DONE)) as (
+        provider,
+        port,
+    ):
+        async with connect(port) as client:
+            run = await begun(client, port)
+            client.reset()
+        back = asyncio.create_task(get(port, f"/api/chat/{run}/stream", **{"last-event-id": f"{run}-1"}))
+        whole = asyncio.create_task(get(port, f"/api/chat/{run}/stream"))
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert texts(await back) == "two three"
+        assert texts(await whole) == "one two three"
+        assert (await back).raw.startswith(b"event: token\n")
+        assert (await whole).raw.startswith(b"event: start\n")
+        for reply in (back.result(), whole.result()):
+            [name] = re.findall(r"event: (done|error)", reply.raw.decode())
+            assert name == "done"
+        numbers = [int(id.rpartition("-")[2]) for id in ids(whole.result())]
+        assert numbers == sorted(set(numbers))
+        assert provider.opened == 1
+        assert (await settled(port))["tokens_per_day"]["used"] == 12
+
+
+async def test_after_the_end_who_has_it_all_is_told_so_and_others_get_the_rest():
+    async with chat(answer("Hello ", 3, input_tokens=9)) as (provider, port):
+        first = await ask(port)
+        run = json.loads(re.search(rb"event: start\ndata: (.*)\n", first.raw)[1])["id"]
+        *_, last = ids(first)
+        done = await get(port, f"/api/chat/{run}/stream", **{"last-event-id": last})
+        assert (done.status, done.raw) == (204, b"")
+        again = await get(port, f"/api/chat/{run}/stream")
+        assert again.raw == first.raw
+        partly = await get(port, f"/api/chat/{run}/stream", **{"last-event-id": f"{run}-1"})
+        assert first.raw.endswith(partly.raw) and len(partly.raw) < len(first.raw)
+        assert provider.opened == 1
+
+
+async def test_row25_another_callers_run_is_not_there():
+    async with chat(stream(chunk("one "), HANG)) as (provider, port):
+        async with connect(port) as client:
+            run = await begun(client, port)
+            for path in ("stream", "stop"):
+                send = get if path == "stream" else post
+                assert (await send(port, f"/api/chat/{run}/{path}", **{"x-who": "eve"})).status == 404
+                assert (await send(port, f"/api/chat/nosuch/{path}")).status == 404
+            assert provider.active == 1
+
+
+@pytest.mark.parametrize("policy", ["cancel", "finish"])
+async def test_stop_ends_the_run_with_its_own_code_and_charges_what_came(policy):
+    async with chat(stream(chunk("one "), HANG), policy) as (provider, port):
+        async with connect(port) as client:
+            reply = await client.post()
+            run = (await reply.event()).json()["id"]
+            await reply.event()
+            assert (await post(port, f"/api/chat/{run}/stop")).status == 204
+            ended = await reply.event()
+            assert (ended.name, ended.json()["code"]) == ("error", "stopped")
+            assert await reply.event() is None
+        await provider.closed(0)
+        used = (await settled(port))["tokens_per_day"]
+        assert 0 < used["used"] < 70
+        assert (await post(port, f"/api/chat/{run}/stop")).status == (204 if policy == "finish" else 404)
+
+
+async def test_stop_ends_a_run_without_a_reader():
+    async with chat(stream(chunk("one "), HANG)) as (provider, port):
+        async with connect(port) as client:
+            run = await begun(client, port)
+            client.reset()
+        assert (await post(port, f"/api/chat/{run}/stop")).status == 204
+        await provider.closed(0)
+        again = await get(port, f"/api/chat/{run}/stream")
+        assert b'"code":"stopped"' in again.raw
+
+
+async def test_who_follows_is_pinged_and_leaving_ends_nothing():
+    async with chat(stream(chunk("one "), HANG), timeouts=Timeouts(heartbeat=0.05)) as (provider, port):
+        async with connect(port) as client:
+            run = await begun(client, port)
+            client.reset()
+        async with connect(port) as client:
+            reply = await client.request("GET", f"/api/chat/{run}/stream")
+            assert [(await reply.event()).name for _ in range(4)] == ["start", "token", "ping", "ping"]
+            client.reset()
+        await asyncio.sleep(0.05)
+        assert provider.active == 1
+
+
+async def test_row27_the_same_key_attaches_to_the_run():
+    go_on = asyncio.Event()
+    async with chat(stream(chunk("one "), go_on, chunk("two"), finish(), usage(9, 2), DONE)) as (provider, port):
+        headers = {**JSON, "idempotency-key": "k"}
+        async with connect(port) as client:
+            reply = await client.post(headers=headers)
+            await reply.event()
+            await reply.event()
+            second = asyncio.create_task(ask(port, HELLO, headers=headers))
+            await asyncio.sleep(0.05)
+            go_on.set()
+            assert texts(await second) == "one two"
+            assert second.result().raw.count(b"event: done") == 1
+            assert (await reply.until("done")).name == "done"
+        assert provider.opened == 1
+
+
+@pytest.mark.parametrize("http", ["httptools", AbortableProtocol])
+async def test_a_reader_who_does_not_read_does_not_stop_a_run_that_is_to_be_finished(http):
+    text = "x" * 40_000
+    async with chat(
+        stream(*[chunk(text)] * 100, finish(), usage(9, 3), DONE),
+        timeouts=Timeouts(write=0.3),
+        http=http,
+        limits=WIDE,
+        hard_caps=HardCaps(**CAPS),
+    ) as (
+        provider,
+        port,
+    ):
+        async with connect(port, receive_buffer=4_096) as client:
+            await client.post()
+            await provider.closed(0)  # it was read to its end
+        assert (await settled(port))["tokens_per_day"]["used"] == 12
+
+
+@pytest.mark.parametrize("id", ["", "-1", "x-y", "-", "run-99999999999999999999", "\u00e9-1"])
+async def test_a_last_event_id_that_names_nothing_is_none(id):
+    async with chat(answer("Hello ", 3, input_tokens=9)) as (_, port):
+        first = await ask(port)
+        run = json.loads(re.search(rb"event: start\ndata: (.*)\n", first.raw)[1])["id"]
+        again = await get(port, f"/api/chat/{run}/stream", **{"last-event-id": id.replace("run", run)})
+        assert again.raw == first.raw
+
+
+async def test_only_these_methods():
+    async with chat(answer("Hello ", 3)) as (_, port):
+        assert (await get(port, "/api/chat/x/stop")).status == 405
+        assert (await post(port, "/api/chat/x/stream")).status == 405
+        assert (await get(port, "/api/nothing/x/stream")).status == 404
