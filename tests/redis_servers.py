@@ -138,6 +138,12 @@ def shared_redis_url():
     return os.environ.get("REDIS_URL") or shared_server().url
 
 
+@cache
+def shared_cluster():
+    """A Cluster for tests that use a prefix of their own and harm nobody."""
+    return RedisCluster()
+
+
 class RedisCluster:
     """Three masters with a replica each; a dead master is replaced after half a second."""
 

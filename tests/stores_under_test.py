@@ -13,7 +13,7 @@ from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.redis import RedisStore
 from chat_nest.stores.sqlite import SQLiteStore
 from postgres_server import empty, shared_url
-from redis_servers import shared_redis_url
+from redis_servers import shared_cluster, shared_redis_url
 
 START = 1_790_000_000.0
 LEASE = 60.0
@@ -67,7 +67,16 @@ async def redis(now):
         await store.aclose()
 
 
-STORES = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "redis": redis}
+@asynccontextmanager
+async def cluster(now):
+    store = RedisStore(shared_cluster().url, prefix=secrets.token_hex(8), _now=now)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+STORES = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "redis": redis, "cluster": cluster}
 
 
 @contextmanager

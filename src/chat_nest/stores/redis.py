@@ -13,16 +13,17 @@ from typing import Any, Literal
 from zlib import crc32
 
 from msgspec import Struct
-from redis.exceptions import NoScriptError, RedisError
 
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
 from chat_nest.records import Record
-from chat_nest.stores.book import Book, Counter, check_actual, check_claim, check_line, check_text, lease_us
-from chat_nest.stores.redis_servers import Servers, UnsafeServer, Word, open_servers, read_url
+from chat_nest.stores.book import check_actual, check_claim, check_line, check_text, lease_us
+from chat_nest.stores.redis_servers import Servers, UnsafeServer, open_servers, read_url
+from chat_nest.stores.redis_wire import Broken, Denied, Word, tls_context
+from chat_nest.stores.redis_words import line_words, not_granted, record_word, standing
 from chat_nest.usage import Source
-from chat_nest.windows import US, gcra_wait
+from chat_nest.windows import US
 
 _log = logging.getLogger(__name__)
 
@@ -67,17 +68,21 @@ class RedisStore:
     """A Store on the servers that `url` names (see `redis_servers.read_url`); nothing is opened before the first call.
 
     Each call is one Lua script, so it is atomic, and one round trip; the server's clock counts. On a Cluster a claim's
-    lines may be in several slots. Then the caller's are reserved first, the others after them, and where those are
-    refused the first are given back before the answer: for that moment the caller alone has less room. An id belongs
-    to its claim's lines there: the same id with another caller's lines is another claim.
+    lines may be in three slots: the caller's, the group's and that of all. They are reserved one after another, and
+    where one refuses, the earlier ones are given back before the answer: for that moment there is less room on them.
+    The caller's slot keeps the record, and says what the claim is. An id belongs to its claim's lines there: the same
+    id with another caller's lines is another claim.
 
-    A call raises LimiterUnavailable where it has no answer within `timeout` seconds, waiting for one of the
-    `connections` to a server included, where the server is out of memory, loading, read-only or failing over, where it
-    may evict keys, or where it has been emptied since this store first asked it; its `__cause__` says which. What was
-    not answered may or may not have happened: a reservation that nobody knows of is charged when its lease runs out.
-    A cancelled call may still run. A claim, line, amount or lease that breaks a rule raises ValueError.
+    A call raises LimiterUnavailable where it has no answer within `timeout` seconds, connecting included, where the
+    server is out of memory, loading, read-only or failing over, where it may evict keys, or where it has been emptied
+    since this store, or another that still asks, first asked it; its `__cause__` says which. What was not answered may
+    or may not have happened: a reservation that nobody knows of is charged when its lease runs out. A cancelled call
+    may still run, and a settlement that had to be sent twice may return False. A claim, line, amount or lease that
+    breaks a rule raises ValueError, and so does a URL.
 
-    Finished claims, past windows and drained rates are kept for `retention` seconds. Every key begins with `prefix`.
+    Finished claims with their records, past windows and drained rates are kept for `retention` seconds. That long an id
+    is a Duplicate: a client that asks again later, with the same Idempotency-Key, is answered and charged anew. Every
+    key begins with `prefix`.
     `_now`, for tests, takes the place of the server's clock; how long keys are kept still goes by the server's.
     """
 
@@ -86,20 +91,17 @@ class RedisStore:
         url: str,
         *,
         timeout: float = 0.7,
-        connections: int = 32,
         retention: float = 3_600.0,
         prefix: str = "chat-nest",
         _now: Now | None = None,
     ) -> None:
-        if not 0 < timeout < 1 or connections < 1 or retention <= 0:
-            raise ValueError(
-                "timeout must be over 0 and under 1 second, connections at least 1, retention over 0 seconds"
-            )
+        if not 0 < timeout < 1 or retention <= 0:
+            raise ValueError("timeout must be over 0 and under 1 second, retention over 0 seconds")
         if not prefix.isprintable() or not prefix or "{" in prefix or "}" in prefix:
             raise ValueError("prefix must be printable characters without braces")
         self._place = read_url(url)
         self._timeout = timeout
-        self._connections = connections
+        self._tls = tls_context(self._place.options) if self._place.tls else None
         self._retention_us = int(retention * US)
         self._prefix = prefix
         self._now = _now
@@ -116,14 +118,16 @@ class RedisStore:
         output, granted, rooms = claim.max_output_tokens, list[tuple[_Part, int]](), dict[int, int]()
         async with self._calling() as servers:
             for part in parts:
-                words: list[Word] = [claim.id, claim.fingerprint, attempt, us, output, claim.min_output_tokens]
+                home = part is parts[0]
+                words: list[Word] = [*_names(claim), attempt, us, output, claim.min_output_tokens]
+                words += (record_word(claim.record, claim.lines), "") if home else ("", "1")
                 for index in part.lines:
-                    words += _line_words(claim.lines[index])
+                    words += line_words(claim.lines[index])
                 answer, now_us, *found = await self._run(servers, part.partition, _RESERVE, words)
                 if answer != b"granted":
                     for held, _ in granted:
                         await self._end(servers, held.partition, claim, "undone", "", {})
-                    return _not_granted(answer, found, claim, part, now_us)
+                    return not_granted(answer, found, claim, part.lines, now_us)
                 output = int(found[0])
                 granted.append((part, output))
                 rooms |= zip(part.lines, found[1:], strict=True)
@@ -147,7 +151,7 @@ class RedisStore:
                     some = asked[start : start + _EXTENDED_AT_ONCE]
                     words: list[Word] = [us]
                     for claim, _ in some:
-                        words += (claim.id, claim.fingerprint)
+                        words += _names(claim)
                     _, _, *renewed = await self._run(servers, partition, _EXTEND, words)
                     live |= {claim.id for (claim, home), was in zip(some, renewed, strict=True) if home and was}
         return frozenset(live)
@@ -157,7 +161,7 @@ class RedisStore:
     ) -> bool:
         check_text(claim.id, "claim.id")
         check_actual(actual)
-        return await self._finish(claim, "settled", source, dict(actual or {}))
+        return await self._finish(claim, "settled", source, dict(actual or {}), record_word(record))
 
     async def release(self, claim: Claim) -> bool:
         check_claim(claim)
@@ -176,8 +180,8 @@ class RedisStore:
                 words = [word for index in indices for word in (lines[index].kind, lines[index].key)]
                 _, now_us, *found = await self._run(servers, partition, _PEEK, words)
                 for index, used, held, tat in zip(indices, found[::3], found[1::3], found[2::3], strict=True):
-                    standings[index] = _standing(lines[index], used, held, tat, now_us)
-        return tuple(standings.get(index) or _standing(line, 0, 0, 0, 0) for index, line in enumerate(lines))
+                    standings[index] = standing(lines[index], used, held, tat, now_us)
+        return tuple(standings.get(index) or standing(line, 0, 0, 0, 0) for index, line in enumerate(lines))
 
     async def sweep(self) -> int:
         """Charge expired leases; also look again whether the servers may evict keys."""
@@ -189,9 +193,9 @@ class RedisStore:
             more = True
             while more:
                 async with self._calling() as servers:
-                    _, _, count = await self._run(servers, partition, _SWEEP, [_SWEPT_AT_ONCE])
-                swept += count
-                more = count == _SWEPT_AT_ONCE
+                    _, _, looked, charged = await self._run(servers, partition, _SWEEP, [_SWEPT_AT_ONCE])
+                swept += charged
+                more = looked == _SWEPT_AT_ONCE
         return swept
 
     async def ping(self) -> None:
@@ -212,16 +216,15 @@ class RedisStore:
         """Give one call its servers and its deadline, and turn whatever goes wrong there into LimiterUnavailable."""
         link = self._link
         if link is None:
-            link = self._link = _Link(open_servers(self._place, self._connections, self._timeout))
+            link = self._link = _Link(open_servers(self._place, self._tls))
         link.running += 1
         link.idle.clear()
         try:
             async with asyncio.timeout(self._timeout):
                 yield link.servers
-        except (RedisError, OSError, TimeoutError, UnsafeServer, _Emptied) as error:
+        except (Denied, Broken, OSError, UnsafeServer, _Emptied) as error:  # TimeoutError is an OSError
             if not self._failing:
-                why = str(error) if isinstance(error, UnsafeServer | _Emptied) else type(error).__name__
-                _log.warning("The Redis store does not answer: %s", why)
+                _log.warning("The Redis store does not answer: %s", _why(error))
             self._failing = True
             raise LimiterUnavailable from error
         else:
@@ -241,27 +244,40 @@ class RedisStore:
         rest = (1, f"{{{tag}}}:epoch", seen, secrets.token_hex(8) if not seen else "", now, self._retention_us, *words)
         try:
             answer: list[Any] = await servers.call(tag, "EVALSHA", script.sha, *rest)
-        except NoScriptError:
+        except Denied as error:
+            if error.code != "NOSCRIPT":
+                raise
             answer = await servers.call(tag, "EVAL", script.text, *rest)
+        if answer[0] == b"doubted":
+            raise _Emptied("another process says that the server has been emptied or replaced")
         if answer[0] == b"emptied" or self._epochs.setdefault(partition, answer[1]) != answer[1]:
             raise _Emptied("the server has been emptied or replaced, and what was spent is not known any more")
         del answer[1]
         return answer
 
-    async def _finish(self, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int]) -> bool:
+    async def _finish(
+        self, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int], record: Word = b""
+    ) -> bool:
         """End the claim where it began; the other partitions follow what was decided there, this time or before."""
         home, *others = self._parts(claim)
         async with self._calling() as servers:
-            ended, state, spent = await self._end(servers, home.partition, claim, ending, source, spent)
+            ended, state, spent = await self._end(servers, home.partition, claim, ending, source, spent, record)
             follow = _FOLLOW.get(state) if state or ending == "settled" else None
             for part in others if follow else ():
                 await self._end(servers, part.partition, claim, follow or ending, source, spent)
         return ended
 
     async def _end(
-        self, servers: Servers, partition: str, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int]
+        self,
+        servers: Servers,
+        partition: str,
+        claim: Claim,
+        ending: Ending,
+        source: str,
+        spent: Mapping[Any, int],
+        record: Word = b"",
     ) -> tuple[bool, bytes, Mapping[Any, int]]:
-        words: list[Word] = [claim.id, claim.fingerprint, ending, source]
+        words: list[Word] = [*_names(claim), ending, source, record]
         for unit, amount in spent.items():
             words += (unit, amount)
         _, _, ended, state, *pairs = await self._run(servers, partition, _FINISH, words)
@@ -272,7 +288,7 @@ class RedisStore:
     ) -> None:
         """Lessen what a part holds for `held` output tokens to what `output` draw."""
         lines = [claim.lines[index] for index in part.lines]
-        words: list[Word] = [claim.id, claim.fingerprint, output]
+        words: list[Word] = [*_names(claim), output]
         words += [line.amount(output) for line in lines if line.kind != "request"]
         answer, _, *found = await self._run(servers, part.partition, _SHRINK, words)
         if answer == b"lost":
@@ -302,6 +318,17 @@ class RedisStore:
         return str(crc32(owner.encode()) % _PARTITIONS)
 
 
+def _why(error: Exception) -> str:
+    """What went wrong, for the log: never a value, of which a server's own words may have some."""
+    if isinstance(error, UnsafeServer | _Emptied):
+        return str(error)
+    return error.code if isinstance(error, Denied) else type(error).__name__
+
+
+def _names(claim: Claim) -> tuple[str, str, str]:
+    return claim.id, claim.fingerprint, claim.owner
+
+
 class _Link:
     """Open servers, and how many calls run on them."""
 
@@ -310,36 +337,3 @@ class _Link:
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()
-
-
-def _line_words(line: Line) -> tuple[Word, ...]:
-    ends = int(line.resets_at * US) if line.kind == "window" else 0
-    return line.kind, line.key, line.unit, line.limit, line.fixed, line.per_million, line.period, ends
-
-
-def _not_granted(
-    answer: bytes, found: Sequence[Any], claim: Claim, part: _Part, now_us: int
-) -> Refused | Duplicate | Conflict:
-    if answer == b"conflict":
-        return Conflict()
-    if answer == b"duplicate":
-        return Duplicate(output_tokens=found[0], state=found[1].decode())
-    number, room, first = (int(each) for each in found)
-    index = part.lines[number - 1]
-    return Refused(line=index, room=room, retry_after=_retry_after(claim.lines[index], claim, first, now_us))
-
-
-def _retry_after(line: Line, claim: Claim, first: int, now_us: int) -> float:
-    """Seconds; `first` is a rate's tat, or when the first lease on a gauge runs out, 0 where nobody holds it."""
-    if line.kind == "window":
-        return max(0.0, line.resets_at - now_us / US)
-    if line.kind == "rate":
-        return gcra_wait(first, now_us, line.amount(claim.min_output_tokens), line.limit, line.period)
-    if line.kind == "gauge":
-        return max(1.0, (first - now_us) / US)
-    return 0.0
-
-
-def _standing(line: Line, used: int, held: int, tat: int, now_us: int) -> Standing:
-    counter = Counter(line.key, line.kind, used, held, tat)
-    return Book({line.key: counter}, {}, lambda _: None).peek([line], (), now_us)[0]

@@ -6,27 +6,25 @@ A server is asked only after it has said that it never evicts keys, on each new 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import ssl
 from binascii import crc_hqx
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import shuffle
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
-from redis.asyncio import Connection, SSLConnection
-from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as Broken
+
+from chat_nest.stores.redis_wire import Address, Broken, Denied, Login, Wire, Word
 
 _log = logging.getLogger(__name__)
-
-Word = str | bytes | int
-Address = tuple[str, int]
 
 _SLOTS = 16_384
 _ASK_WITHIN = 0.25
 """Seconds for one server to say where the others are: another may know too."""
+_NO_MASTER = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+"""The errors of a server that is not, or not yet, the master that it was."""
 _TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 
@@ -101,78 +99,64 @@ def _read_address(text: str, port: int) -> Address:
 
 
 class Server:
-    """Connections to one server, at most `most`; who finds none free waits until its own deadline.
+    """The connection to one server, opened by the first call that finds none.
 
-    A call that fails half-way, or is cancelled, closes its connection: no one else reads its answer. A connection that
-    turns out to have been closed while it was idle is replaced, and the command sent once more, so every command that
-    is sent here must be one that may be repeated.
+    A call whose connection turns out to have been closed is sent once more on a new one, so every command that is sent
+    here must be one that may be repeated.
     """
 
-    def __init__(self, address: Address, connect: Callable[[Address], Connection], most: int) -> None:
+    def __init__(self, address: Address, login: Login) -> None:
         self.address = address
-        self._new = connect
-        self._slots = asyncio.Semaphore(most)
-        self._idle: list[Connection] = []
+        self._login = login
+        self._wire: Wire | None = None
+        self._opening = asyncio.Lock()
         self._retired = False
 
     async def call(self, *words: Word) -> Any:
-        """Raises what redis-py raises, UnsafeServer, and OSError. Never answers late: give it a deadline."""
-        async with self._slots:
-            if self._idle:
-                try:
-                    return await self._exchange(self._idle.pop(), words)
-                except (Broken, OSError):
-                    await self._close_idle()  # they are likely to be as dead
-            connection = self._new(self.address)
+        """Raises Denied, Broken, UnsafeServer and OSError. Never answers late: give it a deadline."""
+        if self._wire is not None and self._wire.usable:
             try:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                await self._check(connection)
-            except BaseException:
-                await connection.disconnect(nowait=True)
-                raise
-            return await self._exchange(connection, words)
+                return await self._wire.ask(*words)
+            except Broken:
+                pass
+        wire = await self._opened()
+        return await wire.ask(*words)
 
     async def check(self) -> None:
-        """Raise UnsafeServer if the server may evict keys, and let no open connection be used any more."""
+        """Raise UnsafeServer if the server may evict keys, and let the connection be used no more."""
         try:
             _must_never_evict(await self.call("INFO", "memory"))
         except UnsafeServer:
-            await self._close_idle()
+            if self._wire is not None:
+                self._wire.abort()
             raise
 
-    async def _check(self, connection: Connection) -> None:
-        await connection.send_command("INFO", "memory")
-        _must_never_evict(await connection.read_response())
-
-    async def _exchange(self, connection: Connection, words: Sequence[Word]) -> Any:
-        try:
-            await connection.send_command(*words, check_health=False)
-            answer = cast(Any, await connection.read_response())
-        except ResponseError:
-            await self._keep(connection)
-            raise
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        await self._keep(connection)
-        return answer
-
-    async def _keep(self, connection: Connection) -> None:
-        if self._retired or not connection.is_connected:
-            await connection.disconnect(nowait=True)
-        else:
-            self._idle.append(connection)
-
-    async def _close_idle(self) -> None:
-        while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+    def retire(self) -> None:
+        """Take no more calls, and close the connection when those that run are answered."""
+        self._retired = True
+        if self._wire is not None:
+            self._wire.retire()
 
     async def aclose(self) -> None:
-        """Close the idle connections now, and those in use when they are given back."""
+        """Close the connection now."""
         self._retired = True
-        while self._idle:
-            with contextlib.suppress(RedisError, OSError):
-                await self._idle.pop().disconnect()
+        if self._wire is not None:
+            self._wire.abort()
+            await self._wire.wait_closed()
+
+    async def _opened(self) -> Wire:
+        async with self._opening:
+            if self._wire is None or not self._wire.usable:
+                wire = await self._login.open(self.address)
+                try:
+                    _must_never_evict(await wire.ask("INFO", "memory"))
+                    if self._retired:
+                        raise Broken
+                except BaseException:
+                    wire.abort()
+                    raise
+                self._wire = wire
+            return self._wire
 
 
 class Servers(Protocol):
@@ -189,37 +173,16 @@ class Servers(Protocol):
     async def aclose(self) -> None: ...
 
 
-def open_servers(place: Place, most: int, timeout: float) -> Servers:
-    """Return the servers, of which nothing is opened yet; `most` connections each, `timeout` seconds to connect."""
-
-    def connect(address: Address) -> Connection:
-        return _connection(place, address, place.username, place.password, place.db, timeout)
-
-    def ask(address: Address) -> Connection:
-        options = place.options
-        return _connection(
-            place, address, options.get("sentinel_username"), options.get("sentinel_password"), 0, timeout
-        )
-
+def open_servers(place: Place, tls: ssl.SSLContext | None) -> Servers:
+    """Return the servers, of which nothing is opened yet."""
+    login = Login(tls, place.username, place.password, place.db)
     if place.kind == "cluster":
-        return _Cluster(place, connect, most)
+        return _Cluster(place.addresses, login)
     if place.kind == "sentinel":
-        return _Sentinel(place, connect, ask, most)
-    return _Single(Server(place.addresses[0], connect, most))
-
-
-def _connection(
-    place: Place, address: Address, username: str | None, password: str | None, db: int, timeout: float
-) -> Connection:
-    host, port = address
-    login: dict[str, Any] = {"host": host, "port": port, "username": username, "password": password, "db": db}
-    # No socket_timeout: with one, redis-py sends under asyncio.wait_for, which may swallow a cancellation on Python
-    # 3.11. Every call has a deadline of its own.
-    login |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": timeout}
-    if not place.tls:
-        return Connection(**login)
-    files: dict[str, Any] = {name: path for name, path in place.options.items() if name in _TLS_OPTIONS}
-    return SSLConnection(**login, **files)
+        options = place.options
+        ask = Login(tls, options.get("sentinel_username"), options.get("sentinel_password"), 0)
+        return _Sentinel(place, login, ask)
+    return _Single(Server(place.addresses[0], login))
 
 
 def _must_never_evict(info: Any) -> None:
@@ -247,13 +210,10 @@ class _Single:
 class _Sentinel:
     """The master, by the word of the first sentinel that answers; asked again on trouble."""
 
-    def __init__(
-        self, place: Place, connect: Callable[[Address], Connection], ask: Callable[[Address], Connection], most: int
-    ) -> None:
+    def __init__(self, place: Place, login: Login, ask: Login) -> None:
         self._place = place
-        self._connect = connect
+        self._login = login
         self._ask = ask
-        self._most = most
         self._master: Server | None = None
         self._sure = False
         self._lock = asyncio.Lock()
@@ -262,8 +222,8 @@ class _Sentinel:
         master = await self._find()
         try:
             return await master.call(*words)
-        except (Broken, ReadOnlyError, OSError, TimeoutError, asyncio.CancelledError):
-            self._sure = False
+        except (Broken, Denied, OSError, asyncio.CancelledError) as error:
+            self._sure = self._sure and isinstance(error, Denied) and error.code not in _NO_MASTER
             raise
 
     async def check(self) -> None:
@@ -280,15 +240,15 @@ class _Sentinel:
                 address = await self._ask_sentinels()
                 if self._master is None or self._master.address != address:
                     if self._master is not None:
-                        await self._master.aclose()
-                    self._master = Server(address, self._connect, self._most)
+                        self._master.retire()
+                    self._master = Server(address, self._login)
                 self._sure = True
             return self._master
 
     async def _ask_sentinels(self) -> Address:
         for address in self._place.addresses:
             words = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.master)
-            answer = await _ask_once(self._ask(address), words)
+            answer = await _ask_once(self._ask, address, words)
             if answer:
                 return answer[0].decode(), int(answer[1])
         raise Broken("no sentinel names the master")
@@ -300,10 +260,9 @@ class _Cluster:
     A slot on its way to another server is not served (ASK, TRYAGAIN): half of its counters would be missing.
     """
 
-    def __init__(self, place: Place, connect: Callable[[Address], Connection], most: int) -> None:
-        self._seeds = place.addresses
-        self._connect = connect
-        self._most = most
+    def __init__(self, seeds: tuple[Address, ...], login: Login) -> None:
+        self._seeds = seeds
+        self._login = login
         self._servers: dict[Address, Server] = {}
         self._slots: list[tuple[int, int, Address]] = []
         self._sure = False
@@ -314,15 +273,13 @@ class _Cluster:
         server = await self._find(slot)
         try:
             return await server.call(*words)
-        except MovedError as moved:
-            self._sure = False
-            host, _, port = str(moved).rpartition(" ")[2].rpartition(":")  # `SLOT HOST:PORT`; no HOST means the same
+        except (Broken, Denied, OSError, asyncio.CancelledError) as error:
+            moved = isinstance(error, Denied) and error.code == "MOVED"
+            self._sure = self._sure and isinstance(error, Denied) and not moved and error.code not in _NO_MASTER
+            if not moved:
+                raise
+            host, _, port = str(error).rpartition(" ")[2].rpartition(":")  # `SLOT HOST:PORT`; no HOST means the same
             return await self._at((host or server.address[0], int(port))).call(*words)
-        except AskError:
-            raise
-        except (Broken, ReadOnlyError, ResponseError, OSError, TimeoutError, asyncio.CancelledError) as error:
-            self._sure = self._sure and isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError)
-            raise
 
     async def check(self) -> None:
         self._sure = False
@@ -346,7 +303,7 @@ class _Cluster:
     def _at(self, address: Address) -> Server:
         server = self._servers.get(address)
         if server is None:
-            server = self._servers[address] = Server(address, self._connect, self._most)
+            server = self._servers[address] = Server(address, self._login)
         return server
 
     async def _learn(self) -> None:
@@ -354,7 +311,7 @@ class _Cluster:
         known = list({*self._servers, *self._seeds})
         shuffle(known)
         for asked in known:
-            answer = await _ask_once(self._connect(asked), ("CLUSTER", "SLOTS"))
+            answer = await _ask_once(self._login, asked, ("CLUSTER", "SLOTS"))
             if answer:
                 self._slots = [
                     (int(first), int(last), ((master[0] or b"").decode() or asked[0], int(master[1])))
@@ -366,18 +323,19 @@ class _Cluster:
             raise Broken("no server of the Cluster answers")
         masters = {address for _, _, address in self._slots}
         for address in [address for address in self._servers if address not in masters]:
-            await self._servers.pop(address).aclose()
+            self._servers.pop(address).retire()
 
 
-async def _ask_once(connection: Connection, words: Sequence[Word]) -> Any:
+async def _ask_once(login: Login, address: Address, words: Sequence[Word]) -> Any:
     """Return the answer, or None where there is none in time."""
+    wire: Wire | None = None
     try:
         async with asyncio.timeout(_ASK_WITHIN):
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_command(*words, check_health=False)
-            return cast(Any, await connection.read_response())
-    except (RedisError, OSError, TimeoutError) as error:
+            wire = await login.open(address)
+            return await wire.ask(*words)
+    except (Broken, Denied, OSError) as error:  # TimeoutError is an OSError
         _log.debug("a Redis server did not say where the others are: %s", type(error).__name__)
         return None
     finally:
-        await connection.disconnect(nowait=True)
+        if wire is not None:
+            wire.abort()

@@ -38,7 +38,7 @@ def _open_redis(url: str) -> Store:
     try:
         from chat_nest.stores.redis import RedisStore  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] != "redis":
+        if (missing.name or "").partition(".")[0] != "hiredis":
             raise
         raise ValueError("store.url: Redis needs an extra, which pip installs as chat-nest[redis]") from None
     return RedisStore(url)

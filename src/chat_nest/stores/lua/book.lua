@@ -5,14 +5,17 @@
 -- is none; 3 the time, or '' for the server's; 4 how long what is finished is remembered; from 5 on the script's own.
 --
 -- epoch            a random text, set once: a server that lost it has lost the counters too
+-- doubted          for a minute after a caller that has seen another epoch: nobody new believes this one meanwhile
 -- leases           sorted set of the ids of open claims by the time at which their leases run out
--- claim:ID         MessagePack: print, state, output, attempt, source, holds and, when settled, actual by unit
+-- claim:ID         MessagePack: print, owner, state, output, attempt, source, holds and, when settled, actual by unit; record,
+--                  which is not looked into, and whether it is lost, where nobody has said more since the lease ran out;
+--                  away, where the claim has its home in another partition
 -- window:KEY       hash: used, held
 -- rate:KEY         string: the theoretical arrival time of GCRA
 -- gauge:KEY        hash: held
 -- streams:KEY      sorted set of the ids that hold the gauge, by the time at which their leases run out
 
-local US, LAST = 1000000, 9007199254740991
+local US, LAST, DOUBT = 1000000, 9007199254740991, 60000
 local root = string.sub(KEYS[1], 1, -6)
 local leases = root .. 'leases'
 local retention = tonumber(ARGV[4])
@@ -24,11 +27,13 @@ end
 
 local epoch = redis.call('GET', KEYS[1])
 if ARGV[1] == '' then
+  if redis.call('EXISTS', root .. 'doubted') == 1 then return {'doubted'} end
   if not epoch then
     epoch = ARGV[2]
     redis.call('SET', KEYS[1], epoch)
   end
 elseif epoch ~= ARGV[1] then
+  redis.call('SET', root .. 'doubted', 1, 'PX', DOUBT)
   return {'emptied'}
 end
 
@@ -97,8 +102,12 @@ local function save(id, claim)
   end
 end
 
+-- Whether the claim is the owner's, and not another's that has the same id.
+local function belongs(claim, print, owner) return claim and claim.print == print and claim.owner == owner end
+
 -- Turn the holds into what was spent by unit; a unit left out is charged whole. What had expired was charged already.
-local function finish(id, claim, state, source, spent)
+-- `record` takes the place of the claim's; without one that stays, unless the claim is released.
+local function finish(id, claim, state, source, spent, record)
   redis.call('ZREM', leases, id)  -- the first write: a server that is full refuses only a first write that needs memory
   local charged = claim.state == 'expired'
   for _, hold in ipairs(claim.holds) do
@@ -127,24 +136,29 @@ local function finish(id, claim, state, source, spent)
     end
   end
   claim.state, claim.source = state, source
-  if state ~= 'expired' then  -- only an expired claim can still be corrected
-    claim.holds, claim.actual = {}, spent
+  if state == 'expired' then
+    claim.lost = true
+  else
+    claim.holds, claim.actual = {}, spent  -- only an expired claim can still be corrected
+    if record or state == 'released' then claim.record, claim.lost = record, nil end
   end
   save(id, claim)
 end
 
--- Charge the open claims of a set whose leases have run out, at most `most`, oldest first; return how many.
+-- Charge the open claims of a set whose leases have run out, at most `most`, oldest first; return how many were looked at,
+-- and how many of those that have their home here were charged.
 local function expire_some(set, most)
-  local ids = redis.call('ZRANGEBYSCORE', set, '-inf', text(now), 'LIMIT', 0, most)
+  local charged, ids = 0, redis.call('ZRANGEBYSCORE', set, '-inf', text(now), 'LIMIT', 0, most)
   for _, id in ipairs(ids) do
     local claim = load(id)
     if claim and claim.state == 'open' then
       finish(id, claim, 'expired', 'assumed', {})
+      if not claim.away then charged = charged + 1 end
     else
       redis.call('ZREM', set, id)
     end
   end
-  return #ids
+  return #ids, charged
 end
 
 -- A claim as it stands now: its lease may have run out though nobody has charged it yet.

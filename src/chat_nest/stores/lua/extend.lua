@@ -1,10 +1,11 @@
--- Renew the leases of live claims. ARGV: 5 lease; then two a claim: id, fingerprint. Answers 1 for each that was live, else 0.
+-- Renew the leases of live claims. ARGV: 5 lease; then three a claim: id, fingerprint, owner. Answers 1 for
+-- each that was live, else 0.
 
 local answer = {'ok', epoch, now}
-for at = 6, #ARGV, 2 do
+for at = 6, #ARGV, 3 do
   local id = ARGV[at]
   local claim = current(id)
-  local live = claim and claim.state == 'open' and claim.print == ARGV[at + 1]
+  local live = belongs(claim, ARGV[at + 1], ARGV[at + 2]) and claim.state == 'open'
   if live then
     local expires = text(now + tonumber(ARGV[5]))
     redis.call('ZADD', leases, 'XX', 'GT', expires, id)

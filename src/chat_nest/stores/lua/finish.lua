@@ -1,22 +1,22 @@
--- End a claim. ARGV: 5 id; 6 fingerprint; 7 settled, released or undone (released and forgotten); 8 source; then two a
--- unit: its name and what was spent of it. Answers 1 where this call ended it, else 0, and how it stands:
+-- End a claim. ARGV: 5 id; 6 fingerprint; 7 owner; 8 settled, released or undone (released and forgotten); 9 source; 10
+-- record, or '' for none; then two a unit: its name and what was spent of it. Answers 1 where this call ended it, else 0, and how it stands:
 -- its state, '' where it is not known, and what was spent by unit.
 
-local id, print, wanted = ARGV[5], ARGV[6], ARGV[7]
+local id, print, owner, wanted = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local claim = current(id)
 if not claim and wanted == 'released' then
-  save(id, {print = print, state = 'released', output = 0, attempt = '', holds = {}})
+  save(id, {print = print, owner = owner, state = 'released', output = 0, attempt = '', holds = {}})
   return {'ok', epoch, now, 0, 'released'}
 end
-if not claim or claim.print ~= print then return {'ok', epoch, now, 0, ''} end
+if not belongs(claim, print, owner) then return {'ok', epoch, now, 0, ''} end
 
 local ended = 0
 if claim.state == 'open' or (claim.state == 'expired' and wanted == 'settled') then
   ended = 1
   local spent = {}
-  for at = 9, #ARGV, 2 do spent[ARGV[at]] = tonumber(ARGV[at + 1]) end
+  for at = 11, #ARGV, 2 do spent[ARGV[at]] = tonumber(ARGV[at + 1]) end
   if wanted ~= 'settled' then claim.output = 0 end
-  finish(id, claim, wanted == 'settled' and wanted or 'released', ARGV[8], spent)
+  finish(id, claim, wanted == 'settled' and wanted or 'released', ARGV[9], spent, ARGV[10] ~= '' and ARGV[10] or nil)
   if wanted == 'undone' then redis.call('DEL', root .. 'claim:' .. id) end
 end
 local answer = {'ok', epoch, now, ended, claim.state}

@@ -1,13 +1,14 @@
--- Hold every line or none. ARGV: 5 id; 6 fingerprint; 7 attempt; 8 lease; 9 most and 10 least output tokens; then eight
--- a line: kind, key, unit, limit, fixed, units per million output tokens, period, end.
+-- Hold every line or none. ARGV: 5 id; 6 fingerprint; 7 owner; 8 attempt; 9 lease; 10 most and 11 least output tokens;
+-- 12 record, or '' for none; 13 '1' where the claim has its home in another partition, else ''; then eight a line: kind,
+-- key, unit, limit, fixed, units per million output tokens, period, end.
 -- Answers granted, now, output, room after each line; refused, now, the line from 1 on, its room, its tat or first lease;
--- duplicate, now, output, state; conflict.
+-- duplicate, now, output, state, record or '', 1 where that is lost or else 0; conflict.
 
-local id, output, least = ARGV[5], tonumber(ARGV[9]), tonumber(ARGV[10])
+local id, output, least = ARGV[5], tonumber(ARGV[10]), tonumber(ARGV[11])
 expire_some(leases, 100)
 
 local lines = {}
-for at = 11, #ARGV, 8 do
+for at = 14, #ARGV, 8 do
   lines[#lines + 1] = {
     kind = ARGV[at], key = ARGV[at + 1], unit = ARGV[at + 2], limit = tonumber(ARGV[at + 3]),
     fixed = tonumber(ARGV[at + 4]), per = tonumber(ARGV[at + 5]), period = tonumber(ARGV[at + 6]),
@@ -39,8 +40,9 @@ end
 local claim = current(id)
 if claim then
   if claim.print ~= ARGV[6] then return {'conflict', epoch, now} end
-  if claim.state ~= 'open' or claim.attempt ~= ARGV[7] then
-    return {'duplicate', epoch, now, claim.output, claim.state}
+  if claim.state ~= 'open' or claim.attempt ~= ARGV[8] then
+    local kept = claim.state ~= 'open' and claim.record or ''
+    return {'duplicate', epoch, now, claim.output, claim.state, kept, claim.lost and 1 or 0}
   end
   local answer = {'granted', epoch, now, claim.output}  -- the same attempt again, whose answer was lost
   for _, line in ipairs(lines) do
@@ -66,7 +68,7 @@ for index, line in ipairs(lines) do
   output = fits
 end
 
-local expires = now + tonumber(ARGV[8])
+local expires = now + tonumber(ARGV[9])
 local answer, holds = {'granted', epoch, now, output}, {}
 for _, line in ipairs(lines) do
   local held = amount(line, output)
@@ -90,6 +92,9 @@ for _, line in ipairs(lines) do
   end
   if line.kind ~= 'request' then holds[#holds + 1] = hold end
 end
-save(id, {print = ARGV[6], state = 'open', output = output, attempt = ARGV[7], holds = holds})
+save(id, {
+  print = ARGV[6], owner = ARGV[7], state = 'open', output = output, attempt = ARGV[8], holds = holds,
+  record = ARGV[12] ~= '' and ARGV[12] or nil, away = ARGV[13] ~= '' or nil,
+})
 redis.call('ZADD', leases, text(expires), id)
 return answer

@@ -1,11 +1,11 @@
--- Lessen an open claim's holds, because a line in another partition affords less. ARGV: 5 id; 6 fingerprint; 7 output
--- tokens; then the new amount of each hold. Answers the room left on each rate, 0 for another kind; lost if not open.
+-- Lessen an open claim's holds, because a line in another partition affords less. ARGV: 5 id; 6 fingerprint; 7 owner;
+-- 8 output tokens; then the new amount of each hold. Answers the room left on each rate, 0 for another kind; lost if not open.
 
 local id, claim = ARGV[5], current(ARGV[5])
-if not claim or claim.print ~= ARGV[6] or claim.state ~= 'open' then return {'lost', epoch, now} end
+if not belongs(claim, ARGV[6], ARGV[7]) or claim.state ~= 'open' then return {'lost', epoch, now} end
 local answer = {'ok', epoch, now}
 for index, hold in ipairs(claim.holds) do
-  local held, room = tonumber(ARGV[7 + index]), 0
+  local held, room = tonumber(ARGV[8 + index]), 0
   if hold.kind == 'rate' then
     local spare = cost(hold.held, hold.limit, hold.period) - cost(held, hold.limit, hold.period)
     give_back(hold.key, spare, hold.drained_at)
@@ -17,6 +17,6 @@ for index, hold in ipairs(claim.holds) do
   hold.held = held
   answer[#answer + 1] = room
 end
-claim.output = tonumber(ARGV[7])
+claim.output = tonumber(ARGV[8])
 save(id, claim)
 return answer
