@@ -121,12 +121,14 @@ def new_database(url: str):
 
 
 def empty(url: str) -> None:
-    """Forget all counters and reservations."""
+    """Forget all counters, reservations and requests."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT to_regclass('chat_nest.counters') IS NOT NULL").fetchone() == (True,):
-            connection.execute("DELETE FROM chat_nest.counters; DELETE FROM chat_nest.reservations")
+            connection.execute(
+                "DELETE FROM chat_nest.counters; DELETE FROM chat_nest.reservations; DELETE FROM chat_nest.requests"
+            )
 
 
 def rows(url: str, query: str):

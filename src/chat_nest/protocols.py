@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
+from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
@@ -12,7 +13,7 @@ from chat_nest.deltas import Batch, FinishReason
 from chat_nest.errors import ChatError
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Timeouts, Unit
 from chat_nest.messages import Caller, ChatRequest, Message, Tool
-from chat_nest.records import Record
+from chat_nest.records import By, Record, UsageRow
 from chat_nest.usage import Source, Usage
 
 Scope = MutableMapping[str, Any]
@@ -236,6 +237,21 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+class Reports(Protocol):
+    """What a store that keeps records for long can tell of them: SQLite's and PostgreSQL's can."""
+
+    async def usage(
+        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+    ) -> list[UsageRow]:
+        """Sum the requests that started at `since` <= t < `until` (Unix seconds), grouped by what `by` names.
+
+        Days are the zone's. With `caller`, the hash of a caller's id, only that one's. Days come in order; within one,
+        what cost the most comes first. Changes nothing. Raises ValueError for times or groupings that can't be, and
+        LimiterUnavailable where the store does not answer.
+        """
+        ...
 
 
 class Sink(Protocol):

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from chat_nest.deltas import FinishReason
 from chat_nest.errors import ChatError, ClientGone, Lost, Shutdown, SlowReader, UpstreamTruncated, by_code
 from chat_nest.ledger import Reservation
-from chat_nest.limits import Line, Profile, Quota
+from chat_nest.limits import MAX_AMOUNT, Line, Profile, Quota
 from chat_nest.messages import Caller
 from chat_nest.prices import Prices
 from chat_nest.protocols import Encoder, Ending, Finale, FollowedRun, RunLog, Sink
@@ -183,7 +183,7 @@ def make_record(run: Run, prices: Prices, held: Reservation, failure: BaseExcept
         seconds=asyncio.get_running_loop().time() - run.began_at,
         first_token_seconds=None if first_at is None else first_at - run.began_at,
         usage=usage,
-        cost=None if price is None else price.cost(usage),
+        cost=None if price is None else min(price.cost(usage), MAX_AMOUNT),
         price="" if price is None else price.version,
         source=source,
         ending=error.code if error else run.reason or "other",

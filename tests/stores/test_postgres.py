@@ -14,14 +14,18 @@ import time
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+from zoneinfo import ZoneInfo
 
+import chat_nest.stores.postgres as postgres_module
 import psycopg
 import pytest
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Duplicate, Granted, Refused
+from chat_nest.records import Record
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.postgres import PostgresStore
 from hypothesis import settings
+from msgspec.structs import replace
 from postgres_server import PostgresServer, empty, new_database, rows, shared_url
 from sqlite_worker import BUDGET, DAY, LINES
 from stores_under_test import LEASE, START, Clock, claim, gauge, quick_directory, rate, standing, window
@@ -255,7 +259,7 @@ def test_four_processes_make_the_schema_together_and_never_exceed_the_budget(fre
     assert {(id,) for _, id in granted} == set(
         rows(fresh, "SELECT id FROM chat_nest.reservations WHERE state = 'open'")
     )
-    assert rows(fresh, "SELECT version FROM chat_nest.migrations") == [(1,)]
+    assert rows(fresh, "SELECT version FROM chat_nest.migrations") == [(1,), (2,)]
 
 
 @pytest.mark.timeout(90)
@@ -343,6 +347,109 @@ async def test_a_role_that_may_only_use_the_schema_can_work_with_it(fresh):
     assert await guest.settle(claim("a", window(100)), None, "reported")
     assert await guest.sweep() == 0
     await guest.aclose()
+    rows(fresh, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def make_version_1(url):
+    """A database as the first version left it."""
+    script = Path(postgres_module.__file__).parent / "sql/postgres_0001.sql"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA chat_nest")
+        connection.execute(
+            "CREATE TABLE chat_nest.migrations (version integer PRIMARY KEY, applied_at timestamptz DEFAULT now())"
+        )
+        connection.execute(script.read_bytes())
+        connection.execute("INSERT INTO chat_nest.migrations (version) VALUES (1)")
+
+
+class Version1:
+    """The calls of the first version, on a connection that stays open: a worker that is not updated yet."""
+
+    def __init__(self, url):
+        self.connection = psycopg.connect(url, autocommit=True, prepare_threshold=0)
+
+    def call(self, query, *values):
+        return self.connection.execute(query, values).fetchone()
+
+    def reserve(self, id, lease, now=START):
+        return self.call(
+            "SELECT * FROM chat_nest.reserve(%s, 'same', '1', '100', '1', %s, %s, '{day,n}', '{day,streams}',"
+            " '{tokens,streams}', '{window,gauge}', '{1000,4}'::bigint[], '{20,1}'::bigint[], '{1000000,0}'::bigint[],"
+            " '{0,0}'::bigint[], %s::bigint[])",
+            id, str(int(lease * 1e6)), str(int(now * 1e6)), "{%d,0}" % ((START + 86_400) * 1e6),
+        )  # fmt: skip
+
+    def settle(self, id, tokens, now=START):
+        query = "SELECT chat_nest.settle(%s, 'same', '2', %s::jsonb, 'reported', %s)"
+        return self.call(query, id, f'{{"tokens": {tokens}}}', str(int(now * 1e6)))
+
+    def rest(self, now=START):
+        at = str(int(now * 1e6))
+        return [
+            self.call("SELECT chat_nest.release('never', 'same', '3', %s)", at),
+            self.call("SELECT chat_nest.extend(%s, %s, '60000000', %s)", ["b"], ["same"], at),
+            self.call("SELECT * FROM chat_nest.sweep('500', '1', '', '100', %s)", at),
+        ]
+
+
+async def test_a_database_of_version_1_is_brought_up_to_date_with_what_is_running(fresh, clock):
+    make_version_1(fresh)
+    old = Version1(fresh)
+    for id, lease in (("done", 60), ("late", 0.5), ("open", 60), ("b", 60)):
+        assert old.reserve(id, lease)[:2] == ("granted", 100)
+    assert old.settle("done", 40) == (True,)
+    clock.advance(1)
+    store = PostgresStore(fresh, _now=clock)
+    lines = window(1_000, fixed=20), gauge(4)
+    record = Record(run="r", caller="c", started_at=START, ending="stop", source="reported")
+    asked = replace(claim("open", *lines), record=replace(record, ending="lost"))
+    assert await store.reserve(claim("done", *lines), LEASE) == Duplicate(output_tokens=100, state="settled")
+    assert rows(fresh, "SELECT version FROM chat_nest.migrations") == [(1,), (2,)]
+    assert await store.reserve(claim("late", *lines), LEASE) == Duplicate(output_tokens=100, state="expired")
+    assert rows(fresh, "SELECT count(*) FROM chat_nest.requests") == [(0,)]  # nothing is known of what was lost
+    assert await store.extend([asked], LEASE) == {"open"}
+    assert await store.settle(asked, {"tokens": 30}, "reported", record)
+    assert await store.settle(claim("late", *lines), {"tokens": 20}, "reported", replace(record, run="late"))
+    assert rows(fresh, "SELECT id, run, ending FROM chat_nest.requests ORDER BY id") == [
+        ("late", "late", "stop"),
+        ("open", "r", "stop"),
+    ]
+    assert await standing(store, lines[0]) == (90, 120)
+
+    # The worker that is not updated yet goes on.
+    assert old.reserve("c", 60, START + 1)[:3] == ("granted", 100, [670, 2])
+    assert len(old.reserve("c", 60, START + 1)) == 6
+    assert old.rest(START + 1) == [(False,), (["b"],), (0, "")]
+    assert old.settle("c", 10, START + 1) == (True,)
+    assert old.settle("b", 10, START + 1) == (True,)
+    assert await standing(store, lines[0]) == (110, 0)
+    old.connection.close()
+    await store.aclose()
+
+
+async def test_a_role_of_version_1_may_use_what_is_new(fresh):
+    make_version_1(fresh)
+    role = f'"Old guest {os.getpid()}"'
+    rows(
+        fresh,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'pass'; GRANT USAGE ON SCHEMA chat_nest TO {role};"
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA chat_nest TO {role};"
+        "GRANT SELECT ON chat_nest.reservations TO PUBLIC",
+    )
+    owner = PostgresStore(fresh, _now=Clock())
+    await owner.ping()
+    await owner.aclose()
+    parts = urlsplit(fresh)
+    user = role.strip('"').replace(" ", "%20")
+    guest = PostgresStore(urlunsplit(parts._replace(netloc=f"{user}:pass@{parts.hostname}:{parts.port}")), _now=Clock())
+    record = Record(run="r", caller="c", started_at=START)
+    one = replace(claim("a", window(100)), record=record)
+    assert isinstance(await guest.reserve(one, LEASE), Granted)
+    assert await guest.settle(one, None, "reported", record)
+    assert await guest.sweep() == 0
+    assert [row.requests for row in await guest.usage(START, START + 1, (), ZoneInfo("UTC"))] == [1]
+    await guest.aclose()
+    assert rows(fresh, "SELECT has_table_privilege('public', 'chat_nest.requests', 'SELECT')") == [(True,)]
     rows(fresh, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
@@ -459,6 +566,37 @@ async def test_an_answer_that_was_lost_is_given_again(url, clock):
         assert await store.release(two) is False
         assert await store.reserve(one, LEASE) == Duplicate(output_tokens=100, state="settled")
         assert await standing(store, line) == (30, 0)
+        await store.aclose()
+
+
+@pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the proxy speaks to a server without TLS or passwords")
+async def test_a_request_whose_answers_were_lost_is_recorded_once(url, clock):
+    async with Proxy(url) as proxy:
+        store = PostgresStore(proxy.url, max_connections=1, timeout=5.0, _now=clock)
+        record = Record(run="r", caller="c", started_at=START, ending="stop", cost=5)
+        one, two, three = (
+            replace(claim(id, LINE), record=replace(record, cost=None)) for id in ("one", "two", "three")
+        )
+        await store.ping()
+        proxy.lose(1)
+        await store.reserve(one, LEASE)
+        proxy.lose(2)
+        assert await store.settle(one, {"tokens": 30}, "reported", record) is True
+        await store.reserve(two, LEASE)
+        await store.reserve(three, LEASE)
+        clock.advance(LEASE)
+        proxy.lose(1)
+        await store.sweep()
+        proxy.lose(2)
+        assert await store.settle(two, {"tokens": 30}, "reported", record) is True
+        proxy.lose(1)
+        assert (await store.reserve(two, LEASE)).record == record
+        assert proxy.lost == 7
+        assert rows(url, "SELECT id, ending, cost_nanousd FROM chat_nest.requests ORDER BY id") == [
+            ("one", "stop", 5),
+            ("three", "stop", None),
+            ("two", "stop", 5),
+        ]
         await store.aclose()
 
 

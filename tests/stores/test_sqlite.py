@@ -13,14 +13,18 @@ import stat
 import tempfile
 import threading
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import chat_nest.stores.sqlite as sqlite_module
 import pytest
 from blockbuster import BlockBuster
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Duplicate, Granted, Refused
+from chat_nest.records import Record
 from chat_nest.stores.book import Book
 from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.stores.sqlite_file import SQLiteFile
+from msgspec.structs import replace
 from stores_under_test import LEASE, START, Clock, claim, gauge, rate, standing, window
 
 LINE = window(10**9)
@@ -144,6 +148,80 @@ async def test_a_file_of_a_newer_version_is_left_alone(store, path):
         await store.ping()
     assert "newer version" in str(failure.value.__cause__)
     assert rows(path, "PRAGMA user_version") == [(99,)]
+
+
+SCRIPTS = Path(sqlite_module.__file__).parent / "sql"
+VERSION_1 = """
+INSERT INTO counters (key, kind, used, held, tat, ends_at) VALUES
+  ('day', 'window', 40, 220, 0, {end}), ('streams', 'gauge', 0, 2, 0, 0);
+INSERT INTO reservations (id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, lines) VALUES
+  ('done', 'same', 'settled', 100, {now}, {lease}, {now}, 'reported', '[{{"name":"tokens_per_day","key":"day",
+    "unit":"tokens","kind":"window","held":120,"actual":40}}]'),
+  ('late', 'same', 'open', 100, {now}, {now}, NULL, NULL, '[{{"name":"tokens_per_day","key":"day","unit":"tokens",
+    "kind":"window","held":120}},{{"name":"concurrent_streams","key":"streams","unit":"streams","kind":"gauge","held":1}}]'),
+  ('open', 'same', 'open', 80, {now}, {lease}, NULL, NULL, '[{{"name":"tokens_per_day","key":"day","unit":"tokens",
+    "kind":"window","held":100}},{{"name":"concurrent_streams","key":"streams","unit":"streams","kind":"gauge","held":1}}]');
+PRAGMA user_version = 1;
+"""
+
+
+def make_version_1(path):
+    """A file as the first version left it: one request settled, one lost, one running."""
+    us = int(START * 1e6)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript((SCRIPTS / "sqlite_0001.sql").read_text())
+        connection.executescript(VERSION_1.format(now=us, lease=us + 60_000_000, end=us + 86_400_000_000))
+
+
+async def test_a_file_of_version_1_is_brought_up_to_date_with_what_is_running(store, path, clock):
+    make_version_1(path)
+    assert await store.usage(START, START + 1, (), ZoneInfo("UTC")) == []
+    assert rows(path, "PRAGMA user_version") == [(1,)]  # reading changes nothing
+    lines = window(1_000, fixed=20), gauge(4)
+    record = Record(run="r", caller="c", started_at=START, ending="stop", source="reported")
+    asked = replace(claim("open", *lines), record=replace(record, ending="lost"))
+    clock.advance(1)
+    assert await store.reserve(claim("open", *lines), LEASE) == Duplicate(output_tokens=80, state="open")
+    assert rows(path, "PRAGMA user_version") == [(2,)]
+    assert await standing(store, lines[0]) == (160, 100)
+    assert await standing(store, lines[1]) == (0, 1)
+    assert await store.reserve(claim("done", *lines), LEASE) == Duplicate(output_tokens=100, state="settled")
+    assert await store.reserve(claim("late", *lines), LEASE) == Duplicate(output_tokens=100, state="expired")
+    assert rows(path, "SELECT count(*) FROM requests") == [(0,)]  # nothing is known of what was lost
+    assert await store.extend([asked], LEASE) == {"open"}
+    assert await store.settle(asked, {"tokens": 30}, "reported", record)
+    assert await store.settle(claim("late", *lines), {"tokens": 20}, "reported", replace(record, run="late"))
+    assert await standing(store, lines[0]) == (90, 0)
+    assert rows(path, "SELECT id, run, ending FROM requests ORDER BY id") == [
+        ("late", "late", "stop"),
+        ("open", "r", "stop"),
+    ]
+
+
+async def test_a_process_of_version_1_goes_on_with_a_file_that_was_brought_up_to_date(store, path):
+    make_version_1(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        assert old.execute("SELECT count(*) FROM reservations").fetchone() == (3,)
+        await store.ping()
+        old.execute(
+            "INSERT INTO reservations (id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, lines)"
+            " SELECT 'new', fingerprint, state, output, reserved_at, expires_at, finished_at, source, lines"
+            " FROM reservations WHERE id = 'open' ON CONFLICT (id) DO UPDATE SET state = excluded.state"
+        )
+    assert await store.reserve(claim("new", LINE), LEASE) == Duplicate(output_tokens=80, state="open")
+
+
+async def test_many_endings_at_once_are_within_what_old_sqlites_take(store, path, monkeypatch):
+    execute, most = SQLiteFile._execute, []
+    monkeypatch.setattr(
+        SQLiteFile, "_execute", lambda file, text, values=(): (most.append(len(values)), execute(file, text, values))[1]
+    )
+    record = Record(run="r", caller="c", started_at=START)
+    claims = [replace(claim(f"{n}", LINE), record=record) for n in range(300)]
+    await asyncio.gather(*(store.reserve(one, LEASE) for one in claims))
+    await asyncio.gather(*(store.settle(one, None, "assumed", record) for one in claims))
+    assert 500 < max(most) <= 999
+    assert rows(path, "SELECT count(*) FROM requests") == [(300,)]
 
 
 async def test_every_commit_is_synced_to_a_write_ahead_log(store, path, monkeypatch):

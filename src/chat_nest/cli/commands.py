@@ -41,6 +41,7 @@ def chat_nest() -> None:
     chat-nest serve                     a demo model on this machine, no key needed
     OPENAI_API_KEY=... chat-nest serve  OpenAI's models
     chat-nest check --config chat.toml  is the file right, and what does it allow?
+    chat-nest usage --by day,model      what was used, and what did it cost?
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
 
 
@@ -93,6 +94,52 @@ def check(file: Path | None) -> None:
     from chat_nest.cli.check import table  # noqa: PLC0415 - as above
 
     click.echo(table(_load(file)))
+
+
+@chat_nest.command(context_settings=CONTEXT)
+@CONFIG
+@click.option("--since", metavar="WHEN", default="7d", show_default=True, help="7d, 24h, a date, or a date and time.")
+@click.option("--until", metavar="WHEN", help="The same; a date is included.  [default: now]")
+@click.option("--by", metavar="NAMES", default="day", show_default=True, help="day, caller, group, profile, model.")
+@click.option("--caller", metavar="KEY", help="Only this caller's requests: 16 hex digits, as in the logs.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, with costs in nano-dollars.")
+def usage(file: Path | None, since: str, until: str | None, by: str, caller: str | None, as_json: bool) -> None:
+    """Show what was used: requests, tokens and dollars.
+
+    Reads the store of the configuration, and holds no server up; no provider's key is needed. SQLite and PostgreSQL
+    keep each request for [store] records_days (90). Days are those of [server] time_zone: 7d is seven of them, today
+    included; 24h is a time to the second.
+
+    \b
+    Examples:
+      chat-nest usage
+      chat-nest usage --since 30d --by model
+      chat-nest usage --since 2026-11-01 --until 2026-11-30 --by caller,model
+      chat-nest usage --since 14d --until 7d         the seven days before the last seven
+      chat-nest usage --by day --caller 0f3c9a52d81be647
+      chat-nest usage --since 24h --json | jq .total.cost_nanousd
+
+    \b
+    Columns:
+      input, output  tokens; those cached and those of reasoning are among them (--json tells them apart)
+      cost           of the requests whose price is known; how many are not, says unpriced
+      errors         ended by an error, or lost with their process; a reader who left or stopped is none
+      assumed        nobody knows what they used: their whole hold was charged
+
+    Exits with 2 where the configuration or an option is wrong, or the store keeps no records; with 1 where the store
+    can't be read.
+    """  # noqa: D301 - as above
+    from chat_nest.cli.usage import Asked, Unanswerable, answer  # noqa: PLC0415 - as above
+    from chat_nest.server.config import load_store  # noqa: PLC0415 - as above
+    from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above
+
+    try:
+        store, zone = load_store(str(file or ""))
+        click.echo(answer(store, zone, Asked(since=since, until=until, by=by, caller=caller), as_json=as_json))
+    except ConfigError as error:
+        fail(*error.problems, code=2)
+    except Unanswerable as error:
+        fail(str(error), code=error.code)
 
 
 def _load(file: Path | None, host: str | None = None, port: int | None = None) -> Config:

@@ -24,6 +24,7 @@ from chat_nest.server.health import Health
 from chat_nest.server.models import ProviderConfig
 from chat_nest.server.page_files import PageFile, read_page
 from chat_nest.server.schema import ServerSection
+from chat_nest.stores.urls import open_store
 
 log = logging.getLogger("chat_nest.server")
 
@@ -104,7 +105,7 @@ def build(config: Config) -> ServerApp:
         prices=config.prices,
         hard_caps=config.hard_caps,
         timeouts=config.timeouts,
-        store=config.store,
+        store=open_store(config.store, records_days=config.records_days),
         identify=_identify(config.server),
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,

@@ -22,12 +22,10 @@ from chat_nest.limits import HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
 from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
-from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection
+from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection, StoreSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
-from chat_nest.stores.urls import open_store
+from chat_nest.stores.urls import keeps_records, open_store
 from chat_nest.usage import Price
-
-DEFAULT_STORE = "sqlite:///chat-nest.db"
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -35,6 +33,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     server: ServerSection
     store: str
+    records_days: float
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
     limits: Limits
@@ -82,15 +81,10 @@ def load(
     Raises ConfigError, which names every problem.
     """
     environ = os.environ if environ is None else environ
-    sources = Sources(file, environ)
-    values = {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
-    _refuse_unknown_sections(sources)
-    sources.raise_problems()  # what follows needs values of the right types
-
-    server = ServerSection(**values["server"])
+    sources, values = _read(file, environ)
+    server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
     server = replace(server, host=host or server.host, port=server.port if port is None else port)
     _check_server(sources, server)
-    store: str = values["store"].get("url", DEFAULT_STORE)
     _check_store(sources, store)
     hard_caps = HardCaps(**values["hard_caps"])
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
@@ -101,7 +95,8 @@ def load(
     sources.raise_problems()
     config = Config(
         server=server,
-        store=store,
+        store=store.url,
+        records_days=store.records_days,
         providers=providers,
         profiles=profiles,
         limits=Limits(**values["limits"]),
@@ -118,6 +113,28 @@ def load(
         sources.problems.append(f"{file or 'the configuration'}: {error}")
     sources.raise_problems()
     return config
+
+
+def load_store(file: str = "", environ: Mapping[str, str] | None = None) -> tuple[StoreSection, ZoneInfo]:
+    """The store, and the zone of its days: what reading it takes, without the providers and their keys.
+
+    Raises ConfigError.
+    """
+    sources, values = _read(file, os.environ if environ is None else environ)
+    server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
+    _check_server(sources, server)
+    _check_store(sources, store)
+    sources.raise_problems()
+    return store, ZoneInfo(server.time_zone)
+
+
+def _read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:
+    """The values by section, each of its type. Raises ConfigError."""
+    sources = Sources(file, environ)
+    values = {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
+    _refuse_unknown_sections(sources)
+    sources.raise_problems()
+    return sources, values
 
 
 def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
@@ -202,11 +219,15 @@ def _prices(
     return found
 
 
-def _check_store(sources: Sources, url: str) -> None:
+def _check_store(sources: Sources, store: StoreSection) -> None:
     try:
-        open_store(url)  # opens nothing before its first call
+        open_store(store.url)  # opens nothing before its first call
     except (OSError, ValueError) as error:
         sources.problem(("store", "url"), str(error).removeprefix("store.url "))
+    days = ("store", "records_days")
+    if not keeps_records(store.url) and "records_days" in sources.values.get("store", {}):
+        scheme = store.url.partition(":")[0]
+        sources.notes.append(f"{sources.where(days)}: has no effect: a store of {scheme}:// keeps no records")
 
 
 def _note_capped_values(sources: Sources, profiles: Mapping[str, Mapping[str, Any]], caps: HardCaps) -> None:

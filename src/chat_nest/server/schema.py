@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, OnDisconnect, Profile, Timeouts
+from chat_nest.records import RECORDS_DAYS
 
 
 class Rule(Struct, frozen=True):
@@ -26,6 +27,7 @@ SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds abo
 TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
 PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
+DAYS = Rule(Annotated[float, Meta(ge=0, le=36_500)], "a number of days from 0, which keeps none, to 36500")
 PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
 
 BY_TYPE: Mapping[Any, Rule] = {
@@ -67,7 +69,17 @@ class ServerSection(Struct, frozen=True, kw_only=True):
 
 
 SERVER = keys_of(ServerSection, port=PORT)
-STORE: Keys = {"url": TEXT}
+
+
+class StoreSection(Struct, frozen=True, kw_only=True):
+    """Where budgets and records are kept."""
+
+    url: str = "sqlite:///chat-nest.db"
+    records_days: float = RECORDS_DAYS
+    """How long what each request used is kept, in SQLite and PostgreSQL; 0 keeps none of it."""
+
+
+STORE = keys_of(StoreSection, records_days=DAYS)
 PROVIDER: Keys = {"kind": TEXT, "base_url": TEXT, "api_key": TEXT, "api_key_env": TEXT, "abort_bills": TEXT}
 PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
 

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Literal
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, LineKind, Refused, Standing, Unit
 from chat_nest.records import Record
@@ -140,7 +140,7 @@ class Book:
         amounts = [spent.get(hold.unit, hold.held) for hold in reservation.holds]
         self._finish(reservation, "settled", source, amounts, now_us)
         if record is not None:
-            reservation.record = record
+            reservation.record = _corrected(reservation.record, record)
         return True
 
     def release(self, claim: Claim, now_us: int) -> bool:
@@ -282,6 +282,13 @@ def _lost(reservation: Reservation) -> Record | None:
     return replace(record, usage=usage, cost=cost)
 
 
+def _corrected(known: Record | None, record: Record) -> Record:
+    """The last word about a request. It began when it began: stores find what they kept of it by that."""
+    if known is None or known.started_at == record.started_at:
+        return record
+    return replace(record, started_at=known.started_at)
+
+
 _LONGEST_TEXT = 1_024
 _LONGEST_LEASE = 366 * 86_400.0
 _LATEST = 2**33
@@ -292,10 +299,12 @@ def check_claim(claim: Claim) -> None:
     """Raise ValueError, which names the field and the rule, unless every store can hold the claim exactly."""
     check_text(claim.id, "claim.id")
     check_text(claim.fingerprint, "claim.fingerprint")
+    check_owner(claim.owner)
     if not 0 <= claim.min_output_tokens <= claim.max_output_tokens <= MAX_AMOUNT:
         raise ValueError("claim: 0 <= min_output_tokens <= max_output_tokens <= 2**50 must hold")
     if len({line.key for line in claim.lines}) != len(claim.lines):
         raise ValueError("claim.lines must not name the same key twice")
+    check_record(claim.record)
     for index, line in enumerate(claim.lines):
         check_line(line, index)
         if line.fixed + (line.per_million * claim.max_output_tokens // 1_000_000) > MAX_AMOUNT:
@@ -315,6 +324,35 @@ def check_line(line: Line, index: int) -> None:
 def check_text(text: str, field: str) -> None:
     if not 0 < len(text) <= _LONGEST_TEXT or not text.isprintable():
         raise ValueError(f"{field} must be 1 to {_LONGEST_TEXT} printable characters")
+
+
+def check_owner(owner: str) -> None:
+    if owner:
+        check_text(owner, "claim.owner")
+
+
+def check_record(record: Record | None) -> None:
+    """Raise ValueError, which names the field and the rule, unless every store can keep the record exactly."""
+    if record is None:
+        return
+    texts = (record.run, record.caller, record.group, record.profile, record.model, record.price, record.ending)
+    together = "".join(texts)
+    if len(together) > _LONGEST_TEXT or not together.isprintable():
+        for field, text in zip(("run", "caller", "group", "profile", "model", "price", "ending"), texts, strict=True):
+            if len(text) > _LONGEST_TEXT or "\0" in text or _has_surrogates(text):
+                said = f"record.{field} must be at most {_LONGEST_TEXT} characters, without U+0000 and surrogates"
+                raise ValueError(said)
+    amounts = (*astuple(record.usage), record.cost or 0)
+    if min(amounts) < 0 or max(amounts) > MAX_AMOUNT:
+        raise ValueError("record.usage and record.cost must be amounts between 0 and 2**50")
+    if not 0 <= record.started_at <= _LATEST:
+        raise ValueError("record.started_at must be a time in Unix seconds")
+    if not (isfinite(record.seconds) and isfinite(record.first_token_seconds or 0.0)):
+        raise ValueError("record.seconds and record.first_token_seconds must be finite")
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_actual(actual: Mapping[Unit, int] | None) -> None:

@@ -11,7 +11,16 @@ from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
 from chat_nest.records import Record
-from chat_nest.stores.book import Book, Counter, Reservation, check_actual, check_claim, check_line, lease_us
+from chat_nest.stores.book import (
+    Book,
+    Counter,
+    Reservation,
+    check_actual,
+    check_claim,
+    check_line,
+    check_record,
+    lease_us,
+)
 from chat_nest.usage import Source
 from chat_nest.windows import US
 
@@ -66,6 +75,7 @@ class MemoryStore:
         self, claim: Claim, actual: Mapping[Unit, int] | None, source: Source, record: Record | None = None
     ) -> bool:
         check_actual(actual)
+        check_record(record)
         settled = self._book.settle(claim, actual, source, record, self._charge_overdue())
         self._note_changes()
         return settled

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import LiteralString, cast
+from zoneinfo import ZoneInfo
 
 import msgspec
 from psycopg import ProgrammingError
@@ -13,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
-from chat_nest.records import Record
+from chat_nest.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.stores.book import (
     Book,
     Counter,
@@ -21,30 +22,38 @@ from chat_nest.stores.book import (
     check_actual,
     check_claim,
     check_line,
+    check_owner,
+    check_record,
     check_text,
     lease_us,
 )
 from chat_nest.stores.postgres_link import PostgresLink, Row
+from chat_nest.stores.reports import NO_ERRORS, POSTGRES, question, records_us, usage_rows
 from chat_nest.usage import Source
 from chat_nest.windows import US, gcra_wait
 
 _RESERVE = (
-    "SELECT * FROM chat_nest.reserve(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
-    "%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])"
+    "SELECT v_outcome, v_output, v_room, v_line, v_at, v_mark, v_record::text"
+    " FROM chat_nest.reserve(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+    "%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s, %s::jsonb, %s)"
 )
-_SETTLE = "SELECT chat_nest.settle(%s, %s, %s, %s::jsonb, %s, %s)"
-_RELEASE = "SELECT chat_nest.release(%s, %s, %s, %s)"
-_EXTEND = "SELECT chat_nest.extend(%s, %s, %s, %s)"
+_SETTLE = "SELECT chat_nest.settle(%s, %s, %s, %s::jsonb, %s, %s, %s, %s::jsonb)"
+_RELEASE = "SELECT chat_nest.release(%s, %s, %s, %s, %s)"
+_EXTEND = "SELECT chat_nest.extend(%s, %s, %s, %s, %s)"
 _PEEK = "SELECT * FROM chat_nest.peek(%s, %s)"
-_SWEEP = "SELECT * FROM chat_nest.sweep(%s, %s, %s, %s, %s)"
+_SWEEP = "SELECT * FROM chat_nest.sweep(%s, %s, %s, %s, %s, %s)"
 _PING = "SELECT 1"
 
 _MOST_CHARGED = 500
 """Leases charged in one transaction."""
 _MOST_PURGED = 2_000
 """Rows of a table deleted in one transaction."""
+_REPORTING = 60.0
+"""Seconds that a report may take."""
 
 _decode_counters = msgspec.json.Decoder(list[Counter]).decode
+_decode_record = msgspec.json.Decoder(Record).decode
+_decode_report = msgspec.json.Decoder(list[list[str | int]]).decode
 
 
 class PostgresStore:
@@ -63,8 +72,9 @@ class PostgresStore:
     A claim, line, amount or lease that breaks a rule raises ValueError.
 
     At most `max_connections` are open at a time, for one event loop; a call after `aclose` opens new ones.
-    Finished reservations, past windows and drained rates are deleted by `sweep` after `retention` seconds, some at a
-    time. `_now` replaces the server's clock, for tests.
+    Finished reservations, past windows and drained rates are deleted by `sweep` after `retention` seconds, what each
+    request used after `records_days` days (0 keeps none of it), some at a time. `_now` replaces the server's clock, for
+    tests.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class PostgresStore:
         url: str,
         *,
         retention: float = 3 * 86_400.0,
+        records_days: float = RECORDS_DAYS,
         timeout: float = 0.9,
         max_connections: int = 10,
         _now: Now | None = None,
@@ -89,6 +100,7 @@ class PostgresStore:
             raise ValueError("max_connections must be at least 1")
         self._url = url
         self._retention = str(int(retention * US))
+        self._records_us = records_us(records_days)
         self._timeout = timeout
         self._max_connections = max_connections
         self._now = _now
@@ -116,6 +128,9 @@ class PostgresStore:
             _array(line.per_million for line in lines),
             _array(line.period for line in lines),
             _array(int(line.resets_at * US) if line.kind == "window" else 0 for line in lines),
+            claim.owner,
+            _json(claim.record),
+            "true" if self._records_us else "false",
         )
         return _reserved(claim, row)
 
@@ -124,7 +139,8 @@ class PostgresStore:
         for claim in claims:
             _check_name(claim)
         ids = [claim.id for claim in claims]
-        [live] = await self._call(_EXTEND, ids, [claim.fingerprint for claim in claims], str(us), self._time())
+        fingerprints, owners = [claim.fingerprint for claim in claims], [claim.owner for claim in claims]
+        [live] = await self._call(_EXTEND, ids, fingerprints, str(us), self._time(), owners)
         return frozenset(live)
 
     async def settle(
@@ -132,13 +148,23 @@ class PostgresStore:
     ) -> bool:
         _check_name(claim)
         check_actual(actual)
-        spent = None if actual is None else msgspec.json.encode(actual).decode()
-        [settled] = await self._call(_SETTLE, claim.id, claim.fingerprint, _new_call(), spent, source, self._time())
+        check_record(record)
+        [settled] = await self._call(
+            _SETTLE,
+            claim.id,
+            claim.fingerprint,
+            _new_call(),
+            _json(actual),
+            source,
+            self._time(),
+            claim.owner,
+            _json(record),
+        )
         return bool(settled)
 
     async def release(self, claim: Claim) -> bool:
         check_claim(claim)
-        [released] = await self._call(_RELEASE, claim.id, claim.fingerprint, _new_call(), self._time())
+        [released] = await self._call(_RELEASE, claim.id, claim.fingerprint, _new_call(), self._time(), claim.owner)
         return bool(released)
 
     async def peek(self, lines: Sequence[Line]) -> tuple[Standing, ...]:
@@ -154,7 +180,13 @@ class PostgresStore:
         while True:
             charged_now: int
             [charged_now, self._purged_to] = await self._call(
-                _SWEEP, str(_MOST_CHARGED), self._retention, self._purged_to, str(_MOST_PURGED), self._time()
+                _SWEEP,
+                str(_MOST_CHARGED),
+                self._retention,
+                self._purged_to,
+                str(_MOST_PURGED),
+                self._time(),
+                str(self._records_us),
             )
             charged += charged_now
             if charged_now < _MOST_CHARGED:
@@ -163,6 +195,20 @@ class PostgresStore:
     async def ping(self) -> None:
         """Return if the server answers and its schema is ours."""
         await self._call(_PING)
+
+    async def usage(
+        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+    ) -> list[UsageRow]:
+        """See Reports. Has a connection and a longer time-out of its own."""
+        asked = question(since, until, by, zone, caller)
+        names, starts, ends = zip(*asked.spans, strict=True)
+        values = _texts(asked.by), _texts(NO_ERRORS), caller, _texts(names), _array(starts), _array(ends)
+        link = PostgresLink(self._url, timeout=_REPORTING, max_connections=1)
+        try:
+            [found] = await link.call(POSTGRES, values)
+        finally:
+            await asyncio.shield(link.close())
+        return usage_rows(asked, _decode_report(found))
 
     async def aclose(self) -> None:
         """Wait for the calls that are under way, then close the connections."""
@@ -181,7 +227,9 @@ class PostgresStore:
 
 
 def _reserved(claim: Claim, row: Row) -> Granted | Refused | Duplicate | Conflict:
-    outcome, output, room, index, now_us, mark = cast("tuple[str, int, list[int], int, int, int | None]", row)
+    outcome, output, room, index, now_us, mark, record = cast(
+        "tuple[str, int, list[int], int, int, int | None, str | None]", row
+    )
     if outcome == "granted":
         return Granted(output_tokens=output, room=tuple(room))
     if outcome == "refused":
@@ -189,7 +237,8 @@ def _reserved(claim: Claim, row: Row) -> Granted | Refused | Duplicate | Conflic
         return Refused(line=index, room=room[0], retry_after=wait)
     if outcome == "conflict":
         return Conflict()
-    return Duplicate(output_tokens=output, state=cast("State", outcome))
+    kept = None if record is None else _decode_record(record)
+    return Duplicate(output_tokens=output, state=cast("State", outcome), record=kept)
 
 
 def _retry_after(line: Line, claim: Claim, now_us: int, mark: int | None) -> float:
@@ -206,11 +255,20 @@ def _retry_after(line: Line, claim: Claim, now_us: int, mark: int | None) -> flo
 def _check_name(claim: Claim) -> None:
     check_text(claim.id, "claim.id")
     check_text(claim.fingerprint, "claim.fingerprint")
+    check_owner(claim.owner)
 
 
 def _new_call() -> str:
     """A number by which the server knows a call that is tried again."""
     return str(secrets.randbits(63))
+
+
+def _json(value: Record | Mapping[Unit, int] | None) -> str | None:
+    return None if value is None else msgspec.json.encode(value).decode()
+
+
+def _texts(texts: Iterable[str]) -> list[str]:
+    return list(texts)
 
 
 def _array(numbers: Iterable[int]) -> str:

@@ -14,15 +14,26 @@ from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
-from chat_nest.records import Record
-from chat_nest.stores.book import Book, Reservation, check_actual, check_claim, check_line, check_text, lease_us
-from chat_nest.stores.sqlite_file import SQLiteFile
+from chat_nest.records import RECORDS_DAYS, By, Record, UsageRow
+from chat_nest.stores.book import (
+    Book,
+    Reservation,
+    check_actual,
+    check_claim,
+    check_line,
+    check_record,
+    check_text,
+    lease_us,
+)
+from chat_nest.stores.reports import question, records_us, usage_rows
+from chat_nest.stores.sqlite_file import SQLiteFile, read_usage
 from chat_nest.usage import Source
 from chat_nest.windows import US
 
@@ -52,7 +63,8 @@ class SQLiteStore:
     A call raises LimiterUnavailable, and changes nothing, where the file's lock can't be had within `lock_timeout`
     seconds, the disk is full, or the file is read-only, removed, not a database, or made by a newer version; its
     `__cause__` says which. The next call tries again. A claim, line, amount or lease that breaks a rule raises
-    ValueError. Finished reservations, past windows and drained rates are kept for `retention` seconds.
+    ValueError. Finished reservations, past windows and drained rates are kept for `retention` seconds, what each
+    request used for `records_days` days; 0 keeps none of that.
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class SQLiteStore:
         now: Now = time.time,
         *,
         retention: float = 3 * 86_400.0,
+        records_days: float = RECORDS_DAYS,
         lock_timeout: float = 0.8,
     ) -> None:
         self._path = Path(path).absolute()
@@ -72,6 +85,7 @@ class SQLiteStore:
             raise IsADirectoryError(f"the SQLite file is a directory: {self._path}")
         self._now = now
         self._retention_us = int(retention * US)
+        self._records_us = records_us(records_days)
         self._lock_timeout = lock_timeout
         self._writer: _Writer | None = None
 
@@ -93,6 +107,7 @@ class SQLiteStore:
     ) -> bool:
         check_text(claim.id, "claim.id")
         check_actual(actual)
+        check_record(record)
         spent = None if actual is None else dict(actual)  # the caller may go on counting
         return await self._call(lambda page: page.book.settle(claim, spent, source, record, page.now_us), [claim.id])
 
@@ -113,6 +128,16 @@ class SQLiteStore:
         """Return if the file can be opened and its lock be had for writing."""
         await self._call(lambda _: None)
 
+    async def usage(
+        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+    ) -> list[UsageRow]:
+        """See Reports. Reads beside the thread that writes, and holds nobody up."""
+        asked = question(since, until, by, zone, caller)
+        try:
+            return usage_rows(asked, await asyncio.to_thread(read_usage, self._path, asked))
+        except (sqlite3.Error, OSError) as error:
+            raise _unavailable(error) from error
+
     async def aclose(self) -> None:
         """Run the calls that wait, then close the file and end the thread."""
         if self._writer is not None:
@@ -127,7 +152,8 @@ class SQLiteStore:
         writes: bool = True,
     ) -> Answer:
         if self._writer is None or self._writer.stopping:
-            self._writer = _Writer(SQLiteFile(self._path, self._retention_us), self._now, self._lock_timeout)
+            file = SQLiteFile(self._path, self._retention_us, self._records_us)
+            self._writer = _Writer(file, self._now, self._lock_timeout)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._writer.calls.put(_Call(run, ids, keys, writes, answer))
         return await answer

@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,20 @@ from typing import Any
 import msgspec
 
 from chat_nest.stores.book import Book, Counter, Reservation
+from chat_nest.stores.reports import BY, COLUMNS, NO_ERRORS, SQLITE, Question, request_row
+from chat_nest.stores.sqlite_schema import RECORDS_SINCE, migrate, version_of
 
 _ROWS = 64
 """Rows a statement. The interpreter lock is given up once a statement, not once a row: a busy event loop would take
 it, and each row would then wait for its turn."""
+_VALUES = 999
+"""Values a statement: older SQLites take no more."""
 _PURGE_AFTER = 256
 
 _LOAD_RESERVATIONS = """
 SELECT json_group_array(json_array(
-  id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, json(lines)))
+  id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, json(lines),
+  json(record), owner))
 FROM reservations
 WHERE id IN (SELECT value FROM json_each(?)) OR (state = 'open' AND expires_at <= ?)
 """
@@ -34,12 +38,15 @@ FROM counters WHERE key IN (SELECT value FROM json_each(?))
 _SOONEST = "SELECT expires_at FROM reservations WHERE state = 'open' AND instr(lines, ?) ORDER BY expires_at LIMIT 1"
 _SAVE_COUNTERS = "INSERT OR REPLACE INTO counters (key, kind, used, held, tat, ends_at) VALUES "
 _SAVE_RESERVATIONS = """
-INSERT INTO reservations (id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, lines)
+INSERT INTO reservations (id, fingerprint, state, output, reserved_at, expires_at, finished_at, source, lines,
+record, owner)
 VALUES """
 _OR_UPDATE = """
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, expires_at = excluded.expires_at,
-finished_at = excluded.finished_at, source = excluded.source, lines = excluded.lines
+finished_at = excluded.finished_at, source = excluded.source, lines = excluded.lines,
+record = excluded.record
 """
+_SAVE_REQUESTS = f"INSERT OR REPLACE INTO requests ({COLUMNS}) VALUES "  # noqa: S608 - our own words
 _EXTEND = "UPDATE reservations SET expires_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 _PURGE_RESERVATIONS = """
 DELETE FROM reservations WHERE seq IN (
@@ -48,6 +55,10 @@ DELETE FROM reservations WHERE seq IN (
 """
 _NEXT_KEYS = "SELECT max(key) FROM (SELECT key FROM counters WHERE key > ? ORDER BY key LIMIT ?)"
 _PURGE_COUNTERS = "DELETE FROM counters WHERE key > ? AND key <= ? AND held = 0 AND max(tat, ends_at) <= ?"
+_PURGE_REQUESTS = """
+DELETE FROM requests WHERE started_at <= (
+  SELECT max(started_at) FROM (SELECT started_at FROM requests WHERE started_at <= ? ORDER BY started_at LIMIT ?))
+"""
 
 _encode = msgspec.json.encode
 _decode_reservations = msgspec.json.Decoder(list[Reservation]).decode
@@ -59,12 +70,14 @@ class SQLiteFile:
 
     They raise sqlite3.Error, OSError or ValueError. The caller then rolls back, or closes; the next `begin` opens the
     file again. `begin` creates the file when it opens it for the first time, and never again: a file that was removed
-    under a running process is an error, not an empty budget.
+    under a running process is an error, not an empty budget. Records are kept for `records_us`, reservations and
+    counters for `retention_us`.
     """
 
-    def __init__(self, path: Path, retention_us: int) -> None:
+    def __init__(self, path: Path, retention_us: int, records_us: int) -> None:
         self._path = path
         self._retention_us = retention_us
+        self._records_us = records_us
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._added = 0
@@ -115,6 +128,9 @@ class SQLiteFile:
         self._write(_SAVE_COUNTERS, "", [(c.key, c.kind, c.used, c.held, c.tat, c.ends_at) for c in counters])
         changed = {reservation.id: reservation for reservation in book.changed}
         self._write(_SAVE_RESERVATIONS, _OR_UPDATE, [_row(reservation) for reservation in changed.values()])
+        if self._records_us:
+            over = [one for one in changed.values() if one.state in ("settled", "expired")]
+            self._write(_SAVE_REQUESTS, "", [request_row(one.id, one.record) for one in over if one.record is not None])
         self._added += len(changed)
         leases: dict[int, list[str]] = {}  # thousands of leases are renewed at once, most until the same time
         for reservation in book.extended:
@@ -137,10 +153,12 @@ class SQLiteFile:
         if to is not None:
             self._execute(_PURGE_COUNTERS, (self._purged_to, to, before))
         self._purged_to = to or ""
+        self._execute(_PURGE_REQUESTS, (now_us - self._records_us, rows))
 
     def _write(self, insert: str, conflict: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
+        step = min(_ROWS, _VALUES // len(rows[0])) if rows else 1
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
             self._execute(insert + _places(len(some), len(some[0])) + conflict, tuple(chain.from_iterable(some)))
 
     def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
@@ -163,7 +181,7 @@ class SQLiteFile:
             if mode != "wal":
                 raise sqlite3.NotSupportedError("the file's directory can't hold a write-ahead log")
             connection.execute("PRAGMA synchronous = FULL")
-            _migrate(connection)
+            migrate(connection)
             self._identity = _identity(self._path)
         except BaseException:
             connection.close()
@@ -171,41 +189,20 @@ class SQLiteFile:
         return connection
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date, once: others that open the file meanwhile wait, and find it done."""
-    migrations = sorted(
-        (file for file in files("chat_nest.stores").joinpath("sql").iterdir() if file.name.startswith("sqlite_")),
-        key=lambda file: file.name,
-    )
-    if _version(connection) == len(migrations):
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        version = _version(connection)
-        if version > len(migrations):
-            raise sqlite3.NotSupportedError("the file was written by a newer version of chat-nest")
-        for migration in migrations[version:]:
-            _run_script(connection, migration.read_text(encoding="utf-8"))
-        connection.execute(f"PRAGMA user_version = {len(migrations)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+def read_usage(path: Path, asked: Question) -> list[Any]:
+    """Answer a report's question from the file, which is neither created nor changed, besides whoever writes to it.
 
-
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _run_script(connection: sqlite3.Connection, script: str) -> None:
-    """Run the statements inside the caller's transaction, which `executescript` would commit."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            connection.execute(statement)
-            statement = ""
+    Raises sqlite3.Error, or OSError where there is no file.
+    """
+    path.stat()
+    given = {f"by_{name}": name in asked.by for name in BY}
+    with contextlib.closing(sqlite3.connect(path.as_uri() + "?mode=ro", uri=True, timeout=5.0)) as connection:
+        if version_of(connection) < RECORDS_SINCE:
+            return []  # no store that keeps records has opened it yet
+        return connection.execute(
+            SQLITE,
+            {**given, "spans": _json(asked.spans), "no_errors": _json(NO_ERRORS), "caller": asked.caller},
+        ).fetchall()
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -224,6 +221,8 @@ def _row(reservation: Reservation) -> tuple[Any, ...]:
         reservation.finished_at,
         reservation.source,
         _json(reservation.holds),
+        None if reservation.record is None else _json(reservation.record),
+        reservation.owner,
     )
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
+from stores_under_test import claim, window
 
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.records import Record
 from chat_nest.server.app import ServerApp, build, make_provider
 from chat_nest.server.config import Config, load
 from chat_nest.server.models import ProviderConfig, Secret
@@ -234,3 +240,16 @@ def test_providers_are_made_as_configured():
     assert (given.base_url, given.abort_bills) == ("http://a.example/v1", "unknown")
     full = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", abort_bills="full"))
     assert full.abort_bills == "full"
+
+
+@pytest.mark.parametrize(("days", "kept"), [("0", 0), ("30", 1)])
+async def test_the_store_keeps_records_for_the_days_that_the_configuration_says(tmp_path, provider, days, kept):
+    path = tmp_path / "store.db"
+    app = build(config(provider.url, CHAT_NEST_STORE_URL=f"sqlite:///{path}", CHAT_NEST_STORE_RECORDS_DAYS=days))
+    record = Record(run="r", caller="c", started_at=time.time())
+    one = replace(claim("a", window(1_000)), record=record)
+    await app._handler.store.reserve(one, 60.0)
+    await app._handler.store.settle(one, None, "assumed", record)
+    await lifespan(app, "lifespan.startup", "lifespan.shutdown")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM requests").fetchone() == (kept,)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Limits, Timeouts
 from chat_nest.prices import price
-from chat_nest.server.config import Config, load
+from chat_nest.server.config import Config, load, load_store
 from chat_nest.server.sources import ConfigError
 
 KEY = "sk-canary-0123456789"
@@ -533,3 +533,35 @@ def test_the_demo_model_is_free():
 def test_money_that_can_not_be_counted_refuses_to_start(tmp_path, text, said):
     [problem] = problems(tmp_path, text)
     assert said in problem
+
+
+# Records.
+
+
+def test_records_are_kept_for_ninety_days_or_as_the_file_says(tmp_path):
+    assert load("", {}).records_days == 90
+    assert loaded(tmp_path, "[store]\nrecords_days = 0.5\n").records_days == 0.5
+    assert loaded(tmp_path, "[store]\nrecords_days = 7\n", CHAT_NEST_STORE_RECORDS_DAYS="0").records_days == 0
+    assert problems(tmp_path, "[store]\nrecords_days = -1\n") == [
+        "chat.toml:2: store.records_days: must be a number of days from 0, which keeps none, to 36500"
+    ]
+
+
+@pytest.mark.parametrize("url", ["memory://", "redis://user:hunter2@localhost/0"])
+def test_days_of_records_are_noted_where_none_are_kept(tmp_path, url):
+    scheme = url.partition(":")[0]
+    config = loaded(tmp_path, f'[store]\nurl = "{url}"\nrecords_days = 7\n')
+    assert [note.replace(f"{tmp_path}/", "") for note in config.notes if "records" in note] == [
+        f"chat.toml:3: store.records_days: has no effect: a store of {scheme}:// keeps no records"
+    ]
+    assert not [note for note in loaded(tmp_path, f'[store]\nurl = "{url}"\n').notes if "records" in note]
+    assert not [note for note in loaded(tmp_path, "[store]\nrecords_days = 7\n").notes if "records" in note]
+
+
+def test_the_store_alone_needs_no_key(tmp_path):
+    (tmp_path / "chat.toml").write_text('[providers.openai]\napi_key_env = "NOT_SET"\n[store]\nrecords_days = 3\n')
+    store, zone = load_store(str(tmp_path / "chat.toml"), {"CHAT_NEST_SERVER_TIME_ZONE": "Asia/Tokyo"})
+    assert (store.url, store.records_days, zone.key) == ("sqlite:///chat-nest.db", 3, "Asia/Tokyo")
+    (tmp_path / "chat.toml").write_text("[store]\nurll = 'x'\n")
+    with pytest.raises(ConfigError, match="there is no such key"):
+        load_store(str(tmp_path / "chat.toml"), {})

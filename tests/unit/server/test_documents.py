@@ -9,7 +9,7 @@ import pytest
 
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Timeouts
 from chat_nest.server.config import load
-from chat_nest.server.schema import SECTIONS, ServerSection
+from chat_nest.server.schema import SECTIONS, ServerSection, StoreSection
 
 ROOT = Path(__file__).parents[3]
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
@@ -41,6 +41,8 @@ def test_documented_defaults_are_the_real_ones() -> None:
     assert cells("server", "host")[0] == f'"{server.host}"'
     assert cells("server", "max_body_bytes")[0] == str(server.max_body_bytes)
     assert cells("server", "time_zone")[0] == f'"{server.time_zone}"'
+    assert cells("store", "url")[0] == f'"{StoreSection().url}"'
+    assert float(cells("store", "records_days")[0]) == StoreSection().records_days
     for key in SECTIONS["timeouts"]:
         assert float(cells("timeouts", key)[0]) == getattr(Timeouts(), key), key
     for key in SECTIONS["profiles"]:
