@@ -37,7 +37,7 @@ def table(config: Config) -> str:
     facts = [
         ["config", config.file or "no file"],
         ["listen", f"{config.server.host} port {config.server.port}"],
-        ["store", config.store],
+        ["store", config.store_shown],
         ["day begins", f"midnight, {config.server.time_zone}"],
         ["proxies", ", ".join(config.server.trusted_proxies) or "none trusted"],
         ["origins", ", ".join(config.server.cors_origins) or "same origin only"],

@@ -7,6 +7,7 @@ problem is told at once, with its place, the rule, and what to do; a value that 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
@@ -51,6 +52,11 @@ class Config(Struct, frozen=True, kw_only=True):
     def model(self) -> str:
         """PROVIDER:MODEL for those who ask for no profile."""
         return self.profiles["balanced"].model
+
+    @property
+    def store_shown(self) -> str:
+        """The store's URL as it may be shown: without a password, and without options, which may hold one."""
+        return re.sub(r"//([^/?#:@]*):[^/?#]*@", r"//\1:***@", self.store.partition("?")[0])
 
     @property
     def is_demo(self) -> bool:

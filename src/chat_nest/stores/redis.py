@@ -18,7 +18,7 @@ from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
 from chat_nest.protocols import Now
 from chat_nest.records import Record
-from chat_nest.stores.book import check_actual, check_claim, check_line, check_text, lease_us
+from chat_nest.stores.book import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.redis_servers import Servers, UnsafeServer, open_servers, read_url
 from chat_nest.stores.redis_wire import Broken, Denied, Word, tls_context
 from chat_nest.stores.redis_words import line_words, not_granted, record_word, standing
@@ -161,6 +161,7 @@ class RedisStore:
     ) -> bool:
         check_text(claim.id, "claim.id")
         check_actual(actual)
+        check_record(record)
         return await self._finish(claim, "settled", source, dict(actual or {}), record_word(record))
 
     async def release(self, claim: Claim) -> bool:

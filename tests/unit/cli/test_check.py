@@ -60,3 +60,17 @@ def test_help_and_version():
     said = run("serve", "--help").stdout
     assert "OPENAI_API_KEY=sk-... chat-nest serve --port 8080" in said
     assert "CHAT_NEST_SERVER_PORT" in said
+
+
+def test_a_stores_password_is_never_shown(tmp_path):
+    for url, shown in (
+        ("postgresql://chat:canary@db/chat?sslmode=require&password=canary", "postgresql://chat:***@db/chat"),
+        ("redis://:can@ry@db:6379/0", "redis://:***@db:6379/0"),
+        ("redis+sentinel://u:canary@a:1,b:2/m?sentinel_password=canary", "redis+sentinel://u:***@a:1,b:2/m"),
+    ):
+        (tmp_path / "chat.toml").write_text(f'[store]\nurl = "{url}"\n')
+        result = run("check", "--config", str(tmp_path / "chat.toml"), OPENAI_API_KEY="sk-1")
+        assert result.exit_code == 0, result.output
+        assert shown in result.stdout
+        assert "canary" not in result.stdout
+        assert "can@ry" not in result.stdout
