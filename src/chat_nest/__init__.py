@@ -4,7 +4,7 @@ from chat_nest.asgi.create import create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.errors import ChatError, Forbidden, Unauthorized
 from chat_nest.identity.peer import PeerAddress
-from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HardCaps, Limits, Profile, Timeouts
+from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.messages import Caller
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.stores.memory import MemoryStore
@@ -16,6 +16,7 @@ __all__ = [
     "BALANCED",
     "CONSTRAINED",
     "EXPANDED",
+    "Allowance",
     "Caller",
     "ChatError",
     "ChatHandler",

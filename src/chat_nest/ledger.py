@@ -2,20 +2,21 @@
 
 A request's own task never runs the ending. Leaving the reservation starts a task for it without awaiting anything, so
 no cancellation can come in between; the request then waits for that task a bounded time, and may itself be cancelled
-while it waits. An ending that the store does not take is tried again until it lands or the ledger is closed; then the
-lease expires and the store charges the whole hold.
+while it waits. An ending that the store does not take is tried again until it lands (see `landing`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from msgspec.structs import replace
 
 from chat_nest.errors import ChatError, InProgress, KeyReused, LimiterUnavailable
+from chat_nest.journal import Entry
+from chat_nest.landing import LONGEST_RETRY, Landing
 from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, Quota, Refused, Standing, Unit
 from chat_nest.protocols import Store
 from chat_nest.records import Record
@@ -24,7 +25,6 @@ from chat_nest.usage import Source, Usage
 
 log = logging.getLogger("chat_nest.ledger")
 
-LONGEST_RETRY = 5.0
 MOST_TRIES = 10
 """How often one Idempotency-Key may be used again after an attempt that spent nothing."""
 
@@ -136,7 +136,8 @@ def _until_whole(line: Line, room: int, now: float) -> float:
 class Ledger:
     """Reservations on a store. Times are in seconds.
 
-    A live reservation's lease is renewed three times in its life, so that only a crash lets it expire.
+    A live reservation's lease is renewed three times in its life, so that only a crash lets it expire. `landing` is how
+    endings reach the store, where that is not plainly on `store` and without a journal.
     """
 
     def __init__(
@@ -146,13 +147,14 @@ class Ledger:
         *,
         lease: float = 60.0,
         patience: float = 1.0,
+        landing: Landing | None = None,
     ) -> None:
         self.store = store
         self._refusal = refusal
         self._lease = lease
         self._patience = patience
         self._live: dict[str, Claim] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self._landing = landing or Landing(store, patience=patience)
         self._keeper: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -205,7 +207,7 @@ class Ledger:
                 return await self.store.reserve(claim, self._lease)
         except BaseException as failure:
             # The store may hold the claim, or come to hold it later: releasing an id forbids it from then on.
-            self._land(lambda: self.store.release(claim))
+            self._land(Entry(ending="release", claim=claim))
             if isinstance(failure, ChatError) or not isinstance(failure, Exception):
                 raise
             log.error("the store failed to reserve: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
@@ -226,33 +228,19 @@ class Ledger:
         """Start the one ending of a reservation; it does not run in the request's task, nor awaits anything here."""
         claim = held.claim
         if not held.asked:
-            return self._land(lambda: self.store.release(claim))
+            return self._land(Entry(ending="release", claim=claim))
         usage, source = held.spent()
         if usage.total_tokens > held.input_tokens + held.granted.output_tokens:
             log.warning("request %s used more than it had reserved: the provider went past its limit", claim.id)
         actual = actual_of(usage, None if record is None else record.cost)
-        return self._land(lambda: self.store.settle(claim, actual, source, record))
+        return self._land(Entry(ending="settle", claim=claim, actual=actual, source=source, record=record))
 
-    def _land(self, operation: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
-        ending = asyncio.create_task(self._retry(operation))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-        return ending
+    def _land(self, entry: Entry) -> asyncio.Task[None]:
+        return self._landing.land(entry, self.store)
 
-    async def _retry(self, operation: Callable[[], Awaitable[object]]) -> None:
-        pause = 0.05
-        while True:
-            try:
-                async with asyncio.timeout(self._patience):
-                    await operation()
-                return
-            except ValueError:
-                log.error("the store refused a settlement: its lease will expire and the whole hold is charged")  # noqa: TRY400
-                return
-            except Exception as failure:
-                log.warning("the store failed to settle, trying again: %s", type(failure).__name__)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_RETRY)
+    def start(self) -> None:
+        """Begin to renew leases, and to land what processes that died have left; the first reservation does it too."""
+        self._keep_leases()
 
     def _keep_leases(self) -> None:
         if self._keeper is None or self._keeper.done():
@@ -260,6 +248,7 @@ class Ledger:
 
     async def _renew(self) -> None:
         while True:
+            await self._landing.adopt()
             await asyncio.sleep(self._lease / 3)
             try:
                 async with asyncio.timeout(self._lease / 3):
@@ -273,11 +262,7 @@ class Ledger:
         """Wait up to `grace` seconds for endings that have not landed. Start no reservation afterwards."""
         if self._keeper is not None:
             self._keeper.cancel()
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=grace)
-        for ending in self._endings:
-            log.error("a settlement did not land: its lease will expire and the whole hold is charged")
-            ending.cancel()
+        await self._landing.aclose(grace)
 
 
 def _concluded(conclude: Conclude, held: Reservation, failure: BaseException | None) -> Record | None:

@@ -39,6 +39,18 @@ class Limits(Struct, frozen=True, kw_only=True):
     concurrent_streams: int | None = None
 
 
+class Allowance(Struct, frozen=True, kw_only=True):
+    """What one process may spend while its store is down: held there beforehand, in the budgets for all callers.
+
+    As in Limits; `streams` are answers at once.
+    """
+
+    tokens: int | None = None
+    usd: float | None = None
+    requests: int | None = None
+    streams: int | None = None
+
+
 class Profile(Struct, frozen=True, kw_only=True):
     """What one kind of caller may ask for, and the counters of each such caller: see Limits."""
 

@@ -164,6 +164,16 @@ class Profiles:
         lines += self._counters(self._limits, "all", "all", draws, now)
         return tuple(lines)
 
+    def shared_lines(self, now: float) -> Sequence[Line]:
+        """The lines for all callers, with nothing drawn on them. `now` is Unix time."""
+        draws: dict[Unit, tuple[int, int]] = {
+            "requests": (0, 0),
+            "streams": (0, 0),
+            "tokens": (0, 0),
+            "nanousd": (0, 0),
+        }
+        return self._counters(self._limits, "all", "all", draws, now)
+
     def refusal(self, line: Line, refused: Refused) -> ChatError:
         """What the user is told when `line` had no room. `retry_after` is left out where no wait is known to help."""
         wait = refused.retry_after if 0 < refused.retry_after < math.inf else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -13,12 +14,16 @@ from chat_nest.asgi.handler import ChatHandler
 from chat_nest.chat import Chat
 from chat_nest.dialects.native import Native
 from chat_nest.identity.peer import PeerAddress
+from chat_nest.journal import Journal
+from chat_nest.landing import Landing
 from chat_nest.ledger import Ledger
-from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, HardCaps, Limits, Profile, Timeouts
+from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
 from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Store
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.stores.allowance import check_allowance
+from chat_nest.stores.prefunded import Prefunded
 from chat_nest.stores.urls import open_store
 from chat_nest.stream_log import MemoryRuns
 from chat_nest.tokens import counter_for
@@ -42,6 +47,8 @@ def create_chat_handler(
     hard_caps: HardCaps = HARD_CAPS,
     timeouts: Timeouts = Timeouts(),
     store: Store | str = "memory://",
+    journal: str | Path | None = None,
+    degraded: Allowance | None = None,
     identify: Identify | None = None,
     observers: Sequence[Observer] = (),
     cors_origins: Sequence[str] = ("*",),
@@ -62,9 +69,12 @@ def create_chat_handler(
     (`default` is for groups without limits of their own); windows begin at midnight in `time_zone`. `prices`, by
     PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over those of genai-prices.
 
+    `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
+    from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
+
     The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
-    profile whose provider is unknown, a limit in dollars for a model whose price is not known, a time zone, origin or
-    store URL that can't be used.
+    profile whose provider is unknown, a limit in dollars for a model whose price is not known, a time zone, origin,
+    store URL or journal that can't be used, or an allowance that `limits` can't hold.
     """
     if providers is None:
         providers = {"openai": _openai(api_key, base_url)}
@@ -91,7 +101,13 @@ def create_chat_handler(
     default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
     rules = Profiles(profiles, limits, hard_caps, time_zone, default, groups=groups, prices=known)
     opened = open_store(store, now) if isinstance(store, str) else store
-    ledger = Ledger(opened, rules.refusal, patience=timeouts.store)
+    kept = None if journal is None else Journal(journal)
+    landing = Landing(opened, journal=kept, patience=timeouts.store)
+    if degraded is not None:
+        check_allowance(degraded, limits)
+        shared, deadline = lambda: rules.shared_lines(now()), timeouts.store / 2
+        opened = Prefunded(opened, degraded, shared, landing=landing, now=now, deadline=deadline)
+    ledger = Ledger(opened, rules.refusal, patience=timeouts.store, landing=landing)
     chat = Chat(
         identify=identify or PeerAddress(),
         profiles=rules,

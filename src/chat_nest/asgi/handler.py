@@ -24,6 +24,7 @@ from chat_nest.ledger import Ledger
 from chat_nest.limits import Quota, Timeouts
 from chat_nest.protocols import Dialect, Now, Provider, Scope
 from chat_nest.run import Run
+from chat_nest.stores.prefunded import Prefunded
 from chat_nest.usage import NANO
 
 CHAT_METHODS = "POST, OPTIONS"
@@ -180,7 +181,7 @@ class ChatHandler:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._closing = False
+                self.start()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.aclose()
@@ -194,8 +195,15 @@ class ChatHandler:
             yield
 
     async def __aenter__(self) -> Self:
-        self._closing = False
+        self.start()
         return self
+
+    def start(self) -> None:
+        """Do at once what the first request would start otherwise: keep leases, and settle what crashes have left."""
+        self._closing = False
+        self._ledger.start()
+        if isinstance(self.store, Prefunded):
+            self.store.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -210,6 +218,8 @@ class ChatHandler:
             run.end(Shutdown())
         if running:
             await asyncio.wait(running, timeout=self._timeouts.write)
+        if isinstance(self.store, Prefunded):
+            await self.store.retire()
         await self._ledger.aclose()
         for part in (*self.providers.values(), self.store, self._chat.logs):
             if close := getattr(part, "aclose", None):

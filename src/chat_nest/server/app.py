@@ -71,6 +71,7 @@ class ServerApp:
             said = f"the store can't be used: {type(error).__name__}: check [store] url, the disk and its rights"
             await send({"type": "lifespan.startup.failed", "message": said})
             return
+        self._handler.start()
         self._watch = asyncio.create_task(self._health.report())
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -106,6 +107,8 @@ def build(config: Config) -> ServerApp:
         hard_caps=config.hard_caps,
         timeouts=config.timeouts,
         store=open_store(config.store, records_days=config.records_days),
+        journal=config.journal,
+        degraded=config.degraded,
         identify=_identify(config.server),
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,

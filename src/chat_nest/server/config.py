@@ -19,14 +19,19 @@ from msgspec.structs import replace
 from chat_nest.asgi.cors import Cors
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
-from chat_nest.limits import HardCaps, Limits, Profile, Timeouts
+from chat_nest.journal import Journal
+from chat_nest.limits import Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
 from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection, StoreSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
+from chat_nest.stores.allowance import check_allowance
 from chat_nest.stores.urls import keeps_records, open_store
 from chat_nest.usage import Price
+
+DEFAULT_JOURNAL = "chat-nest-journal"
+NO_JOURNAL = "off"
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -35,6 +40,9 @@ class Config(Struct, frozen=True, kw_only=True):
     server: ServerSection
     store: str
     records_days: float
+    journal: str | None
+    """A directory."""
+    degraded: Allowance | None
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
     limits: Limits
@@ -92,6 +100,11 @@ def load(
     server = replace(server, host=host or server.host, port=server.port if port is None else port)
     _check_server(sources, server)
     _check_store(sources, store)
+    journal = _journal(sources, store)
+    limits = Limits(**values["limits"])
+    degraded = Allowance(**values["degraded"]) if "degraded" in sources.values else None
+    if degraded is not None:
+        _check_degraded(sources, degraded, limits, store.url)
     hard_caps = HardCaps(**values["hard_caps"])
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
     sources.raise_problems()
@@ -103,9 +116,11 @@ def load(
         server=server,
         store=store.url,
         records_days=store.records_days,
+        journal=journal,
+        degraded=degraded,
         providers=providers,
         profiles=profiles,
-        limits=Limits(**values["limits"]),
+        limits=limits,
         groups={name: Limits(**table) for name, table in values["groups"].items()},
         prices=prices,
         hard_caps=hard_caps,
@@ -234,6 +249,32 @@ def _check_store(sources: Sources, store: StoreSection) -> None:
     if not keeps_records(store.url) and "records_days" in sources.values.get("store", {}):
         scheme = store.url.partition(":")[0]
         sources.notes.append(f"{sources.where(days)}: has no effect: a store of {scheme}:// keeps no records")
+
+
+def _journal(sources: Sources, store: StoreSection) -> str | None:
+    """The journal's directory. Without being named there is one for the stores that can be away while we run."""
+    named = store.journal
+    if named == NO_JOURNAL or (not named and store.url.startswith(("memory:", "sqlite:"))):
+        return None
+    try:
+        Journal(named or DEFAULT_JOURNAL)  # makes nothing before it is needed
+    except ValueError as error:
+        if named:
+            sources.problem(("store", "journal"), str(error))
+            return None
+        sources.notes.append(f"no journal: {error}; name another with store.journal, or turn it {NO_JOURNAL}")
+        return None
+    return named or DEFAULT_JOURNAL
+
+
+def _check_degraded(sources: Sources, allowance: Allowance, limits: Limits, url: str) -> None:
+    if url == "memory://":
+        sources.problem(("degraded",), "memory:// is never down: leave it out")
+    try:
+        check_allowance(allowance, limits)
+    except ValueError as error:
+        place, _, rule = str(error).partition(" ")
+        sources.problem(tuple(place.split(".")), rule)
 
 
 def _note_capped_values(sources: Sources, profiles: Mapping[str, Mapping[str, Any]], caps: HardCaps) -> None:

@@ -19,12 +19,14 @@ log = logging.getLogger("chat_nest.server")
 FRESH_SECONDS = 5.0
 """An answer is given again for this long, so that nobody can use /readyz to hammer a provider."""
 PROVIDER_SECONDS = 5.0
+DEGRADED = "degraded"
+"""The store is down, and what is admitted draws on an allowance that was held in it before."""
 
 _json = msgspec.json.Encoder().encode
 
 
 class Part(Struct, frozen=True, omit_defaults=True):
-    """The store, or one provider: `status` is `ok` or an error's code; `advice` tells the operator what to do."""
+    """The store, or one provider: `status` is `ok`, DEGRADED or an error's code; `advice` is for the operator."""
 
     status: str
     advice: str = ""
@@ -36,7 +38,7 @@ class Readiness(Struct, frozen=True):
     providers: Mapping[str, Part]
 
     def body(self) -> bytes:
-        status = "ready" if self.ready else "unavailable"
+        status = ("ready" if self.store.status == "ok" else DEGRADED) if self.ready else "unavailable"
         return _json({"status": status, "store": self.store, "providers": self.providers})
 
 
@@ -91,7 +93,7 @@ class Health:
         self._asked_at = self._clock()
         parts = dict(zip((name for name, check in checks.items() if check is not None), found, strict=True))
         providers = {name: parts.get(name, Part("ok")) for name in checks}
-        ready = all(part.status == "ok" for part in (store, *found))
+        ready = all(part.status in ("ok", DEGRADED) for part in (store, *found))
         return Readiness(ready, store, providers)
 
     async def _store_part(self) -> Part:
@@ -100,6 +102,8 @@ class Health:
                 await self._store.ping()
         except Exception as error:
             log.debug("the store does not answer: %s", type(error).__name__)
+            if getattr(self._store, "can_admit", False):
+                return Part(DEGRADED, "The store does not answer, and requests draw on the allowance of [degraded]")
             return Part("limiter_unavailable", "The store does not answer: check [store] url, the disk and its rights")
         return Part("ok")
 

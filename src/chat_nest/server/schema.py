@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
-from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, OnDisconnect, Profile, Timeouts
+from chat_nest.limits import MAX_AMOUNT, Allowance, HardCaps, Limits, OnDisconnect, Profile, Timeouts
 from chat_nest.records import RECORDS_DAYS
 
 
@@ -75,6 +75,8 @@ class StoreSection(Struct, frozen=True, kw_only=True):
     """Where budgets and records are kept."""
 
     url: str = "sqlite:///chat-nest.db"
+    journal: str = ""
+    """The directory in which settlements wait for a store that does not take them; nothing: by the kind of store."""
     records_days: float = RECORDS_DAYS
     """How long what each request used is kept, in SQLite and PostgreSQL; 0 keeps none of it."""
 
@@ -91,6 +93,7 @@ SECTIONS: Mapping[str, Keys] = {
     "limits": keys_of(Limits),
     "groups": keys_of(Limits),
     "prices": {"input": PRICE, "output": PRICE, "cached_input": PRICE, "cache_write": PRICE},
+    "degraded": keys_of(Allowance),
     "hard_caps": keys_of(HardCaps, temperature=TEMPERATURE),
     "timeouts": keys_of(Timeouts),
 }

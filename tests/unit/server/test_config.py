@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Limits, Timeouts
+from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Allowance, Limits, Timeouts
 from chat_nest.prices import price
 from chat_nest.server.config import Config, load, load_store
 from chat_nest.server.sources import ConfigError
@@ -248,6 +248,63 @@ def test_openais_variables_add_nothing_to_a_file_that_does_not_use_them(tmp_path
 
 
 # What refuses to start, by its whole sentence where that is the point.
+
+
+@pytest.mark.parametrize(
+    ("store", "journal"),
+    [
+        ('url = "memory://"', None),
+        ('url = "sqlite:///x.db"', None),
+        ('url = "redis://127.0.0.1"', "chat-nest-journal"),
+        ('url = "redis+cluster://127.0.0.1:1"', "chat-nest-journal"),
+        ('url = "postgresql://127.0.0.1/x"', "chat-nest-journal"),
+        ('url = "redis://127.0.0.1"\njournal = "off"', None),
+        ('url = "sqlite:///x.db"\njournal = "kept"', "kept"),
+    ],
+)
+def test_a_store_that_may_be_away_has_a_journal(tmp_path, store, journal):
+    assert loaded(tmp_path, f"[store]\n{store}\n").journal == journal
+
+
+def test_a_journal_that_cant_be_kept_is_refused_when_it_was_asked_for_and_else_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chat-nest-journal").touch()
+    said = "the journal can't be kept in"
+    [note] = loaded(tmp_path, '[store]\nurl = "redis://127.0.0.1"\n').notes
+    assert said in note
+    [problem] = problems(tmp_path, '[store]\nurl = "redis://127.0.0.1"\njournal = "chat-nest-journal"\n')
+    assert problem.startswith(f"chat.toml:3: store.journal: {said}")
+
+
+def test_an_allowance_for_an_outage(tmp_path):
+    text = "[limits]\ntokens_per_day = 1000\nusd_per_month = 5\n[degraded]\ntokens = 100\nusd = 0.5\nrequests = 7\n"
+    assert loaded(tmp_path, text).degraded == Allowance(tokens=100, usd=0.5, requests=7)
+    assert loaded(tmp_path, "[limits]\ntokens_per_day = 1000\n").degraded is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[degraded]\ntokens = 100\n",
+            "chat.toml:1: degraded: needs a budget for all callers to be held in, such as limits.tokens_per_day",
+        ),
+        (
+            "[limits]\ntokens_per_day = 100\n[degraded]\ntokens = 100\n",
+            "chat.toml:4: degraded.tokens: must be below limits.tokens_per_day: every process holds as much",
+        ),
+        (
+            "[limits]\ntokens_per_day = 100\n[degraded]\nrequests = 100\n",
+            "chat.toml:3: degraded.tokens: must be set, because there is limits.tokens_per_day",
+        ),
+        (
+            '[store]\nurl = "memory://"\n[limits]\ntokens_per_day = 100\n[degraded]\ntokens = 10\n',
+            "chat.toml:5: degraded: memory:// is never down: leave it out",
+        ),
+    ],
+)
+def test_an_allowance_that_nothing_can_hold_is_refused(tmp_path, text, said):
+    assert problems(tmp_path, text) == [said]
 
 
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(tmp_path):

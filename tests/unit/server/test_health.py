@@ -158,3 +158,16 @@ async def test_closing_ends_a_question_that_is_open():
     await asked.aclose()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_worker_that_lives_on_its_allowance_is_ready_and_says_so():
+    class Funded(BrokenStore):
+        can_admit = True
+
+    found = await health(store=Funded(), a=Checked()).readiness()
+    assert found.ready
+    assert b'"status":"degraded","store":{"status":"degraded","advice":"The store does not answer, and' in found.body()
+    Funded.can_admit = False
+    found = await health(store=Funded(), a=Checked()).readiness()
+    assert not found.ready
+    assert b'"status":"unavailable","store":{"status":"limiter_unavailable"' in found.body()
