@@ -202,11 +202,13 @@ async def standing(port: int, headers: Mapping[str, str] | None = None) -> dict[
         return {limit["name"]: limit for limit in (await reply.json())["limits"]}
 
 
-async def settled(port: int, seconds: float = 5.0) -> dict[str, dict[str, Any]]:
+async def settled(
+    port: int, seconds: float = 5.0, headers: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Wait until nothing of the caller's limits is held any more, and return how they stand."""
     async with asyncio.timeout(seconds):
         while True:
-            limits = await standing(port)
+            limits = await standing(port, headers)
             if not any(limit["held"] for limit in limits.values()):
                 return limits
             await asyncio.sleep(0.01)

@@ -70,26 +70,26 @@ class Chat:
     async def _story(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         loop = asyncio.get_running_loop()
         caller = run.caller = await self._who(scope)  # who pays; the body has no say
-        request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
-        profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
-        prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
-        claim = self._claim(run, dialect.path, caller, profile, prompt_tokens)  # rates, budgets, concurrency: one list
-        encoder = run.encoder = dialect.encoder(request, run.id)
-        conclude = partial(make_record, run, self._prices)
-        async with self._ledger.reserve(
-            claim, prompt_tokens, conclude
-        ) as held:  # atomic; output clamped to what is left
-            run.held = held
-            run.quotas = held.quotas(run.started_at)
-            self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
-            self._keep(run, request, profile)
-            client.expect(encoder, split_model(profile.model)[1])
-            opening = self._upstream.open(prompt, (profile.model, *profile.fallbacks), held)
-            del request, prompt  # a stream may be held for minutes: nobody on its way keeps its prompt
-            run.body = b""
-            async with opening as batches:  # retries and fallbacks, only up to here
-                await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
-                run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time, run.log)
+        async with self._ledger.turn() as turn:  # few at a time get ready to ask the store
+            request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
+            profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
+            prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
+            claim = self._claim(run, dialect.path, caller, profile, prompt_tokens)  # rates, budgets, concurrency
+            encoder = run.encoder = dialect.encoder(request, run.id)
+            conclude = partial(make_record, run, self._prices)
+            # Atomic; the output is clamped to what is left.
+            async with self._ledger.reserve(claim, prompt_tokens, conclude, turn) as held:
+                run.held = held
+                run.quotas = held.quotas(run.started_at)
+                self._tell(lambda observer: observer.started(run.id, caller, profile.name, profile.model))
+                self._keep(run, request, profile)
+                client.expect(encoder, split_model(profile.model)[1])
+                opening = self._upstream.open(prompt, (profile.model, *profile.fallbacks), held)
+                del request, prompt  # a stream may be held for minutes: nobody on its way keeps its prompt
+                run.body = b""
+                async with opening as batches:  # retries and fallbacks, only up to here
+                    await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
+                    run.reason = await relay(batches, encoder, client, held, run.pulse, loop.time, run.log)
         # Leaving closed the provider's connection first, then settled, once, with what `conclude` says.
 
     async def _outcome(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> ChatError | None:

@@ -21,10 +21,12 @@ from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Li
 from chat_nest.protocols import Store
 from chat_nest.records import Record
 from chat_nest.tokens import OutputMeter
+from chat_nest.turns import Turn, Turns
 from chat_nest.usage import Source, Usage
 
 log = logging.getLogger("chat_nest.ledger")
 
+LEASE_SECONDS = 60.0
 MOST_TRIES = 10
 """How often one Idempotency-Key may be used again after an attempt that spent nothing."""
 
@@ -145,7 +147,7 @@ class Ledger:
         store: Store,
         refusal: Callable[[Line, Refused], ChatError],
         *,
-        lease: float = 60.0,
+        lease: float = LEASE_SECONDS,
         patience: float = 1.0,
         landing: Landing | None = None,
     ) -> None:
@@ -153,22 +155,29 @@ class Ledger:
         self._refusal = refusal
         self._lease = lease
         self._patience = patience
+        self._turns = Turns(patience)
         self._live: dict[str, Claim] = {}
         self._landing = landing or Landing(store, patience=patience)
         self._keeper: asyncio.Task[None] | None = None
 
+    def turn(self) -> Turn:
+        """A place in line at the store: enter it before the work that a reservation needs, and pass it to `reserve`."""
+        return Turn(self._turns)
+
     @asynccontextmanager
     async def reserve(
-        self, claim: Claim, input_tokens: int, conclude: Conclude | None = None
+        self, claim: Claim, input_tokens: int, conclude: Conclude | None = None, turn: Turn | None = None
     ) -> AsyncGenerator[Reservation, None]:
         """Hold the claim's lines while the context is open; settle what was spent when it is left.
 
-        `conclude` is asked, when it is left, what to keep of the request. Raises what `refusal` makes of a refused
-        line; InProgress, AlreadyEnded or KeyReused for an id that was used before; LimiterUnavailable if the store does
-        not answer in time.
+        `turn` ends when the store has answered; without one this waits in line for its own. `conclude` is asked, when
+        the context is left, what to keep of the request. Raises what `refusal` makes of a refused line; InProgress,
+        AlreadyEnded or KeyReused for an id that was used before; LimiterUnavailable if the store does not answer in
+        time.
         """
         self._keep_leases()
-        claim, granted = await self._hold(claim)
+        async with turn or self.turn() as mine:
+            claim, granted = await self._hold(claim, mine)
         held = Reservation(claim, granted, input_tokens)
         self._live[claim.id] = claim
         failure: BaseException | None = None
@@ -183,11 +192,11 @@ class Ledger:
             failure = None  # its traceback refers to this frame
             await asyncio.wait([ending], timeout=self._patience)
 
-    async def _hold(self, claim: Claim) -> tuple[Claim, Granted]:
+    async def _hold(self, claim: Claim, turn: Turn) -> tuple[Claim, Granted]:
         """Reserve the claim; under another id where the requests that had this one before spent nothing."""
         first = claim.id
         for tries in range(1, MOST_TRIES + 1):
-            answer = await self._ask(claim)
+            answer = await self._ask(claim, turn)
             if isinstance(answer, Granted):
                 return claim, answer
             if isinstance(answer, Refused):
@@ -201,11 +210,15 @@ class Ledger:
             claim = replace(claim, id=f"{first}.{tries}")
         raise InProgress(retry_after=LONGEST_RETRY)
 
-    async def _ask(self, claim: Claim) -> Granted | Refused | Duplicate | Conflict:
+    async def _ask(self, claim: Claim, turn: Turn) -> Granted | Refused | Duplicate | Conflict:
         try:
-            async with asyncio.timeout(self._patience):
-                return await self.store.reserve(claim, self._lease)
+            async with asyncio.timeout_at(turn.deadline):
+                answer = await self.store.reserve(claim, self._lease)
+            turn.answered()
+            return answer
         except BaseException as failure:
+            if isinstance(failure, Exception):
+                turn.failed()
             # The store may hold the claim, or come to hold it later: releasing an id forbids it from then on.
             self._land(Entry(ending="release", claim=claim))
             if isinstance(failure, ChatError) or not isinstance(failure, Exception):
@@ -216,8 +229,10 @@ class Ledger:
     async def peek(self, lines: Sequence[Line]) -> Sequence[Standing]:
         """How the lines stand. Raises LimiterUnavailable if the store does not answer in time."""
         try:
-            async with asyncio.timeout(self._patience):
-                return await self.store.peek(lines)
+            async with self.turn() as turn, asyncio.timeout_at(turn.deadline):
+                standings = await self.store.peek(lines)
+                turn.answered()
+            return standings
         except ChatError:
             raise
         except Exception as failure:

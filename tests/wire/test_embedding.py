@@ -73,7 +73,7 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
 
 def test_the_page_has_its_blocks():
     assert len(BLOCKS) == 10
-    assert len(NGINX) == 1
+    assert len(NGINX) == 2
 
 
 # Mounting.

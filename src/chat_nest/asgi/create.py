@@ -16,7 +16,7 @@ from chat_nest.dialects.native import Native
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.journal import Journal
 from chat_nest.landing import Landing
-from chat_nest.ledger import Ledger
+from chat_nest.ledger import LEASE_SECONDS, Ledger
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
@@ -49,6 +49,7 @@ def create_chat_handler(
     store: Store | str = "memory://",
     journal: str | Path | None = None,
     degraded: Allowance | None = None,
+    lease: float = LEASE_SECONDS,
     identify: Identify | None = None,
     observers: Sequence[Observer] = (),
     cors_origins: Sequence[str] = ("*",),
@@ -64,10 +65,11 @@ def create_chat_handler(
     the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
     the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded; `default_profile` is
     that of a caller who names none (`balanced`, or the first one). `store` is a URL (`memory://`,
-    `sqlite:///chat-nest.db`) or a Store. `identify` says from the ASGI scope who asks; the default is the
-    peer's address. `limits` are for all callers together, `groups` for the callers of each group together, by its name
-    (`default` is for groups without limits of their own); windows begin at midnight in `time_zone`. `prices`, by
-    PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over those of genai-prices.
+    `sqlite:///chat-nest.db`) or a Store; `lease` seconds after a process died, what it held is charged. `identify` says
+    from the ASGI scope who asks; the default is the peer's address. `limits` are for all callers together, `groups`
+    for the callers of each group together, by its name (`default` is for groups without limits of their own); windows
+    begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
+    those of genai-prices.
 
     `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
     from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
@@ -107,7 +109,7 @@ def create_chat_handler(
         check_allowance(degraded, limits)
         shared, deadline = lambda: rules.shared_lines(now()), timeouts.store / 2
         opened = Prefunded(opened, degraded, shared, landing=landing, now=now, deadline=deadline)
-    ledger = Ledger(opened, rules.refusal, patience=timeouts.store, landing=landing)
+    ledger = Ledger(opened, rules.refusal, lease=lease, patience=timeouts.store, landing=landing)
     chat = Chat(
         identify=identify or PeerAddress(),
         profiles=rules,

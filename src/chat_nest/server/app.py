@@ -109,6 +109,7 @@ def build(config: Config) -> ServerApp:
         store=open_store(config.store, records_days=config.records_days),
         journal=config.journal,
         degraded=config.degraded,
+        lease=config.lease,
         identify=_identify(config.server),
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,

@@ -43,6 +43,8 @@ class Config(Struct, frozen=True, kw_only=True):
     journal: str | None
     """A directory."""
     degraded: Allowance | None
+    lease: float
+    """Seconds after which the hold of a process that died is charged."""
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
     limits: Limits
@@ -118,6 +120,7 @@ def load(
         records_days=store.records_days,
         journal=journal,
         degraded=degraded,
+        lease=store.lease,
         providers=providers,
         profiles=profiles,
         limits=limits,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
+from chat_nest.ledger import LEASE_SECONDS
 from chat_nest.limits import MAX_AMOUNT, Allowance, HardCaps, Limits, OnDisconnect, Profile, Timeouts
 from chat_nest.records import RECORDS_DAYS
 
@@ -24,6 +25,7 @@ TEXTS = Rule(tuple[Annotated[str, Meta(min_length=1)], ...], "a list of strings"
 SWITCH = Rule(bool, "true or false")
 COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
 SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
+LEASE = Rule(Annotated[float, Meta(ge=5, le=3_600)], "a number of seconds from 5 to 3600")
 TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
 PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
@@ -79,9 +81,11 @@ class StoreSection(Struct, frozen=True, kw_only=True):
     """The directory in which settlements wait for a store that does not take them; nothing: by the kind of store."""
     records_days: float = RECORDS_DAYS
     """How long what each request used is kept, in SQLite and PostgreSQL; 0 keeps none of it."""
+    lease: float = LEASE_SECONDS
+    """Seconds after which what a process that died had reserved is charged."""
 
 
-STORE = keys_of(StoreSection, records_days=DAYS)
+STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
 PROVIDER: Keys = {"kind": TEXT, "base_url": TEXT, "api_key": TEXT, "api_key_env": TEXT, "abort_bills": TEXT}
 PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
 
