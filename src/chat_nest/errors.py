@@ -156,6 +156,12 @@ class UpstreamUnavailable(UpstreamError):
     text = "The model provider is unavailable. Please try again."
 
 
+class UpstreamPaused(UpstreamUnavailable):
+    """The provider failed again and again, so it is left alone for `retry_after` seconds: it was not asked."""
+
+    status = 503
+
+
 class UpstreamUnreachable(UpstreamError):
     """Name resolution, connection or TLS failed: the request was never sent."""
 

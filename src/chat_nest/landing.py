@@ -18,8 +18,8 @@ LONGEST_RETRY = 5.0
 """Seconds between two tries."""
 POST_LEASE = 60.0
 MOST_RELEASES = 10_000
-"""Endings on their way, above which no more releases are kept: in a long outage every refused request makes one, and what
-it may have reserved all the same runs out with its lease."""
+"""Endings on their way, above which no more releases are kept: in a long outage every refused request makes one, and
+what it may have reserved all the same runs out with its lease."""
 
 
 class Landing:

@@ -71,5 +71,6 @@ async def relay(
         pulse.read_at = now()
     if finish is None:
         raise UpstreamTruncated
-    held.finished = True
+    # A usage that more output followed was not the last word: it is topped up with what was counted since.
+    held.finished = held.counted_at_report in (None, meter.produced())
     return finish

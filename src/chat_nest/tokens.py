@@ -30,7 +30,10 @@ _BREAKS = frozenset(" \n,.;:!?\u3001\u3002\uff0c\uff01\uff1f")
 
 _O200K = re.compile(r"(?:gpt-(?:4o|4\.1|4\.5|5)|chatgpt-4o|o[134](?:-|$))")
 _CL100K = re.compile(r"gpt-(?:4(?:-|$)|3\.5)")
-_REASONING = re.compile(r"(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d)(?!.*-chat))")  # gpt-35 is Azure's 3.5
+_REASONING = re.compile(
+    r"o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d)(?!.*-chat)"  # gpt-35 is Azure's 3.5
+    r"|claude-(?!(?:[123]|instant|(?:opus|sonnet|haiku)-4)(?![a-z\d]))|gemini-(?:2\.5|[3-9])"
+)
 
 
 def _byte_length(text: str) -> int:

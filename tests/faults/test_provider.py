@@ -486,7 +486,7 @@ async def test_row_38_no_credit_left(provider: ScriptedProvider, client: OpenAIP
         (404, UpstreamRejected, False),
         (413, UpstreamRejected, False),
         (422, UpstreamRejected, False),
-        (409, UpstreamUnavailable, True),
+        (409, UpstreamUnavailable, False),
         (500, UpstreamUnavailable, True),
         (503, UpstreamUnavailable, True),
         (529, UpstreamUnavailable, True),

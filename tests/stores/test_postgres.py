@@ -761,4 +761,4 @@ class PostgresHistory(properties.History):
 
 
 TestPostgresHistory = pytest.mark.timeout(120)(PostgresHistory.TestCase)  # a failure takes that long to be made small
-TestPostgresHistory.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestPostgresHistory.settings = settings(max_examples=20, stateful_step_count=40)

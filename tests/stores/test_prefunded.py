@@ -613,6 +613,6 @@ class Crashes(Outages):
 
 
 TestOutages = pytest.mark.timeout(120)(Outages.TestCase)
-TestOutages.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestOutages.settings = settings(max_examples=30, stateful_step_count=25)
 TestCrashes = pytest.mark.timeout(120)(Crashes.TestCase)
-TestCrashes.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestCrashes.settings = settings(max_examples=30, stateful_step_count=25)

@@ -231,11 +231,11 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = pytest.mark.timeout(120)(History.TestCase)  # a failure takes that long to be made small
-TestHistory.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestHistory.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("kind", STORES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(claims, actuals, st.integers(0, 3), st.booleans(), st.booleans()), min_size=2, max_size=40),
     st.randoms(use_true_random=False),
@@ -297,7 +297,7 @@ def test_any_interleaving_keeps_the_budget(kind, chats, random):
     asyncio.run(run())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(st.integers(0, 120), st.integers(0, 120), st.sampled_from([0.0, 0.3, 3.0, 20.0]), st.booleans()),

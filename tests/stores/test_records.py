@@ -230,7 +230,7 @@ requests = st.lists(
 
 @pytest.mark.timeout(120)  # a failure takes that long to be made small
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(requests)
 def test_the_rows_are_what_the_memory_store_would_tell_of_each_request(kind, steps):
     async def run():

@@ -148,7 +148,7 @@ async def end(store, memory, clock, lines, history):
         assert await store.reserve(asked, LEASE) == await memory.reserve(asked, LEASE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(steps, min_size=5, max_size=40))
 def test_every_history_has_the_same_answers_as_in_memory(history):
     async def run():
@@ -556,7 +556,7 @@ spread_steps = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(history=st.lists(spread_steps, min_size=5, max_size=25))
 def test_a_cluster_gives_the_same_answers_as_memory(cluster, history):
     peeked = [line for caller in "abc" for line in hierarchy(caller, ALL)]

@@ -152,6 +152,16 @@ def test_without_the_extra_every_model_counts_bytes(monkeypatch: pytest.MonkeyPa
         ("gpt-4.1", False),
         ("o100", False),
         ("llama3.2", False),
+        ("gemini-2.5-flash", True),
+        ("gemini-3-pro-preview", True),
+        ("gemini-2.0-flash", False),
+        ("claude-opus-5-5", True),
+        ("claude-fable-5", True),
+        ("claude-3-7-sonnet-latest", False),
+        ("anthropic/claude-sonnet-4-20250514", False),
+        ("claude-opus-4-8", False),
+        ("claude-2.1", False),
+        ("claude-instant-1.2", False),
     ],
 )
 def test_models_that_reason_out_of_sight(model: str, hidden: bool) -> None:

@@ -1,26 +1,34 @@
-"""Retries, then fallbacks, and never after something may have been produced."""
+"""Retries, then fallbacks, all before the first token, and never for more than the one reservation."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from chat_nest.deltas import FinishDelta
+from chat_nest.breaker import CAPACITY, RETRY_COST, STORM, Breaker
+from chat_nest.deltas import FinishDelta, TextDelta, UsageDelta
 from chat_nest.errors import (
     UpstreamAuth,
     UpstreamError,
+    UpstreamPaused,
+    UpstreamProtocol,
     UpstreamRateLimited,
     UpstreamRejected,
     UpstreamTimeout,
+    UpstreamTruncated,
     UpstreamUnavailable,
 )
 from chat_nest.ledger import Reservation
-from chat_nest.limits import Claim, Granted, Timeouts
+from chat_nest.limits import Claim, Granted, Line, Timeouts
 from chat_nest.messages import Message
 from chat_nest.protocols import Prompt
 from chat_nest.upstream import Upstream
+from chat_nest.usage import Usage
 
 PROMPT = Prompt(model="", messages=(Message(role="user", content="hi"),), max_output_tokens=4_000)
 
@@ -28,19 +36,26 @@ PROMPT = Prompt(model="", messages=(Message(role="user", content="hi"),), max_ou
 class Flaky:
     abort_bills = "stops"
 
-    def __init__(self, *failures) -> None:
+    def __init__(self, *failures, answer=([FinishDelta("stop")],)) -> None:
         self.failures = list(failures)
+        self.answer = answer
+        self.before = None
         self.prompts = []
         self.closed = 0
 
     @asynccontextmanager
     async def open(self, prompt, timeouts):
         self.prompts.append(prompt)
+        if self.before is not None:
+            await self.before()
         if self.failures:
             raise self.failures.pop(0)
 
         async def batches():
-            yield [FinishDelta("stop")]
+            for step in self.answer:
+                if isinstance(step, Exception):
+                    raise step
+                yield step
 
         try:
             yield batches()
@@ -52,9 +67,14 @@ def unavailable(**how):
     return UpstreamUnavailable(spent_nothing=True, **how)
 
 
-def held() -> Reservation:
-    claim = Claim(id="a", fingerprint="f", lines=(), max_output_tokens=50)
-    return Reservation(claim, Granted(output_tokens=50, room=()), 10)
+def held(*, lines=(), least=1) -> Reservation:
+    claim = Claim(id="a", fingerprint="f", lines=lines, max_output_tokens=50, min_output_tokens=least)
+    return Reservation(claim, Granted(output_tokens=50, room=(0,) * len(lines)), 10)
+
+
+async def read(providers, models, reservation=None):
+    async with Upstream(providers, Timeouts()).open(PROMPT, models, reservation or held()) as batches:
+        return [delta async for batch in batches for delta in batch]
 
 
 async def ask(providers, models, reservation=None):
@@ -105,14 +125,350 @@ async def test_a_refused_key_is_not_tried_again_but_the_fallback_is() -> None:
     assert (len(wrong.prompts), len(up.prompts)) == (1, 1)
 
 
-@pytest.mark.parametrize("error", [UpstreamTimeout(), UpstreamError()])
-async def test_nothing_is_repeated_when_the_first_attempt_may_have_cost_something(error) -> None:
+@pytest.mark.parametrize("error", [UpstreamProtocol(), UpstreamError()])
+async def test_what_may_have_cost_something_and_will_fail_again_is_not_repeated(error) -> None:
     provider, up = Flaky(error), Flaky()
     reservation = held()
     with pytest.raises(type(error)):
         await ask({"p": provider, "up": up}, ["p:m", "up:m"], reservation)
     assert (len(provider.prompts), len(up.prompts)) == (1, 0)
     assert not reservation.spent_nothing
+
+
+# An attempt that may have been billed.
+
+UNCERTAIN = [UpstreamTimeout, UpstreamUnavailable, UpstreamTruncated]
+
+
+def used(input_tokens: int, output_tokens: int) -> Usage:
+    return Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize("lost", UNCERTAIN)
+async def test_an_attempt_that_may_have_been_billed_is_repeated_once_for_what_is_left(lost) -> None:
+    provider = Flaky(lost())
+    reservation = await ask({"p": provider}, ["p:m"])
+    assert [prompt.max_output_tokens for prompt in provider.prompts] == [50, 40], "the first one's input is spent"
+    reservation.finished = True  # without a word on its usage
+    assert reservation.spent() == (used(20, 0), "estimated")
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize("lost", UNCERTAIN)
+async def test_it_is_repeated_no_more_than_once(lost) -> None:
+    provider, up = Flaky(lost(), lost()), Flaky()
+    reservation = held()
+    with pytest.raises(lost):
+        await ask({"p": provider, "up": up}, ["p:m", "up:m"], reservation)
+    assert (len(provider.prompts), len(up.prompts)) == (2, 0)
+    assert reservation.spent() == (used(20, 0), "estimated")
+
+
+async def test_it_is_not_repeated_where_the_whole_hold_may_be_spent() -> None:
+    for bills, model in (("unknown", "m"), ("full", "m"), ("stops", "o3-mini")):
+        provider, up = Flaky(UpstreamTimeout()), Flaky()
+        provider.abort_bills = bills
+        reservation = held()
+        with pytest.raises(UpstreamTimeout):
+            await ask({"p": provider, "up": up}, [f"p:{model}", "up:m"], reservation)
+        assert (len(provider.prompts), len(up.prompts)) == (1, 0)
+        assert reservation.spent() == (used(10, 50), "assumed")
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize("least", [40, 41])
+async def test_it_is_not_repeated_for_an_answer_below_the_least(least) -> None:
+    provider = Flaky(UpstreamTimeout())
+    if least == 40:
+        await ask({"p": provider}, ["p:m"], held(least=least))
+    else:
+        with pytest.raises(UpstreamTimeout):
+            await ask({"p": provider}, ["p:m"], held(least=least))
+    assert len(provider.prompts) == (2 if least == 40 else 1)
+
+
+MONEY = Line(
+    name="usd_per_day",
+    scope="caller",
+    key="caller:a",
+    unit="nanousd",
+    kind="window",
+    limit=9_999,
+    fixed=300,
+    per_million=10_000_000,
+)
+TOKENS = Line(
+    name="tokens_per_day",
+    scope="caller",
+    key="caller:a",
+    unit="tokens",
+    kind="window",
+    limit=9_999,
+    fixed=10,
+    per_million=1_000_000,
+)
+REQUESTS = Line(
+    name="requests_per_day", scope="caller", key="caller:a", unit="requests", kind="window", limit=9, fixed=1
+)
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize(
+    ("lines", "second"),
+    [((REQUESTS,), 40), ((TOKENS, REQUESTS), 40), ((TOKENS, MONEY), 20), ((replace(MONEY, fixed=500),), None)],
+)
+async def test_every_budget_has_to_pay_for_both(lines, second) -> None:
+    provider = Flaky(UpstreamTimeout())
+    reservation = held(lines=lines)
+    if second is None:
+        with pytest.raises(UpstreamTimeout):
+            await ask({"p": provider}, ["p:m"], reservation)
+    else:
+        await ask({"p": provider}, ["p:m"], reservation)
+        for line in lines:
+            if line.unit != "requests":
+                assert line.amount(second) + line.fixed <= line.amount(50)
+    assert [prompt.max_output_tokens for prompt in provider.prompts] == ([50] if second is None else [50, second])
+
+
+@given(
+    st.integers(0, 200),
+    st.integers(1, 200),
+    st.integers(0, 3_000),
+    st.integers(0, 50_000_000),
+    st.sampled_from(["stops", "unknown"]),
+)
+def test_two_attempts_never_cost_more_than_the_one_hold(tokens, granted, fixed, per_million, bills) -> None:
+    async def story() -> None:
+        provider = Flaky(UpstreamTruncated())
+        provider.abort_bills = bills
+        lines = (replace(TOKENS, fixed=tokens), replace(MONEY, fixed=fixed, per_million=per_million))
+        claim = Claim(id="a", fingerprint="f", lines=lines, max_output_tokens=granted)
+        reservation = Reservation(claim, Granted(output_tokens=granted, room=(0, 0)), tokens)
+        with suppress(UpstreamTruncated):
+            await ask({"p": provider}, ["p:m"], reservation)
+        lost = 0 if bills == "stops" else granted
+        for line in lines:
+            first = line.amount(lost)
+            rest = sum(line.amount(prompt.max_output_tokens) for prompt in provider.prompts[1:])
+            assert len(provider.prompts) == 1 or first + rest <= line.amount(granted)
+
+    with patched_pause():
+        asyncio.run(story())
+
+
+@contextmanager
+def patched_pause():
+    """No waiting between attempts: Hypothesis makes hundreds of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chat_nest.upstream.random.uniform", lambda *_: 0.0)
+        yield
+
+
+@pytest.mark.looptime(start=0)
+async def test_what_the_lost_attempt_cost_is_part_of_the_answers_usage() -> None:
+    provider = Flaky(UpstreamTimeout(), answer=[[TextDelta("a")], [UsageDelta(used(9, 3)), FinishDelta("stop")]])
+    reservation = held()
+    deltas = await read({"p": provider}, ["p:m"], reservation)
+    assert deltas == [TextDelta("a"), UsageDelta(used(19, 3)), FinishDelta("stop")]
+
+
+@pytest.mark.looptime(start=0)
+async def test_an_abandoned_second_attempt_is_assumed_to_cost_the_rest_of_the_hold_and_no_more() -> None:
+    provider, second = Flaky(*[UpstreamUnavailable(), unavailable(), unavailable()]), Flaky(answer=[[TextDelta("a")]])
+    second.abort_bills = "unknown"
+    reservation = held(lines=(TOKENS,))
+    async with Upstream({"p": provider, "s": second}, Timeouts()).open(PROMPT, ["p:m", "s:m"], reservation) as batches:
+        assert await anext(batches) == [TextDelta("a")]
+    assert reservation.spent() == (used(20, 40), "assumed")
+    assert reservation.remaining(used(20, 40), None) == {"tokens_per_day": 0}
+    assert reservation.remaining(used(20, 10), None) == {"tokens_per_day": 30}
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_refusal_after_a_lost_attempt_costs_what_was_lost() -> None:
+    unknown = Flaky(UpstreamAuth(spent_nothing=True))
+    unknown.abort_bills = "unknown"
+    provider = Flaky(UpstreamTimeout(), *[unavailable() for _ in range(3)])
+    reservation = held()
+    with pytest.raises(UpstreamAuth):
+        await ask({"p": provider, "unknown": unknown}, ["p:m", "unknown:m"], reservation)
+    assert not reservation.spent_nothing
+    assert reservation.spent() == (used(10, 0), "estimated")
+
+
+# Up to the first delta.
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize("lost", [UpstreamTruncated, UpstreamUnavailable])
+async def test_a_stream_that_ends_before_its_first_delta_is_asked_for_again(lost) -> None:
+    provider = Flaky(answer=[[UsageDelta(used(7, 0))], lost()])
+    reservation = held()
+    with pytest.raises(lost):
+        await read({"p": provider}, ["p:m"], reservation)
+    assert [prompt.max_output_tokens for prompt in provider.prompts] == [50, 43], "its own count is taken"
+    assert provider.closed == 2
+    assert reservation.spent() == (used(14, 0), "estimated")
+
+
+async def test_a_stream_that_says_it_produced_something_is_not_asked_for_again() -> None:
+    provider = Flaky(answer=[[UsageDelta(used(7, 1))], UpstreamTruncated()])
+    reservation = held()
+    with pytest.raises(UpstreamTruncated):
+        await read({"p": provider}, ["p:m"], reservation)
+    assert len(provider.prompts) == 1
+    assert reservation.spent() == (used(7, 1), "estimated")
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_stream_without_anything_is_truncated() -> None:
+    with pytest.raises(UpstreamTruncated):
+        await read({"p": Flaky(answer=[])}, ["p:m"])
+
+
+async def test_after_the_first_delta_nothing_is_repeated() -> None:
+    provider = Flaky(answer=[[UsageDelta(used(7, 0))], [TextDelta("a")], UpstreamUnavailable()])
+    got = []
+    with pytest.raises(UpstreamUnavailable):
+        async with Upstream({"p": provider}, Timeouts()).open(PROMPT, ["p:m"], held()) as batches:
+            async for batch in batches:
+                got.append(batch)
+    assert got == [[UsageDelta(used(7, 0))], [TextDelta("a")]]
+    assert (len(provider.prompts), provider.closed) == (1, 1)
+
+
+# The breaker and the budget of retries.
+
+
+@pytest.mark.looptime(start=0)
+async def test_row_38_a_storm_opens_the_breaker_and_one_probe_closes_it() -> None:
+    provider = Flaky(*[unavailable() for _ in range(STORM)])
+    upstream = Upstream({"p": provider}, Timeouts())
+    errors = [await failure(upstream) for _ in range(8)]
+    assert len(provider.prompts) == STORM
+    assert {error.status for error in errors} == {502, 503}
+    refused = errors[-1]
+    assert (type(refused), refused.code, refused.status) == (UpstreamPaused, "upstream_unavailable", 503)
+    assert refused.spent_nothing and refused.retryable
+    assert 1 <= refused.retry_after <= 5
+    await asyncio.sleep(5)
+    waiting = asyncio.Event()
+    provider.before = waiting.wait
+    probe = asyncio.create_task(asked(upstream))
+    await asyncio.sleep(0.01)
+    assert (await failure(upstream)).retry_after == 1
+    assert len(provider.prompts) == STORM + 1
+    waiting.set()
+    await probe
+    await asked(upstream)
+    assert upstream.breakers["p"].state == "closed"
+
+
+@pytest.mark.looptime(start=0)
+async def test_the_next_model_answers_at_once_while_the_breaker_is_open() -> None:
+    down, up = Flaky(), Flaky()
+    upstream = Upstream({"down": down, "up": up}, Timeouts())
+    for _ in range(STORM):
+        upstream.breakers["down"].ended(0, "ill", 0)
+    reservation = held()
+    async with upstream.open(PROMPT, ["down:m", "up:m"], reservation):
+        pass
+    assert (len(down.prompts), len(up.prompts)) == (0, 1)
+    assert asyncio.get_running_loop().time() == 0
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_refused_breaker_has_spent_nothing() -> None:
+    upstream = Upstream({"p": Flaky()}, Timeouts())
+    for _ in range(STORM):
+        upstream.breakers["p"].ended(0, "ill", 0)
+    reservation = held()
+    with pytest.raises(UpstreamPaused):
+        async with upstream.open(PROMPT, ["p:m"], reservation):
+            pass
+    assert not reservation.asked
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamRejected(spent_nothing=True),
+        UpstreamAuth(spent_nothing=True),
+        UpstreamRateLimited(spent_nothing=True, retry_after=60),
+        UpstreamError(),
+    ],
+)
+async def test_refusals_and_error_events_do_not_open_it(error) -> None:
+    provider = Flaky(*[error] * 19)
+    upstream = Upstream({"p": provider}, Timeouts())
+    for _ in range(19):
+        await failure(upstream)
+    assert upstream.breakers["p"].state == "closed"
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize(("seconds", "state"), [(1, "closed"), (30, "open")])
+async def test_only_those_who_waited_long_tell_of_a_silent_provider(seconds, state) -> None:
+    provider = Flaky(answer=[])
+    provider.before = asyncio.Event().wait
+    upstream = Upstream({"p": provider}, Timeouts())
+    tasks = [asyncio.create_task(asked(upstream)) for _ in range(STORM)]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert upstream.breakers["p"].state == state
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_probe_whose_client_leaves_does_not_block_the_next() -> None:
+    provider = Flaky()
+    upstream = Upstream({"p": provider}, Timeouts())
+    for _ in range(STORM):
+        upstream.breakers["p"].ended(0, "ill", 0)
+    await asyncio.sleep(5)
+    provider.before = asyncio.Event().wait
+    probe = asyncio.create_task(asked(upstream))
+    await asyncio.sleep(0.01)
+    probe.cancel()
+    await asyncio.wait([probe])
+    provider.before = None
+    await asked(upstream)
+    assert upstream.breakers["p"].state == "closed"
+
+
+@pytest.mark.looptime(start=0)
+async def test_retries_are_not_made_when_most_requests_fail() -> None:
+    """Failures of a kind that opens no breaker, so that only the budget is in force."""
+    provider = Flaky(*[UpstreamRateLimited(spent_nothing=True) for _ in range(500)])
+    upstream = Upstream({"p": provider}, Timeouts())
+    for _ in range(100):
+        upstream.breakers["p"] = Breaker()
+        await failure(upstream)
+    assert len(provider.prompts) == 100 + CAPACITY // RETRY_COST
+
+
+@pytest.mark.looptime(start=0)
+async def test_no_pause_goes_past_the_time_for_the_first_token() -> None:
+    provider = Flaky(UpstreamRateLimited(spent_nothing=True, retry_after=3))
+    with pytest.raises(UpstreamRateLimited):
+        async with Upstream({"p": provider}, Timeouts(first_token=2)).open(PROMPT, ["p:m"], held()):
+            pass
+    assert asyncio.get_running_loop().time() == 0
+
+
+async def asked(upstream) -> None:
+    async with upstream.open(PROMPT, ["p:m"], held()):
+        pass
+
+
+async def failure(upstream) -> UpstreamError:
+    with pytest.raises(UpstreamError) as failed:
+        await asked(upstream)
+    return failed.value
 
 
 @pytest.mark.looptime(start=0)

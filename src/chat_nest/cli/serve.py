@@ -15,7 +15,7 @@ from chat_nest.providers.demo import start_demo_server
 from chat_nest.server import logs
 from chat_nest.server.config import Config
 from chat_nest.server.listen import url_of
-from chat_nest.server.models import ProviderConfig, Secret
+from chat_nest.server.providers import ProviderConfig, Secret
 from chat_nest.server.worker import Settings, serve, serve_with_workers
 
 WITH_A_KEY = "OPENAI_API_KEY=... (or OPENAI_BASE_URL=... for another server of the same API)"

@@ -17,12 +17,16 @@ from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.observers.log import LogObserver
 from chat_nest.protocols import Identify, Provider, Scope
+from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
-from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.providers.gemini import GeminiProvider
+from chat_nest.providers.ollama import OllamaProvider
+from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
+from chat_nest.providers.presets import PRESETS
 from chat_nest.server.config import Config
 from chat_nest.server.health import Health
-from chat_nest.server.models import ProviderConfig
 from chat_nest.server.page_files import PageFile, read_page
+from chat_nest.server.providers import ProviderConfig
 from chat_nest.server.schema import ServerSection
 from chat_nest.stores.urls import open_store
 
@@ -129,9 +133,20 @@ def _identify(server: ServerSection) -> Identify:
 
 
 def make_provider(config: ProviderConfig) -> Provider:
+    """The provider that a resolved configuration describes."""
     key = None if config.api_key is None else config.api_key.reveal()
     if config.kind == "demo":
         return DemoProvider(config.base_url or None, key)
-    if config.abort_bills is None:
-        return OpenAIProvider(key, config.base_url)
-    return OpenAIProvider(key, config.base_url, abort_bills=config.abort_bills)
+    preset = PRESETS[config.kind]
+    match preset.wire:
+        case "anthropic":
+            return AnthropicProvider(key, config.base_url, abort_bills=config.abort_bills)
+        case "gemini":
+            return GeminiProvider(key, config.base_url, abort_bills=config.abort_bills)
+        case "ollama":
+            return OllamaProvider(key, config.base_url, abort_bills=config.abort_bills)
+        case "openai":
+            version = config.api_version or AZURE_API_VERSION
+            return OpenAIProvider(
+                key, config.base_url, preset=preset, api_version=version, abort_bills=config.abort_bills
+            )

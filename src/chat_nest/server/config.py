@@ -23,7 +23,8 @@ from chat_nest.journal import Journal
 from chat_nest.limits import Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
-from chat_nest.server.models import ProviderConfig, resolve_profiles, resolve_providers
+from chat_nest.server.models import resolve_profiles
+from chat_nest.server.providers import ProviderConfig, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection, StoreSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
 from chat_nest.stores.allowance import check_allowance

@@ -128,5 +128,5 @@ class Health:
             case UpstreamRateLimited():
                 advice = "The provider refuses requests for now: check the account's quota"
             case _:
-                advice = "The provider failed: check its base_url, and whether it is an OpenAI-compatible API"
+                advice = "The provider failed: check its base_url, and whether its kind is the API that is there"
         return Part(getattr(error, "code", "upstream_error"), advice)

@@ -10,6 +10,7 @@ from msgspec.structs import fields
 
 from chat_nest.ledger import LEASE_SECONDS
 from chat_nest.limits import MAX_AMOUNT, Allowance, HardCaps, Limits, OnDisconnect, Profile, Timeouts
+from chat_nest.providers.presets import PRESETS
 from chat_nest.records import RECORDS_DAYS
 
 
@@ -86,7 +87,14 @@ class StoreSection(Struct, frozen=True, kw_only=True):
 
 
 STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
-PROVIDER: Keys = {"kind": TEXT, "base_url": TEXT, "api_key": TEXT, "api_key_env": TEXT, "abort_bills": TEXT}
+PROVIDER: Keys = {
+    "kind": TEXT,
+    "base_url": TEXT,
+    "api_key": TEXT,
+    "api_key_env": TEXT,
+    "api_version": TEXT,
+    "abort_bills": TEXT,
+}
 PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
 
 SECTIONS: Mapping[str, Keys] = {
@@ -104,5 +112,5 @@ SECTIONS: Mapping[str, Keys] = {
 NAMED = frozenset({"providers", "profiles", "groups", "prices"})
 """Sections that hold a table for each name."""
 
-PROVIDER_KINDS = ("openai", "demo")
+PROVIDER_KINDS = (*PRESETS, "demo")
 ABORT_BILLS = ("stops", "full", "unknown")

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import json
 
+import decoding
+import msgspec
 import pytest
+from decoding import SECRET, decode_cut_anywhere
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scripted_provider import DONE, chunk, delta, event, finish, usage
 
-from chat_nest.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, UsageDelta
+from chat_nest.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
 from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated
-from chat_nest.messages import Message
+from chat_nest.messages import Message, Tool, ToolCall
 from chat_nest.protocols import Prompt
-from chat_nest.providers.openai import OpenAIProvider, OpenAIStream, request_body, takes_temperature, token_limit_field
+from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.providers.presets import PRESETS
+from chat_nest.providers.openai_codec import openai_codec, request_body, takes_temperature, token_limit_field
 from chat_nest.usage import Usage
-
-SECRET = "canary-2f7c"
 
 
 def decode(*reads: bytes) -> tuple[list[Delta], type[UpstreamError] | None]:
-    """The deltas of a whole body, and how it failed."""
-    stream, deltas = OpenAIStream(), []
-    try:
-        for read in reads:
-            if stream.over:
-                break
-            deltas += stream.feed(read)
-        stream.end()
-    except UpstreamError as error:
-        assert SECRET not in repr(error) + str(error)
-        assert error.__context__ is None
-        assert not error.spent_nothing
-        return deltas, type(error)
-    return deltas, None
+    return decoding.decode(openai_codec(), *reads)
 
 
 def text_of(deltas: list[Delta]) -> str:
@@ -154,6 +145,79 @@ def test_finish_reasons(said: str, meant: str) -> None:
     assert decode(finish(said)) == ([FinishDelta(meant)], None)
 
 
+# Calls of tools.
+
+
+def call(**fields: object) -> bytes:
+    return delta({"tool_calls": [fields]})
+
+
+def function(name: str | None = None, arguments: str | None = None) -> dict[str, str | None]:
+    return {"name": name, "arguments": arguments}
+
+
+CALLS = (
+    delta({"role": "assistant", "content": None})
+    + call(index=0, id="call_a", type="function", function=function("weather", ""))
+    + call(index=0, function={"arguments": '{"city":'})
+    + call(index=0, function={"arguments": ' "Paris \\u00e9"}'})
+    + call(index=1, id="call_b", type="function", function=function("time", "{}"))
+    + finish("tool_calls")
+    + usage(5, 2)
+    + DONE
+)
+
+
+def test_calls_of_tools_cut_at_every_byte() -> None:
+    assert decode_cut_anywhere(openai_codec, CALLS) == (
+        [
+            ToolCallDelta(0, "", "call_a", "weather"),
+            ToolCallDelta(0, '{"city":'),
+            ToolCallDelta(0, ' "Paris \\u00e9"}'),
+            ToolCallDelta(1, "{}", "call_b", "time"),
+            FinishDelta("tool_calls"),
+            USAGE,
+        ],
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    {
+        "id and name repeated": (
+            call(index=0, id="a", function=function("f", "{")) + call(index=0, id="a", function=function("f", "}")),
+            [ToolCallDelta(0, "{", "a", "f"), ToolCallDelta(0, "}")],
+        ),
+        "no index": (
+            call(id="a", function=function("f", "{")) + call(function=function(None, "}")) + call(id="b", function=function("g", "{}")),
+            [ToolCallDelta(0, "{", "a", "f"), ToolCallDelta(0, "}"), ToolCallDelta(1, "{}", "b", "g")],
+        ),
+        "no id": (call(index=0, function=function("f", "{}")), [ToolCallDelta(0, "{}", "call_0", "f")]),
+        "nulls": (call(index=0, id="a", function=None) + call(index=0, function=function()), [ToolCallDelta(0, "", "a", "")]),
+    }.values(),
+)  # fmt: skip
+def test_servers_send_calls_in_their_ways(events: bytes, expected: list[Delta]) -> None:
+    assert decode(events + finish("stop")) == ([*expected, FinishDelta("tool_calls")], None)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"index": -1},
+        {"index": 128},
+        {"index": 2**70},
+        {"index": "0"},
+        {"index": 0, "id": 3},
+        {"index": 0, "function": "f"},
+        {"index": 0, "function": {"arguments": {"a": 1}}},
+    ],
+    ids=repr,
+)
+def test_calls_that_are_not_understood(bad: dict[str, object]) -> None:
+    assert decode(chunk("a") + call(**bad) + finish()) == ([TextDelta("a")], UpstreamProtocol)
+
+
 # What is not understood.
 
 
@@ -207,7 +271,7 @@ def test_an_error_event_is_an_error_after_what_came() -> None:
 
 
 def test_a_failure_is_raised_again_by_everything_after_it() -> None:
-    stream = OpenAIStream()
+    stream = openai_codec()
     assert stream.feed(chunk("a") + b"data: {\n\n") == [TextDelta("a")]
     assert stream.over
     with pytest.raises(UpstreamProtocol):
@@ -224,7 +288,7 @@ def test_an_end_without_a_finish_is_truncated(body: bytes) -> None:
 
 
 def test_an_endless_line_is_refused_at_one_mebibyte() -> None:
-    stream = OpenAIStream()
+    stream = openai_codec()
     assert stream.feed(chunk("a") + b"data: ") == [TextDelta("a")]
     for _ in range(15):
         assert stream.feed(b"x" * 65_536) == []
@@ -396,6 +460,58 @@ def test_every_role_passes_through() -> None:
     assert [message["role"] for message in body["messages"]] == roles
 
 
+def test_tools_are_offered_called_and_answered() -> None:
+    tool = Tool(name="weather", description="Of a city", parameters=msgspec.Raw(b'{"type":"object","x":1e400}'))
+    call = ToolCall(id="c0", name="weather", arguments='{"city":')
+    messages = (
+        Message(role="user", content="Well?"),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="Sun", tool_call_id="c0"),
+    )
+    raw = request_body(Prompt(model="m", messages=messages, max_output_tokens=1, tools=(tool,)))
+    assert b'"parameters":{"type":"object","x":1e400}' in raw
+    body = json.loads(raw)
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c0", "type": "function", "function": {"name": "weather", "arguments": '{"city":'}}],
+        },
+        {"role": "tool", "content": "Sun", "tool_call_id": "c0"},
+    ]
+    assert body["tools"][0]["type"] == "function"
+    assert body["tools"][0]["function"]["description"] == "Of a city"
+    assert "tool_choice" not in body
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        ("none", "none"),
+        ("required", "required"),
+        ("tool:weather", {"type": "function", "function": {"name": "weather"}}),
+    ],
+)
+def test_tool_choices(choice: str, sent: object) -> None:
+    with_tools = replace(prompt("m"), tools=(Tool(name="weather"),), tool_choice=choice)
+    assert json.loads(request_body(with_tools))["tool_choice"] == sent
+    assert "tool_choice" not in json.loads(request_body(replace(with_tools, tools=())))
+
+
+def test_servers_are_asked_for_what_they_understand() -> None:
+    def body(kind: str, model: str = "o3-mini") -> dict[str, object]:
+        return json.loads(request_body(prompt(model), PRESETS[kind]))
+
+    assert body("vllm")["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert body("groq")["stream_options"] == {"include_usage": True}
+    assert "stream_options" not in body("mistral")
+    limits = ("max_tokens", "max_completion_tokens")
+    for kind in ("openai", "azure", "openrouter"):
+        assert [name in body(kind) for name in limits] == [False, True]
+    for kind in ("vllm", "llamacpp", "ollama_v1", "groq", "mistral"):
+        assert [name in body(kind) for name in limits] == [True, False]
+
+
 NEWER = """o1 o1-mini o1-2024-12-17 o3 o3-mini O3-Mini o4-mini o9 o10-mini gpt-5 gpt-5-mini gpt-5.1 gpt-5-chat-latest gpt-6
 gpt-10 openai/o3-mini openai/gpt-5 ft:o4-mini-2025-04-16:org::id""".split()
 OLDER = """gpt-4o gpt-4o-mini gpt-4.1 gpt-4 gpt-3.5-turbo gpt-35-turbo chatgpt-4o-latest gpt-oss-120b openai/gpt-oss-20b
@@ -474,4 +590,4 @@ def test_other_arguments() -> None:
 def test_the_key_is_not_shown() -> None:
     provider = OpenAIProvider(SECRET, "https://host/v1", headers={"x-key": SECRET})
     assert repr(provider) == "OpenAIProvider('https://host/v1')"
-    assert SECRET not in repr(vars(provider)["_session"])
+    assert SECRET not in repr(vars(provider)["_server"])

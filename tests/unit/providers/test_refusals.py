@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from email.utils import formatdate
 
@@ -35,7 +36,8 @@ NOW = 1_762_000_000.0
         ([401, 403], UpstreamAuth, False),
         ([429], UpstreamRateLimited, True),
         ([400, 402, 404, 405, 410, 413, 415, 418, 422, 451], UpstreamRejected, False),
-        ([409, 500, 501, 502, 503, 520, 529, 599], UpstreamUnavailable, True),
+        ([500, 502, 503, 529], UpstreamUnavailable, True),
+        ([409, 501, 505, 511, 530, 599], UpstreamUnavailable, False),
         ([100, 101, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308], UpstreamProtocol, False),
     ],
 )
@@ -47,11 +49,39 @@ def test_statuses(statuses: list[int], expected: type[UpstreamError], retryable:
         assert "canary" not in repr(error)
 
 
-@pytest.mark.parametrize("status", [408, 504, 524])
+@pytest.mark.parametrize("status", [408, 504, 520, 522, 524, 527])
 def test_a_time_out_behind_a_gateway_may_have_been_billed(status: int) -> None:
     error = refusal(status, {}, b"", NOW)
     assert type(error) is UpstreamUnavailable
-    assert (error.retryable, error.spent_nothing) == (True, False)
+    assert (error.retryable, error.spent_nothing) == (status == 504, False)
+
+
+def google(status: str, *details: object) -> bytes:
+    return json.dumps({"error": {"code": 1, "message": "canary-2f7c", "status": status, "details": details}}).encode()
+
+
+def test_googles_refused_key_is_one_although_its_status_is_400() -> None:
+    info = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": "API_KEY_INVALID",
+        "domain": "googleapis.com",
+    }
+    assert type(refusal(400, {}, google("INVALID_ARGUMENT", info), NOW)) is UpstreamAuth
+    assert (
+        type(refusal(400, {}, google("INVALID_ARGUMENT", {"reason": ["API_KEY_INVALID"]}, 3), NOW)) is UpstreamRejected
+    )
+    assert type(refusal(400, {}, b'{"error":{"details":"API_KEY_INVALID"}}', NOW)) is UpstreamRejected
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"),
+    [("34.07s", 34.07), ("0s", 0), ("999999s", 60), ("-3s", 0), ("nans", None), ("soon", None), (7, None)],
+)
+def test_googles_time_to_wait_is_in_the_body(delay: object, seconds: float | None) -> None:
+    body = google("RESOURCE_EXHAUSTED", {"quotaId": "x"}, {"@type": "x/google.rpc.RetryInfo", "retryDelay": delay})
+    error = refusal(429, {}, body, NOW)
+    assert (type(error), error.retry_after, error.retryable) == (UpstreamRateLimited, seconds, True)
+    assert refusal(429, {"Retry-After": "7"}, body, NOW).retry_after == 7
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503, 529])

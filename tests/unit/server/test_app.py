@@ -19,7 +19,7 @@ from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.records import Record
 from chat_nest.server.app import ServerApp, build, make_provider
 from chat_nest.server.config import Config, load
-from chat_nest.server.models import ProviderConfig, Secret
+from chat_nest.server.providers import ProviderConfig, Secret
 from chat_nest.server.page_files import read_page
 
 PAGE = Path(__file__).parents[3] / "src/chat_nest/server/page"

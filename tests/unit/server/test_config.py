@@ -397,7 +397,7 @@ store = nan
         ('[store]\nurl = "sqlite:////tmp"\n', "chat.toml:2: store.url: the SQLite file is a directory: /tmp"),
         (
             '[providers.a]\nkind = "opnai"\n',
-            "chat.toml:2: providers.a.kind: must be one of openai, demo; did you mean openai?",
+            "chat.toml:2: providers.a.kind: must be one of openai, anthropic, gemini, ollama, ollama_v1, vllm, llamacpp, groq, openrouter, mistral, azure, demo; did you mean openai?",
         ),
         (
             '[providers.demo]\nabort_bills = "stop"\n',

@@ -84,12 +84,12 @@ async def test_ready_when_the_store_and_every_provider_answer():
         (
             UpstreamError(),
             "upstream_error",
-            "The provider failed: check its base_url, and whether it is an OpenAI-compatible API",
+            "The provider failed: check its base_url, and whether its kind is the API that is there",
         ),
         (
             RuntimeError("sk-canary"),
             "upstream_error",
-            "The provider failed: check its base_url, and whether it is an OpenAI-compatible API",
+            "The provider failed: check its base_url, and whether its kind is the API that is there",
         ),
     ],
 )
