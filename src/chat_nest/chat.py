@@ -74,7 +74,9 @@ class Chat:
             request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
             profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
             prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
-            claim = self._claim(run, dialect.path, caller, profile, prompt_tokens)  # rates, budgets, concurrency
+            claim = self._claim(
+                run, dialect.routes[0].path, caller, profile, prompt_tokens
+            )  # rates, budgets, concurrency
             encoder = run.encoder = dialect.encoder(request, run.id)
             conclude = partial(make_record, run, self._prices)
             # Atomic; the output is clamped to what is left.
@@ -226,6 +228,10 @@ class Chat:
     async def standing(self, scope: Scope) -> list[tuple[Line, Standing]]:
         """How the asking caller's own limits stand. Raises LimiterUnavailable if the store does not answer."""
         return await self._standing(await self.who(scope))
+
+    async def models(self, scope: Scope) -> tuple[str, ...]:
+        """What the asking caller may name as a model."""
+        return self._profiles.model_names(await self.who(scope))
 
     async def _standing(self, caller: Caller) -> list[tuple[Line, Standing]]:
         profile = self._profiles.resolve(caller, ChatRequest(messages=()))

@@ -58,6 +58,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     model: str | None = None
     """What the client calls the model that it wants: it only chooses among what is offered."""
     system_prompt: str | None = None
+    system_field: str = ""
+    """What the dialect calls `system_prompt`, where one that is not allowed is refused instead of ignored."""
     tokens_per_day: int | None = None
     tokens_per_request: int | None = None
     max_output_tokens: int | None = None
@@ -70,6 +72,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     stream: bool = True
     include_usage: bool = False
     """A dialect's own wish to see the usage at the end of its stream."""
+    echo: tuple[str, ...] = ()
+    """The client's own ids that its dialect repeats in the answer."""
 
     def __repr__(self) -> str:
         """See Message."""

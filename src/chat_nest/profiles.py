@@ -109,6 +109,12 @@ class Profiles:
         """The profiles among which this caller may choose. Raises Forbidden if the caller's own does not exist."""
         return tuple(self._profiles.values()) if caller.profile is None else (self._ceiling(caller.profile),)
 
+    def model_names(self, caller: Caller) -> tuple[str, ...]:
+        """What this caller may name as a model: the models that are offered, then the profiles."""
+        offered = self.offered(caller)
+        models = [profile.model.partition(":")[2] for profile in offered]
+        return tuple(dict.fromkeys([*models, *(_name(profile.name) for profile in offered)]))
+
     def resolve(self, caller: Caller, request: ChatRequest) -> Profile:
         """The profile that this request runs under: nothing in the request can raise any of its numbers.
 
@@ -126,6 +132,8 @@ class Profiles:
             ceiling = self._ceiling(caller.profile)
             profile = ceiling if chosen is None else _lowered(ceiling, chosen)
         _check_roles(request.messages, profile)
+        if request.system_prompt and request.system_field and not profile.allow_system_prompt:
+            raise BadRequest("is not accepted from this caller", field=request.system_field)
         if request.tools and not profile.allow_tools:
             raise BadRequest("are not accepted from this caller", field="tools")
         return _asked(profile, request)

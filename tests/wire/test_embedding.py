@@ -56,6 +56,11 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
     exec(compile(BLOCKS[number], "docs/embedding.md", "exec"), block)
     app = block["app"] if "app" in block else block["with_chat"](site)
     path = "/talk" if '"/talk"' in BLOCKS[number] else "/api/chat"
+    if 'dialect="openai"' in BLOCKS[number]:
+        async with serve(app) as port:
+            reply = await ask(port, {**HELLO, "stream": True}, path="/ai/v1/chat/completions")
+            assert reply.raw.count(b'{"content":"Hello "}') == 3
+        return
     async with serve(app) as port:
         if "raise Unauthorized" in BLOCKS[number]:
             assert (await ask(port)).status == 401
@@ -72,7 +77,7 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
 
 
 def test_the_page_has_its_blocks():
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     assert len(NGINX) == 2
 
 

@@ -12,8 +12,10 @@ from chat_nest.protocols import Scope
 
 Headers = list[tuple[bytes, bytes]]
 
-EXPOSED = b"x-request-id, retry-after, ratelimit, ratelimit-policy, idempotency-replayed"
-ALLOWED = b"content-type, authorization, idempotency-key, last-event-id"
+EXPOSED = b"x-request-id, retry-after, ratelimit, ratelimit-policy, idempotency-replayed, x-should-retry"
+ALLOWED = b"content-type, authorization, idempotency-key, last-event-id, *"
+"""The star is for the official clients in a browser, each of which has a dozen headers of its own; it never covers
+`authorization` (Fetch standard, "CORS-preflight fetch")."""
 
 
 class Cors:

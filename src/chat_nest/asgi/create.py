@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.chat import Chat
-from chat_nest.dialects.native import Native
+from chat_nest.dialects.built_in import named
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.journal import Journal
 from chat_nest.landing import Landing
@@ -55,7 +55,8 @@ def create_chat_handler(
     cors_origins: Sequence[str] = ("*",),
     time_zone: str = "UTC",
     max_body_bytes: int = 262_144,
-    dialects: Sequence[Dialect] = (),
+    dialect: Dialect | str = "native",
+    dialects: Sequence[Dialect | str] = (),
     logs: RunLogs | None = None,
     now: Now = time.time,
 ) -> ChatHandler:
@@ -69,14 +70,16 @@ def create_chat_handler(
     from the ASGI scope who asks; the default is the peer's address. `limits` are for all callers together, `groups`
     for the callers of each group together, by its name (`default` is for groups without limits of their own); windows
     begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
-    those of genai-prices.
+    those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
+    a Dialect; `dialects` are several of them, each at paths of its own.
 
     `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
     from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
 
     The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
-    profile whose provider is unknown, a limit in dollars for a model whose price is not known, a time zone, origin,
-    store URL or journal that can't be used, or an allowance that `limits` can't hold.
+    profile whose provider is unknown, a limit in dollars for a model whose price is not known, an unknown or a second
+    dialect at the same path, a time zone, origin, store URL or journal that can't be used, or an allowance that
+    `limits` can't hold.
     """
     if providers is None:
         providers = {"openai": _openai(api_key, base_url)}
@@ -124,7 +127,7 @@ def create_chat_handler(
         chat,
         ledger,
         providers,
-        dialects=dialects or (Native(),),
+        dialects=[named(each) for each in dialects or (dialect,)],
         timeouts=timeouts,
         cors=Cors(cors_origins),
         max_body_bytes=max_body_bytes,

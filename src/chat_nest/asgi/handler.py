@@ -16,21 +16,20 @@ from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.quota_headers import quota_headers
 from chat_nest.asgi.request import ABORT, Receive, Send, idempotency_key, read_json_body
 from chat_nest.asgi.response import error_headers, respond
+from chat_nest.asgi.routes import Found, Routes, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
 from chat_nest.asgi.stream import EventStream
 from chat_nest.chat import Chat
 from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown
 from chat_nest.ledger import Ledger
 from chat_nest.limits import Quota, Timeouts
-from chat_nest.protocols import Dialect, Now, Provider, Scope
+from chat_nest.protocols import Answer, Dialect, Now, Provider, Route, Scope
 from chat_nest.run import Run
 from chat_nest.stores.prefunded import Prefunded
 from chat_nest.usage import NANO
 
-CHAT_METHODS = "POST, OPTIONS"
 USAGE_METHODS = "GET, OPTIONS"
 USAGE_PATHS = ("/api/usage", "/usage")
-OPENAI_URL = "https://api.openai.com/v1"
 
 CLOSE_SECONDS = 10.0
 
@@ -61,10 +60,8 @@ class ChatHandler:
         self.store = ledger.store
         self._chat = chat
         self._ledger = ledger
-        self._dialects = {dialect.path.rstrip("/").lower() or "/": dialect for dialect in dialects}
+        self._routes = Routes(dialects)
         self._first_dialect = dialects[0]
-        if len(dialects) == 1:
-            self._dialects["/"] = dialects[0]
         self._timeouts = timeouts
         self._cors = cors
         self._max_body_bytes = max_body_bytes
@@ -83,46 +80,64 @@ class ChatHandler:
             raise RuntimeError(msg)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _relative_path(scope)
-        dialect = self._dialects.get(path)
+        path = relative_path(scope)
+        found = self._routes.find(path)
         run = Run(token_hex(12), asyncio.get_running_loop().time())
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
         try:
-            if dialect is not None:
-                if not await self._preflight(scope, send, run, CHAT_METHODS):
-                    await self._serve(run, dialect, scope, receive, send)
-            elif asked := asked_run(path, scope["path"]):
-                dialect = self._dialects.get(asked.base)
-                if dialect is None:
+            if found is not None:
+                await self._answer(run, found, scope, receive, send)
+            elif asked := asked_run(path.lower(), scope["path"]):
+                found = self._routes.find(asked.base)
+                if found is None or found.below:
                     raise NotFound
                 if not await self._preflight(scope, send, run, asked.methods):
-                    await self._run_routes.serve(asked, dialect, headers, scope, receive, send)
-            elif path in USAGE_PATHS:
+                    await self._run_routes.serve(asked, found.dialect, headers, scope, receive, send)
+            elif path.lower() in USAGE_PATHS:
                 if not await self._preflight(scope, send, run, USAGE_METHODS):
                     body, quotas = await self._usage(scope)
-                    await respond(send, 200, body, [*headers, *quotas])
+                    await respond(send, Answer(status=200, body=body), [*headers, *quotas])
             else:
                 raise NotFound
         except ClientGone:
             return
         except ChatError as error:
-            body = (dialect or self._first_dialect).refuse(error, run.id)
-            await respond(send, error.status, body, [*headers, *error_headers(error)])
+            refusal = (found.dialect if found else self._first_dialect).refuse(error, run.id)
+            await respond(send, refusal, [*headers, *error_headers(error)])
+
+    async def _answer(self, run: Run, found: Found, scope: Scope, receive: Receive, send: Send) -> None:
+        if await self._preflight(scope, send, run, found.allow):
+            return
+        route = found.of(scope["method"])
+        assert route is not None
+        dialect, what = route
+        if what.models is not None:
+            answer = what.models(await self._chat.models(scope), found.below)
+            await respond(send, answer, [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)])
+        else:
+            await self._serve(run, dialect, what, scope, receive, send)
 
     async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str) -> bool:
         """Answer OPTIONS and return True; raise MethodNotAllowed for a method that is not among `methods`."""
         if scope["method"] == "OPTIONS":
             request_id = (b"x-request-id", run.id.encode())
-            await respond(send, 204, b"", [request_id, *self._cors.preflight(scope, methods.encode())])
+            preflight = self._cors.preflight(scope, methods.encode())
+            await respond(send, Answer(status=204, body=b""), [request_id, *preflight])
             return True
         if scope["method"] not in methods.split(", "):
             raise MethodNotAllowed(methods)
         return False
 
-    async def _serve(self, run: Run, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, run: Run, dialect: Dialect, route: Route, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
         run.key = idempotency_key(scope)
-        run.body = await read_json_body(scope, receive, self._max_body_bytes)
+        body = await read_json_body(scope, receive, self._max_body_bytes) if route.body is None else route.body(scope)
+        if body is None:
+            await respond(send, Answer(status=204, body=b""), headers)
+            return
+        run.body = body
         if self._closing:  # which may have begun during the upload
             raise Shutdown
         extensions: dict[str, Any] = scope.get("extensions") or {}
@@ -237,12 +252,3 @@ async def _until_gone(receive: Receive, run: Run) -> None:
     except Exception as failure:
         log.error("request %s: the server lost sight of its client: %s", run.id, type(failure).__name__)  # noqa: TRY400
     run.leave(ClientGone())
-
-
-def _relative_path(scope: Scope) -> str:
-    """The path below the mount point, in lower case, without a slash at its end: Express matched it like that."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root):
-        path = path[len(root) :]
-    return "/" + path.strip("/").lower()  # Litestar takes the first slash away with a mount at "/"

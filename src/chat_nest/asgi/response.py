@@ -7,22 +7,23 @@ from collections.abc import Sequence
 
 from chat_nest.asgi.request import Send
 from chat_nest.errors import ChatError, MethodNotAllowed
+from chat_nest.protocols import Answer
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-async def respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """Send a JSON body, or none where it is empty. A client that has left is not an error."""
+async def respond(send: Send, answer: Answer, headers: Headers = ()) -> None:
+    """Send an answer, without content type and length where it has no body. A client that has left is not an error."""
     start: list[tuple[bytes, bytes]] = [
         *headers,
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
     ]
-    if body:
-        start += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if answer.body:
+        start += [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     try:
-        await send({"type": "http.response.start", "status": status, "headers": start})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.start", "status": answer.status, "headers": start})
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
     except OSError:
         return
 

@@ -14,7 +14,7 @@ from chat_nest.chat import Chat, chat_name
 from chat_nest.errors import NotFound, Stopped
 from chat_nest.limits import Timeouts
 from chat_nest.messages import Caller
-from chat_nest.protocols import Dialect, FollowedRun, Scope
+from chat_nest.protocols import Answer, Dialect, FollowedRun, Scope
 from chat_nest.run import Run
 
 METHODS = {"stream": "GET, OPTIONS", "stop": "POST, OPTIONS"}
@@ -61,12 +61,12 @@ class RunRoutes:
         if asked.wanted == "stop":
             if not await self._stop(names, caller):
                 await self._find(names, caller)
-            await respond(send, 204, b"", headers)
+            await respond(send, Answer(status=204, body=b""), headers)
             return
         followed = await self._find(names, caller)
         after = last_read(scope, followed.id)
         if followed.finale is not None and await self._has_it_all(followed, after, by_id=asked.name == followed.id):
-            await respond(send, 204, b"", headers)  # a browser's EventSource then stops asking
+            await respond(send, Answer(status=204, body=b""), headers)  # a browser's EventSource then stops asking
         else:
             await self.follow(followed, dialect, after, headers, scope, receive, send)
 

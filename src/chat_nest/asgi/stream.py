@@ -16,7 +16,7 @@ from chat_nest.asgi.request import Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import ChatError, ClientGone, DeadlineExceeded, SlowReader, UpstreamIdle, UpstreamTimeout
 from chat_nest.limits import Timeouts
-from chat_nest.protocols import Dialect, Encoder
+from chat_nest.protocols import Answer, Dialect, Encoder
 from chat_nest.run import Run
 
 log = logging.getLogger("chat_nest.asgi")
@@ -63,11 +63,14 @@ class EventStream:
         self._watch()
 
     async def start(self, model: str) -> None:
-        """Send the headers and the first event, once. Raises ClientGone."""
+        """Send the headers and the first event, once, unless the answer is sent whole. Raises ClientGone."""
         if self._started:
             await self._wait_aside()
             return
         assert self._encoder is not None
+        if not self._encoder.streams:
+            self._encoder.start(model)
+            return
         self._started = True
         if self._run.detached:
             return
@@ -103,13 +106,18 @@ class EventStream:
             raise ClientGone from None
 
     async def finish(self, data: bytes) -> None:
-        """Send the last bytes and end the answer. A reader who has left meanwhile is not an error."""
+        """Send the last bytes, or the whole answer, and end it. A reader who has left meanwhile is not an error."""
         if self._run.detached:
             return
         pulse = self._run.pulse
         pulse.writing, pulse.written_at = True, self._loop.time()
         await self._wait_aside()
         try:
+            if self._encoder is not None and not self._encoder.streams:
+                self._started = True
+                whole = Answer(status=200, body=data, headers=tuple(self._encoder.headers))
+                await respond(self._send, whole, [*self._headers, *self._quota_headers()])
+                return
             await self._send({"type": "http.response.body", "body": data, "more_body": False})
         except OSError:
             return
@@ -125,8 +133,8 @@ class EventStream:
             await self.finish(self._encoder.number(data, self._run.last) if self._run.last else data)
             return
         self._started = True
-        body = self._dialect.refuse(error, self._run.id)
-        await respond(self._send, error.status, body, [*self._headers, *self._quota_headers(), *error_headers(error)])
+        refusal = self._dialect.refuse(error, self._run.id)
+        await respond(self._send, refusal, [*self._headers, *self._quota_headers(), *error_headers(error)])
 
     def close(self) -> None:
         """Stop the clocks. Nothing is sent afterwards."""
@@ -138,6 +146,9 @@ class EventStream:
     def _quota_headers(self) -> list[tuple[bytes, bytes]]:
         run = self._run
         headers = quota_headers(run.lines, run.quotas)
+        own = getattr(self._dialect, "quota_headers", None)
+        if own is not None:
+            headers += own(run.quotas)
         return [*headers, (b"idempotency-replayed", b"true")] if run.replayed else headers
 
     def _watch(self) -> None:
@@ -186,6 +197,8 @@ class EventStream:
 
     def _speak(self, now: float) -> float:
         """Open the stream if the provider keeps us waiting; ping after a long silence. Returns when to look again."""
+        if self._encoder is None or not self._encoder.streams:
+            return now + self._timeouts.heartbeat
         idle_aside = self._aside is None or self._aside.done()
         if not self._started:
             at = self._asked_at + self._timeouts.commit
@@ -194,7 +207,7 @@ class EventStream:
             self._aside = self._loop.create_task(self._tell(self.start(self._model)))
         pulse = self._run.pulse
         at = pulse.written_at + self._timeouts.heartbeat
-        if at <= now and idle_aside and not pulse.writing and self._encoder is not None:
+        if at <= now and idle_aside and not pulse.writing:
             pulse.written_at = now
             self._aside = self._loop.create_task(self._tell(self.write(self._encoder.heartbeat())))
             at = now + self._timeouts.heartbeat

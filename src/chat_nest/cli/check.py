@@ -37,6 +37,7 @@ def table(config: Config) -> str:
     facts = [
         ["config", config.file or "no file"],
         ["listen", f"{config.server.host} port {config.server.port}"],
+        ["dialects", ", ".join(f"{name} at {path}" for name, path in config.dialects.items())],
         ["store", config.store_shown],
         ["day begins", f"midnight, {config.server.time_zone}"],
         ["proxies", ", ".join(config.server.trusted_proxies) or "none trusted"],

@@ -10,41 +10,23 @@ from typing import Any
 import msgspec
 
 from chat_nest.deltas import Batch, TextDelta
-from chat_nest.dialects.strict_json import flaw, is_array, is_object, parse_object
+from chat_nest.dialects import fields as read
+from chat_nest.dialects.frames import EVENT_STREAM, in_dollars
+from chat_nest.dialects.strict_json import flaw, is_object, parse_object
+from chat_nest.dialects.turns import ROLES, entries
 from chat_nest.errors import BadRequest, ChatError, LimitExceeded
-from chat_nest.messages import ChatRequest, Message, Role
-from chat_nest.protocols import Ending
+from chat_nest.messages import ChatRequest, Message
+from chat_nest.protocols import Answer, Ending, Route
 from chat_nest.usage import NANO
 
-MAX_MESSAGES = 1_000
-"""More are refused, not trimmed."""
-
-ROLES: dict[str, Role] = {
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "developer": "developer",
-    "tool": "tool",
+REFUSED_FIELDS = read.OWN_CONNECTION | {
+    *("model", "models", "tools", "tool_choice", "functions", "function_call"),
+    *("n", "best_of", "logprobs", "top_logprobs", "logit_bias"),
 }
-"""Whether a caller may use the last three is for the profile to say."""
-
-REFUSED_FIELDS = frozenset(
-    [
-        *("base_url", "baseUrl", "baseURL", "api_base", "api_key", "apiKey", "headers", "extra_headers", "extra_body"),
-        *("callback", "callback_url", "image_url", "model", "models"),
-        *("tools", "tool_choice", "functions", "function_call"),
-        *("n", "best_of", "logprobs", "top_logprobs", "logit_bias"),
-    ]
-)
 """What would choose a provider or a model, open a connection, or cost what no limit sees."""
 
 OUTPUT_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
-_HEADERS = (
-    (b"content-type", b"text/event-stream"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -52,29 +34,26 @@ class Native:
     """The native dialect, byte-compatible with the clients of the npm package chat-nest-server 1.x."""
 
     def __init__(self, path: str = "/api/chat") -> None:
-        self.path = path
+        self.routes: Sequence[Route] = (Route(path=path),)
 
     def parse(self, body: bytes) -> ChatRequest:
         """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored."""
         fields = parse_object(body)
-        for name in fields:
-            if name in REFUSED_FIELDS:
-                raise BadRequest("is not accepted from a client", field=name)
-        asked = [limit for name in OUTPUT_FIELDS if (limit := _positive(fields, name)) is not None]
+        read.refuse(fields, REFUSED_FIELDS)
         return ChatRequest(
-            messages=_messages(fields.get("messages")),
+            messages=_messages(fields),
             profile=_profile(fields),
             system_prompt=_system_prompt(fields),
-            tokens_per_day=_positive(fields, "dailyTokenLimit"),
-            tokens_per_request=_positive(fields, "maxTokensPerRequest"),
-            max_output_tokens=min(asked, default=None),
-            temperature=_temperature(fields),
+            tokens_per_day=read.positive(fields, "dailyTokenLimit"),
+            tokens_per_request=read.positive(fields, "maxTokensPerRequest"),
+            max_output_tokens=read.least(fields, OUTPUT_FIELDS),
+            temperature=read.temperature(fields),
         )
 
     def encoder(self, request: ChatRequest, run_id: str) -> NativeEncoder:  # noqa: ARG002 - nothing here depends on it
         return NativeEncoder(run_id)
 
-    def refuse(self, error: ChatError, request_id: str) -> bytes:
+    def refuse(self, error: ChatError, request_id: str) -> Answer:
         """`error` is the text that pages show; the fields behind it are for programs."""
         text = error.message
         details: dict[str, Any] = {}
@@ -84,14 +63,15 @@ class Native:
             details = {"field": error.field, "detail": error.message} if error.field else {"detail": error.message}
         elif isinstance(error, LimitExceeded):
             details = {"limit": error.limit, "scope": error.scope}
-        answer = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
-        return _encode(answer)
+        body = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
+        return Answer(status=error.status, body=_encode(body))
 
 
 class NativeEncoder:
-    """One answer as native events. Reasoning is not sent."""
+    """One answer as native events. Reasoning and tools are not sent."""
 
-    headers: Sequence[tuple[bytes, bytes]] = _HEADERS
+    streams = True
+    headers: Sequence[tuple[bytes, bytes]] = EVENT_STREAM
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -124,9 +104,7 @@ class NativeEncoder:
             },
             "cost_usd": None if ending.cost is None else ending.cost / NANO,
             "source": ending.source,
-            "remaining": {
-                name: left / NANO if name.startswith("usd_") else left for name, left in ending.remaining.items()
-            },
+            "remaining": in_dollars(ending.remaining),
         }
         if ending.dropped_messages:
             answer["dropped_messages"] = ending.dropped_messages
@@ -149,12 +127,8 @@ def _wait(error: ChatError) -> dict[str, int]:
     return {"retry_after": math.ceil(wait)} if wait is not None and math.isfinite(wait) else {}
 
 
-def _messages(items: Any) -> tuple[Message, ...]:
-    if not is_array(items) or not items:
-        raise BadRequest("must be an array of at least one message", field="messages")
-    if len(items) > MAX_MESSAGES:
-        raise BadRequest(f"must not have more than {MAX_MESSAGES} messages", field="messages")
-    messages = [_message(entry, index) for index, entry in enumerate(items)]
+def _messages(fields: dict[str, Any]) -> tuple[Message, ...]:
+    messages = [_message(entry, index) for index, entry in enumerate(entries(fields))]
     last = len(messages) - 1
     if messages[last].role != "user":
         raise BadRequest("the last message must be from the user", field=f"messages[{last}].role")
@@ -194,21 +168,3 @@ def _profile(fields: dict[str, Any]) -> str | None:
     if name is None:
         name = fields.get("aiUsageProfile")
     return name if isinstance(name, str) else None
-
-
-def _positive(fields: dict[str, Any], name: str) -> int | None:
-    if name not in fields:
-        return None
-    value = fields[name]
-    if type(value) is not int or value < 1:
-        raise BadRequest("must be a positive integer", field=name)
-    return value
-
-
-def _temperature(fields: dict[str, Any]) -> float | None:
-    if "temperature" not in fields:
-        return None
-    value = fields["temperature"]
-    if type(value) not in (int, float) or value < 0:
-        raise BadRequest("must be a number, and not negative", field="temperature")
-    return float(value)

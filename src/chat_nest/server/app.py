@@ -16,7 +16,7 @@ from chat_nest.errors import MethodNotAllowed
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.observers.log import LogObserver
-from chat_nest.protocols import Identify, Provider, Scope
+from chat_nest.protocols import Answer, Identify, Provider, Scope
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
@@ -24,6 +24,7 @@ from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
 from chat_nest.server.config import Config
+from chat_nest.server.front_ends import make_dialects
 from chat_nest.server.health import Health
 from chat_nest.server.page_files import PageFile, read_page
 from chat_nest.server.providers import ProviderConfig
@@ -32,7 +33,7 @@ from chat_nest.stores.urls import open_store
 
 log = logging.getLogger("chat_nest.server")
 
-Answer = Callable[[Scope, Send], Awaitable[None]]
+Serve = Callable[[Scope, Send], Awaitable[None]]
 
 _json = msgspec.json.Encoder().encode
 
@@ -48,7 +49,7 @@ class ServerApp:
         self._health = health
         self._info = info
         self._watch: asyncio.Task[None] | None = None
-        self._answers: dict[str, Answer] = {path: file.serve for path, file in page.items()}
+        self._answers: dict[str, Serve] = {path: file.serve for path, file in page.items()}
         self._answers |= {"/healthz": self._healthz, "/readyz": self._readyz, "/api/info": self._api_info}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +61,9 @@ class ServerApp:
                 await answer(scope, send)
             else:
                 error = MethodNotAllowed("GET, HEAD")
-                await respond(send, error.status, _json({"error": error.message}), error_headers(error))
+                await respond(
+                    send, Answer(status=error.status, body=_json({"error": error.message})), error_headers(error)
+                )
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
@@ -86,14 +89,14 @@ class ServerApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _healthz(self, _scope: Scope, send: Send) -> None:
-        await respond(send, 200, b'{"status":"ok"}', ())
+        await respond(send, Answer(status=200, body=b'{"status":"ok"}'))
 
     async def _readyz(self, _scope: Scope, send: Send) -> None:
         found = await self._health.readiness()
-        await respond(send, 200 if found.ready else 503, found.body(), ())
+        await respond(send, Answer(status=200 if found.ready else 503, body=found.body()))
 
     async def _api_info(self, _scope: Scope, send: Send) -> None:
-        await respond(send, 200, self._info, ())
+        await respond(send, Answer(status=200, body=self._info))
 
 
 def build(config: Config) -> ServerApp:
@@ -103,6 +106,7 @@ def build(config: Config) -> ServerApp:
     """
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
     handler = create_chat_handler(
+        dialects=make_dialects(config.dialects, blog_get=config.blog_get),
         providers=providers,
         profiles=config.profiles,
         limits=config.limits,

@@ -23,6 +23,7 @@ from chat_nest.journal import Journal
 from chat_nest.limits import Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
+from chat_nest.server.front_ends import resolve_dialects
 from chat_nest.server.models import resolve_profiles
 from chat_nest.server.providers import ProviderConfig, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection, StoreSection
@@ -39,6 +40,9 @@ class Config(Struct, frozen=True, kw_only=True):
     """Everything resolved: each profile has its model, each provider its URL and key."""
 
     server: ServerSection
+    dialects: Mapping[str, str]
+    """The path of each wire format that is on, by its name."""
+    blog_get: bool = False
     store: str
     records_days: float
     journal: str | None
@@ -102,6 +106,7 @@ def load(
     server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
     server = replace(server, host=host or server.host, port=server.port if port is None else port)
     _check_server(sources, server)
+    dialects = resolve_dialects(sources, values["dialects"])
     _check_store(sources, store)
     journal = _journal(sources, store)
     limits = Limits(**values["limits"])
@@ -117,6 +122,8 @@ def load(
     sources.raise_problems()
     config = Config(
         server=server,
+        dialects=dialects,
+        blog_get=values["dialects"].get("blog_get", False),
         store=store.url,
         records_days=store.records_days,
         journal=journal,

@@ -31,6 +31,9 @@ TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
 PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
 DAYS = Rule(Annotated[float, Meta(ge=0, le=36_500)], "a number of days from 0, which keeps none, to 36500")
+FRONT_END = Rule(
+    bool | Annotated[str, Meta(pattern=r"^(/[!-~]*|true|false)$")], "true, false, or a path that begins with /"
+)
 PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
 
 BY_TYPE: Mapping[Any, Rule] = {
@@ -87,6 +90,9 @@ class StoreSection(Struct, frozen=True, kw_only=True):
 
 
 STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
+
+DIALECTS = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog")
+"""The wire formats; each key switches one on or off, or gives it another path."""
 PROVIDER: Keys = {
     "kind": TEXT,
     "base_url": TEXT,
@@ -99,6 +105,7 @@ PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), tempera
 
 SECTIONS: Mapping[str, Keys] = {
     "server": SERVER,
+    "dialects": {**dict.fromkeys(DIALECTS, FRONT_END), "blog_get": SWITCH},
     "store": STORE,
     "providers": PROVIDER,
     "profiles": PROFILE,

@@ -4,6 +4,7 @@ import pytest
 
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import MethodNotAllowed, RateLimited, Unauthorized
+from chat_nest.protocols import Answer
 
 
 class Server:
@@ -16,7 +17,7 @@ class Server:
 
 async def test_a_json_answer():
     server = Server()
-    await respond(server.send, 404, b'{"error":"x"}', [(b"x-request-id", b"1")])
+    await respond(server.send, Answer(status=404, body=b'{"error":"x"}'), [(b"x-request-id", b"1")])
     start, body = server.sent
     headers = dict(start["headers"])
     assert start["status"] == 404
@@ -33,7 +34,7 @@ async def test_a_json_answer():
 
 async def test_an_answer_without_a_body_has_no_type_and_no_length():
     server = Server()
-    await respond(server.send, 204, b"", [])
+    await respond(server.send, Answer(status=204, body=b""))
     assert set(dict(server.sent[0]["headers"])) == {b"cache-control", b"x-content-type-options"}
 
 
@@ -41,7 +42,7 @@ async def test_a_client_that_has_left_is_no_error():
     async def gone(_message):
         raise BrokenPipeError
 
-    await respond(gone, 404, b"{}", [])
+    await respond(gone, Answer(status=404, body=b"{}"))
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.0, b"1"), (0.2, b"1"), (1.0, b"1"), (1.01, b"2"), (3_600.5, b"3601")])

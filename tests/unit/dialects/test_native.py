@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from dialect_tools import ROW_29, ending, texts
 from npm_client import Parser
 
 from chat_nest.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, UsageDelta
@@ -23,7 +24,7 @@ from chat_nest.errors import (
     UpstreamIdle,
 )
 from chat_nest.messages import ChatRequest, Message
-from chat_nest.protocols import Dialect, Ending
+from chat_nest.protocols import Dialect
 from chat_nest.usage import Usage
 
 HELLO = {"role": "user", "content": "hello"}
@@ -39,24 +40,6 @@ def refused(**fields: object) -> tuple[str, str]:
     with pytest.raises(BadRequest) as caught:
         parse(**fields)
     return caught.value.field, caught.value.message
-
-
-def ending(**fields: object) -> Ending:
-    known: dict[str, object] = {
-        "id": "run-1",
-        "caller": "0" * 16,
-        "profile": "balanced",
-        "model": "openai:gpt-4o-mini",
-        "reason": "stop",
-        "error": None,
-        "usage": Usage(input_tokens=12, output_tokens=34, cached_input_tokens=5, reasoning_tokens=6),
-        "cost": 118_501,
-        "source": "reported",
-        "seconds": 1.5,
-        "first_token_seconds": 0.2,
-        "remaining": {"tokens_per_day": 69_954, "requests_per_minute": 29},
-    }
-    return Ending(**{**known, **fields})  # type: ignore[arg-type]
 
 
 # Readers of our bytes.
@@ -91,16 +74,6 @@ def cut(data: bytes, sizes: Iterator[int]) -> Iterator[bytes]:
         size = next(sizes, len(data))
         yield data[at : at + size]
         at += size
-
-
-texts = st.text(
-    st.one_of(
-        st.characters(exclude_categories=["Cs"]),
-        st.sampled_from('\r\n\0\x1c\x1d\x1e\x7f\x85\u2028\u2029\ufeff\u200b"\\/:{}\U0001f389\U0010ffff'),
-    ),
-    min_size=1,
-)
-row_29 = "a\r\nb\rc\n\ndata: x\n\nevent: done\ndata: \n\n: c\nid: 1\nretry: 1\n\u2028\u2029\x85\x1c\x00\ufeff"
 
 
 # Bytes out.
@@ -205,7 +178,7 @@ def test_the_headers_keep_proxies_from_buffering() -> None:
 
 
 @given(st.lists(texts, min_size=1))
-@example([row_29])
+@example([ROW_29])
 def test_row_29_any_text_is_one_event_with_the_same_text(pieces: list[str]) -> None:
     stream = encoder.encode([TextDelta(piece) for piece in pieces])
     assert [(name, json.loads(data)) for name, data in whatwg(stream)] == [("token", piece) for piece in pieces]
@@ -214,7 +187,7 @@ def test_row_29_any_text_is_one_event_with_the_same_text(pieces: list[str]) -> N
 
 
 @given(st.lists(texts), st.lists(st.integers(1, 40)), st.booleans())
-@example([row_29], [], True)
+@example([ROW_29], [], True)
 def test_the_npm_client_reads_the_same_text_however_the_bytes_are_cut(
     pieces: list[str], sizes: list[int], fails: bool
 ) -> None:
@@ -284,7 +257,8 @@ def test_a_browser_sees_every_event_in_order() -> None:
     ],
 )
 def test_a_refusal_keeps_the_text_that_pages_show(error: ChatError, body: bytes) -> None:
-    assert native.refuse(error, "r1") == body
+    answer = native.refuse(error, "r1")
+    assert (answer.status, answer.body) == (error.status, body)
 
 
 # Requests in.
@@ -400,7 +374,7 @@ def test_no_messages_at_all() -> None:
     with pytest.raises(BadRequest) as caught:
         native.parse(b"{}")
     assert caught.value.field == "messages"
-    assert json.loads(native.refuse(caught.value, "r1"))["error"] == "Invalid messages payload"
+    assert json.loads(native.refuse(caught.value, "r1").body)["error"] == "Invalid messages payload"
 
 
 def test_a_thousand_messages_are_parsed() -> None:
@@ -471,7 +445,7 @@ def test_no_request_raises_anything_but_bad_request(body: dict[str, object]) -> 
         native.parse(json.dumps(body).encode())
     except BadRequest as caught:
         assert caught.field
-        json.loads(native.refuse(caught, "r1"))
+        json.loads(native.refuse(caught, "r1").body)
 
 
 @given(st.text(st.characters(min_codepoint=0x3400, max_codepoint=0x4DBF), min_size=1))
@@ -487,5 +461,5 @@ def test_a_refusal_echoes_no_value(secret: str) -> None:
     ):
         with pytest.raises(BadRequest) as caught:
             native.parse(json.dumps(body, ensure_ascii=False).encode())
-        answer = native.refuse(caught.value, "r1").decode()
+        answer = native.refuse(caught.value, "r1").body.decode()
         assert not set(answer) & set(secret)

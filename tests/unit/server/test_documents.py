@@ -9,6 +9,7 @@ import pytest
 
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Timeouts
 from chat_nest.server.config import load
+from chat_nest.server.front_ends import OFF, PATHS
 from chat_nest.server.schema import SECTIONS, ServerSection, StoreSection
 
 ROOT = Path(__file__).parents[3]
@@ -43,6 +44,8 @@ def test_documented_defaults_are_the_real_ones() -> None:
     assert cells("server", "time_zone")[0] == f'"{server.time_zone}"'
     assert cells("store", "url")[0] == f'"{StoreSection().url}"'
     assert float(cells("store", "records_days")[0]) == StoreSection().records_days
+    for name, path in PATHS.items():
+        assert cells("dialects", name)[0] == ("false" if name in OFF else f'"{path}"')
     for key in SECTIONS["timeouts"]:
         assert float(cells("timeouts", key)[0]) == getattr(Timeouts(), key), key
     for key in SECTIONS["profiles"]:

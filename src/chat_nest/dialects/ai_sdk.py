@@ -1,0 +1,249 @@
+"""The UI message stream of the AI SDK (npm `ai` 5, 6 and 7): what `useChat` and its DefaultChatTransport speak.
+
+https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol. Its reader ends the whole chat at a chunk that it does not know, a
+delta without its start, or an empty object, so nothing else is ever sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from chat_nest.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.dialects import fields as read
+from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, run_of_texts
+from chat_nest.dialects.strict_json import is_array
+from chat_nest.dialects.turns import Turn, conversation, entries
+from chat_nest.errors import BadRequest, ChatError
+from chat_nest.messages import ChatRequest, Message, Role, Tool, ToolCall
+from chat_nest.protocols import Answer, Ending, Route
+
+ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+REFUSED_FIELDS = read.OWN_CONNECTION | {"models"}
+FILES = frozenset({"file", "reasoning-file"})
+"""Parts that can't be sent on and must not be left out in silence. Any other unknown part is ignored."""
+HEADERS = (*EVENT_STREAM, (b"x-vercel-ai-ui-message-stream", b"v1"))
+
+_DONE = b"data: [DONE]\n\n"
+_TAIL = b"}\n\n"
+_TEXT_HTTP = ((b"content-type", b"text/plain; charset=utf-8"),)
+_FINISH_REASONS: dict[FinishReason | None, str] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool-calls",
+    "content_filter": "content-filter",
+}
+
+
+class AISDK:
+    """`path` is the transport's `api`."""
+
+    def __init__(self, path: str = "/api/ai") -> None:
+        self.routes: Sequence[Route] = (Route(path=path),)
+
+    def parse(self, body: bytes) -> ChatRequest:
+        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored.
+
+        `message` may stand for `messages` of one. Of what a page adds with the transport's `body`, `profile`, `model`,
+        `system`, `tools`, `maxOutputTokens` and `temperature` are read.
+        """
+        fields = read.parse_fields(body, REFUSED_FIELDS)
+        turns: list[Turn] = []
+        if "messages" not in fields and "message" in fields:
+            turns += _turns(fields["message"], "message")
+        else:
+            for index, entry in enumerate(entries(fields)):
+                turns += _turns(entry, f"messages[{index}]")
+        return ChatRequest(
+            messages=conversation(turns),
+            profile=read.name(fields["profile"], "profile") if "profile" in fields else None,
+            model=read.model(fields),
+            system_prompt=read.text(fields.get("system", ""), "system") or None,
+            system_field="system",
+            max_output_tokens=read.least(fields, ("maxOutputTokens",)),
+            temperature=read.temperature(fields),
+            tools=_tools(fields.get("tools", {})),
+            chat_id=read.name(fields["id"], "id") if "id" in fields else "",
+        )
+
+    def encoder(self, request: ChatRequest, run_id: str) -> AISDKEncoder:  # noqa: ARG002 - nothing depends on it
+        return AISDKEncoder(run_id)
+
+    def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - it is in a header
+        """The page shows the whole body: a sentence."""
+        return Answer(status=error.status, body=_sentence(error).encode(), headers=_TEXT_HTTP)
+
+
+class AISDKEncoder:
+    """One answer as one step of one message."""
+
+    streams = True
+    headers: Sequence[tuple[bytes, bytes]] = HEADERS
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._open: type[TextDelta | ReasoningDelta] | None = None
+        self._head = b""
+        self._end = b""
+        self._parts = 0
+        self._calls: dict[int, list[ToolCallDelta]] = {}
+
+    def start(self, model: str) -> bytes:  # noqa: ARG002 - the stream has no place for it
+        return data({"type": "start", "messageId": self._run_id}) + data({"type": "start-step"})
+
+    def encode(self, batch: Batch) -> bytes:
+        if len(batch) > 1 and self._open is TextDelta and (quick := run_of_texts(batch, self._head, _TAIL)):
+            return quick
+        pieces: list[bytes] = []
+        for delta in batch:
+            if type(delta) is TextDelta or type(delta) is ReasoningDelta:
+                if type(delta) is not self._open:
+                    pieces.append(self._switch(type(delta)))
+                pieces.append(b"%b%b%b" % (self._head, as_json(delta.text), _TAIL))
+            elif type(delta) is ToolCallDelta:
+                pieces.append(self._call(delta))
+        return b"".join(pieces)
+
+    def number(self, data: bytes, number: int) -> bytes:  # noqa: ARG002 - the format has no numbers
+        return data
+
+    def heartbeat(self) -> bytes:
+        return PING
+
+    def fail(self, error: ChatError) -> bytes:
+        return data({"type": "error", "errorText": error.message})
+
+    def finish(self, ending: Ending) -> bytes:
+        usage = ending.usage
+        counts = {
+            "inputTokens": usage.input_tokens,
+            "outputTokens": usage.output_tokens,
+            "totalTokens": usage.total_tokens,
+        }
+        last = {
+            "type": "finish",
+            "finishReason": _FINISH_REASONS.get(ending.reason, "other"),
+            "messageMetadata": {"usage": counts, "remaining": in_dollars(ending.remaining)},
+        }
+        calls = [_called(pieces) for pieces in self._calls.values()]
+        return b"".join([self._switch(None), *calls, data({"type": "finish-step"}), data(last), _DONE])
+
+    def _switch(self, kind: type[TextDelta | ReasoningDelta] | None) -> bytes:
+        """End the open part, and start one of another kind."""
+        ended, self._open, self._end = self._end, kind, b""
+        if kind is None:
+            return ended
+        name = "text" if kind is TextDelta else "reasoning"
+        id = str(self._parts)
+        self._parts += 1
+        self._head = data({"type": f"{name}-delta", "id": id})[:-3] + b',"delta":'
+        self._end = data({"type": f"{name}-end", "id": id})
+        return ended + data({"type": f"{name}-start", "id": id})
+
+    def _call(self, delta: ToolCallDelta) -> bytes:
+        begun = self._switch(None)
+        pieces = self._calls.setdefault(delta.index, [])
+        pieces.append(delta)
+        id = pieces[0].id
+        if len(pieces) == 1:
+            begun += data({"type": "tool-input-start", "toolCallId": id, "toolName": delta.name})
+        if not delta.arguments:
+            return begun
+        return begun + data({"type": "tool-input-delta", "toolCallId": id, "inputTextDelta": delta.arguments})
+
+
+def _called(pieces: Sequence[ToolCallDelta]) -> bytes:
+    """The end of a call: its input as a value, or as the text that it is where that is not JSON."""
+    call = {"toolCallId": pieces[0].id, "toolName": pieces[0].name}
+    text = "".join(piece.arguments for piece in pieces)
+    try:
+        value: object = msgspec.json.decode(text or "{}")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        wrong = "The model wrote an input that is not JSON"
+        return data({"type": "tool-input-error", **call, "input": text, "errorText": wrong})
+    return data({"type": "tool-input-available", **call, "input": value})
+
+
+def _sentence(error: ChatError) -> str:
+    return f"{error.field}: {error.message}" if isinstance(error, BadRequest) and error.field else error.message
+
+
+def _turns(entry: Any, field: str) -> list[Turn]:
+    """A UI message as turns: an assistant's holds its calls with their results, step after step."""
+    fields = read.table(entry, field)
+    named = fields.get("role")
+    role = ROLES.get(named) if type(named) is str else None
+    if role is None:
+        raise BadRequest("must be system, user or assistant", field=f"{field}.role")
+    if "parts" not in fields and "content" in fields:  # as version 4 had it
+        return [(field, Message(role=role, content=read.text(fields["content"], f"{field}.content")))]
+    turns: list[Turn] = []
+    texts: list[str] = []
+    calls: list[ToolCall] = []
+    results: list[Message] = []
+
+    def end_step() -> None:
+        if texts or calls or not turns:
+            turns.append((field, Message(role=role, content="\n".join(texts), tool_calls=tuple(calls))))
+        turns.extend((field, result) for result in results)
+        for kept in (texts, calls, results):
+            kept.clear()
+
+    for index, item in enumerate(read.array(fields.get("parts"), f"{field}.parts", read.MAX_PARTS)):
+        at = f"{field}.parts[{index}]"
+        part = read.table(item, at)
+        kind = read.text(part.get("type"), f"{at}.type")
+        if kind == "text":
+            if results:
+                end_step()
+            texts.append(read.text(part.get("text"), f"{at}.text"))
+        elif kind in FILES:
+            raise BadRequest("must be text: files are not accepted", field=f"{at}.type")
+        elif kind == "step-start" and (texts or calls):
+            end_step()
+        elif role == "assistant" and (kind == "dynamic-tool" or kind.startswith("tool-")):
+            done = _result(part, at)
+            if done is not None:
+                calls.append(_call(part, kind, at))
+                results.append(done)
+    end_step()
+    return turns
+
+
+def _call(part: dict[str, Any], kind: str, field: str) -> ToolCall:
+    named = part.get("toolName") if kind == "dynamic-tool" else kind.removeprefix("tool-")
+    return ToolCall(
+        id=read.name(part.get("toolCallId"), f"{field}.toolCallId"),
+        name=read.name(named, f"{field}.toolName"),
+        arguments=read.written(part.get("input", {}), f"{field}.input"),
+    )
+
+
+def _result(part: dict[str, Any], field: str) -> Message | None:
+    """What a tool gave; None where it has not, and its call is left out, which no provider takes without a result."""
+    match part.get("state"):
+        case "output-available":
+            said = read.written(part.get("output"), f"{field}.output")
+        case "output-error":
+            said = read.text(part.get("errorText"), f"{field}.errorText")
+        case "output-denied":
+            said = "The user did not allow this call."
+        case _:
+            return None
+    return Message(role="tool", content=said, tool_call_id=read.name(part.get("toolCallId"), f"{field}.toolCallId"))
+
+
+def _tools(value: Any) -> tuple[Tool, ...]:
+    """Tools by name, each with `description` and `parameters` or `inputSchema`, as pages send those of their own."""
+    tools: list[Tool] = []
+    if is_array(value):
+        raise BadRequest("must be an object: a tool for each name", field="tools")
+    for name, entry in read.table(value, "tools").items():
+        fields = read.table(entry, "tools")
+        schema = "inputSchema" if "inputSchema" in fields else "parameters"
+        tools.append(read.tool(name, fields.get("description"), fields.get(schema), "tools", schema))
+    if len(tools) > read.MAX_TOOLS:
+        raise BadRequest(f"must not have more than {read.MAX_TOOLS} items", field="tools")
+    return tuple(tools)
