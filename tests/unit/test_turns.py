@@ -101,17 +101,19 @@ async def test_fewer_at_once_after_failures():
 @pytest.mark.parametrize("when", ["in line", "when called"])
 async def test_who_leaves_the_line_takes_no_turn_along(when):
     turns = Turns(1.0)
-    line = Line(turns, 0.5)
-    holders = [asyncio.create_task(line.one(number)) for number in range(FEWEST)]
-    await asyncio.sleep(0.1)
+    line = Line(turns, 0.1)
+    holders = [Turn(turns) for _ in range(FEWEST)]
+    for holder in holders:
+        await holder.__aenter__()
     leaver = asyncio.create_task(line.one(10))
     last = asyncio.create_task(line.one(11))
     await asyncio.sleep(0.1)
     if when == "when called":
-        await asyncio.wait(holders)  # its turn was given to it, and it has not run yet
+        await holders[0].__aexit__(None, None, None)  # the turn is given to the leaver, who has not run yet
     leaver.cancel()
+    for holder in holders:
+        await holder.__aexit__(None, None, None)
     assert await last is None
-    assert await asyncio.gather(*holders) == [None] * FEWEST
     assert await line.all(FEWEST) == [None] * FEWEST
     assert turns._running == 0
 
