@@ -64,6 +64,16 @@ class BodyTooLarge(ChatError):
     code, status, text = "body_too_large", 413, "The request body is too large"
 
 
+class HeadersTooLarge(ChatError):
+    code, status, text = "headers_too_large", 431, "The request's header fields are too large"
+
+
+class RequestTimeout(ChatError):
+    """The request did not come in whole, in time."""
+
+    code, status, text, retryable = "request_timeout", 408, "The request took too long to arrive", True
+
+
 class UnsupportedMediaType(ChatError):
     code, status, text = "unsupported_media_type", 415, "Send application/json without a content encoding"
 
@@ -106,6 +116,12 @@ class LimiterUnavailable(ChatError):
     """The store did not answer in time, so nothing was reserved and nothing was sent."""
 
     code, status, text, retryable = "limiter_unavailable", 503, "The service is busy. Please try again.", True
+
+
+class Overloaded(ChatError):
+    """The server has as many answers or connections as it may have at once."""
+
+    code, status, text, retryable = "overloaded", 503, "The service is busy. Please try again.", True
 
 
 # A request that came before, by its Idempotency-Key.

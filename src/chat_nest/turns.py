@@ -13,8 +13,9 @@ from typing import Self
 
 from chat_nest.errors import LimiterUnavailable
 
-FEWEST, MOST = 2, 16
-"""Turns at once. They begin with the fewest: each may open a connection, and a new one is slow at first."""
+FEWEST, MOST = 2, 6
+"""Turns at once. They begin with the fewest: each may open a connection, and a new one is slow at first. More of them
+would only wait for each other at a counter that all share, and leave settlements no connection."""
 LONGEST_WAIT = 10.0
 """Seconds in line, however well the store answers."""
 LATE = 0.1

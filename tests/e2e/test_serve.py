@@ -11,13 +11,18 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from raw_client import HELLO, connect
-from scripted_provider import DONE, ScriptedProvider, answer, chunk, failure, finish, stream, usage
+from asgi_servers import serve
+from processes import state, until
+from raw_client import HELLO, JSON, Cut, connect, settled, standing
+from scripted_provider import DONE, ScriptedProvider, answer, chunk, failure, finish, head, piece, stream, usage
+
+from chat_nest import create_chat_handler
 
 COMMAND = Path(sys.executable).with_name("chat-nest")
 KEY = "sk-canary-0123456789"
@@ -61,10 +66,10 @@ class Served:
         return await self.end()
 
 
-async def start(folder: Path, *arguments: str, **environ: str) -> Served:
+async def start(folder: Path, *arguments: str, command: Sequence[str | Path] = (COMMAND,), **environ: str) -> Served:
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
-        COMMAND, "serve", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
+        *command, "serve", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
     )
     return Served(process)
 
@@ -190,24 +195,148 @@ async def test_colors_only_on_a_terminal_that_wants_them(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path, workers):
+async def test_row47_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path, workers):
     release = asyncio.Event()
     script = stream(chunk("one"), release, chunk("two"), finish(), usage(5, 2), DONE)
     async with (
         ScriptedProvider(script) as provider,
         serving(tmp_path, "--workers", str(workers), **using(provider)) as served,
         connect(served.port) as client,
+        connect(served.port) as idle,
     ):
+        await (await idle.request("GET", "/healthz")).body()
         reply = await client.post(HELLO)
         assert (await reply.event()).name == "start"
         assert (await reply.event()).data == '"one"'
         served.process.send_signal(signal.SIGTERM)
-        while await accepts(served.port):
+        assert await idle._reader.read() == b"", "an idle connection is closed"
+        while (seen := await told(served, "GET", "/readyz"))[0] != 503:
             await asyncio.sleep(0.01)
+        for _ in range(2):
+            assert seen == (503, {"status": "draining"}, "close", None)
+            assert (await told(served, "GET", "/healthz"))[:2] == (200, {"status": "ok"})
+            status, body, connection, retry_after = await told(served, "POST", "/api/chat")
+            assert (status, body["code"], connection, retry_after) == (503, "shutdown", "close", "2")
+            seen = await told(served, "GET", "/readyz")
+        assert served.process.returncode is None
         release.set()
         assert [event.name for event in await reply.events()] == ["token", "done"]
         assert await served.end() == 0
+    assert len(provider.requests) == 1
     assert served.logged.count("finished id=") == 1
+    assert await accepts(served.port) is False
+
+
+async def told(served: Served, method: str, path: str) -> tuple[int, object, str | None, str | None]:
+    """What a draining server says; with several workers, the one that is left."""
+    while True:
+        try:
+            async with connect(served.port) as client:
+                reply = await client.request(method, path, HELLO if method == "POST" else None, JSON)
+                headers = reply.headers
+                return reply.status, await reply.json(), headers.get("connection"), headers.get("retry-after")
+        except (Cut, ConnectionError):
+            assert served.process.returncode is None, served.logged
+
+
+async def test_row47_answers_that_outlast_the_drain_are_told_and_settled(tmp_path):
+    async with (
+        ScriptedProvider(stream(chunk("one"), chunk("two"), asyncio.Event())) as provider,
+        serving(tmp_path, CHAT_NEST_SERVER_DRAIN_SECONDS="0.5", **using(provider)) as served,
+        connect(served.port) as client,
+    ):
+        reply = await client.post(HELLO)
+        await reply.until("token")
+        served.process.send_signal(signal.SIGTERM)
+        *_, last = await reply.events()
+        assert (last.name, last.json()["code"]) == ("error", "shutdown")
+        assert await served.end() == 0
+        await provider.closed(0)
+    day = await spent(tmp_path)
+    assert day["held"] == 0
+    assert 2 < day["used"] < 200, "the prompt and two tokens, not the whole hold"
+
+
+async def spent(folder: Path) -> dict[str, Any]:
+    """The caller's day, as a new process would find it."""
+    handler = create_chat_handler(api_key="k", store=f"sqlite:///{folder / 'chat-nest.db'}")
+    async with serve(handler) as port:
+        return (await standing(port))["tokens_per_day"]
+
+
+async def test_row47_a_worker_that_hangs_is_killed(tmp_path):
+    async with (
+        ScriptedProvider(answer("x")) as provider,
+        serving(
+            tmp_path,
+            *("--workers", "2"),
+            CHAT_NEST_SERVER_DRAIN_SECONDS="0.2",
+            CHAT_NEST_TIMEOUTS_WRITE="0.2",
+            **using(provider),
+        ) as served,
+    ):
+        while not all(catches(pid, signal.SIGTERM) for pid in workers_of(served)):
+            await asyncio.sleep(0.05)
+        hung, _ = workers_of(served)
+        os.kill(hung, signal.SIGSTOP)
+        await until(lambda: state(hung) == "T")
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.end() == 1
+    assert f"worker {hung} does not end: killed" in served.logged
+    assert not Path(f"/proc/{hung}").exists()
+
+
+async def test_row8_a_slow_reader_is_dropped_by_the_real_server(tmp_path):
+    async def endless(connection):
+        await connection.send(head())
+        whole = piece(chunk("0123456789abcdef" * 256))
+        while True:
+            await connection.send(whole)
+
+    caps = {
+        "CHAT_NEST_STORE_URL": "memory://",
+        "CHAT_NEST_TIMEOUTS_WRITE": "1",
+        "CHAT_NEST_HARD_CAPS_MAX_OUTPUT_TOKENS": "1000000000",
+        "CHAT_NEST_HARD_CAPS_TOKENS_PER_DAY": "10000000000",
+        "CHAT_NEST_HARD_CAPS_TOKENS_PER_REQUEST": "10000000000",
+        "CHAT_NEST_PROFILES_BALANCED_MAX_OUTPUT_TOKENS": "1000000000",
+        "CHAT_NEST_PROFILES_BALANCED_TOKENS_PER_DAY": "10000000000",
+        "CHAT_NEST_PROFILES_BALANCED_TOKENS_PER_REQUEST": "10000000000",
+    }
+    async with ScriptedProvider(endless) as provider, serving(tmp_path, **caps, **using(provider)) as served:
+        async with connect(served.port, receive_buffer=4_096) as client:
+            client.send("POST", "/api/chat", HELLO, JSON)
+            await provider.closed(0)
+            await served.until(re.compile("error=slow_reader"), "logged")
+            with pytest.raises(Cut):
+                await (await client.reply()).events()
+        assert (await settled(served.port))["tokens_per_day"]["held"] == 0
+        assert await served.stop() == 0
+
+
+async def test_row9_out_of_file_descriptors_it_says_so_once_and_comes_back(tmp_path):
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); sys.argv[0] = 'chat-nest'; "
+    script = stream(chunk("one"), finish(), usage(5, 1), DONE)
+    async with ScriptedProvider(script) as provider:
+        command = (sys.executable, "-c", limit + "from chat_nest.cli.main import main; main()")
+        served = await start(tmp_path, "--port", "0", command=command, **using(provider))
+        served.port = int((await served.until(LISTENING, "said"))[1])
+        crowd = [socket.socket() for _ in range(150)]
+        for sock in crowd:
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", served.port))
+        await served.until(re.compile("file descriptors run out"), "logged")
+        assert served.process.returncode is None
+        for sock in crowd:
+            sock.close()
+        async with asyncio.timeout(5):
+            while (await told(served, "GET", "/healthz"))[0] != 200:
+                await asyncio.sleep(0.05)
+            async with connect(served.port) as client:
+                assert (await (await client.post()).events())[-1].name == "done"
+        assert await served.stop() == 0
+    assert served.logged.count("file descriptors run out") == 1
+    assert "Traceback" not in served.logged
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -259,6 +388,13 @@ def children(pid: int) -> list[int]:
         if int(text.rpartition(")")[2].split()[1]) == pid:
             found.append(int(status.parent.name))
     return found
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for this signal by now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) & (1 << (number - 1)))
 
 
 def workers_of(served: Served) -> list[int]:

@@ -55,6 +55,7 @@ def create_chat_handler(
     cors_origins: Sequence[str] = ("*",),
     time_zone: str = "UTC",
     max_body_bytes: int = 262_144,
+    max_streams: int | None = None,
     dialect: Dialect | str = "native",
     dialects: Sequence[Dialect | str] = (),
     logs: RunLogs | None = None,
@@ -71,7 +72,8 @@ def create_chat_handler(
     for the callers of each group together, by its name (`default` is for groups without limits of their own); windows
     begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
     those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
-    a Dialect; `dialects` are several of them, each at paths of its own.
+    a Dialect; `dialects` are several of them, each at paths of its own. A chat that comes while `max_streams` answers
+    run is refused (503 `overloaded`) before anything is reserved.
 
     `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
     from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
@@ -131,6 +133,7 @@ def create_chat_handler(
         timeouts=timeouts,
         cors=Cors(cors_origins),
         max_body_bytes=max_body_bytes,
+        max_streams=max_streams,
         now=now,
     )
 

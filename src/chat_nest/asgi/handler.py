@@ -20,7 +20,7 @@ from chat_nest.asgi.routes import Found, Routes, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
 from chat_nest.asgi.stream import EventStream
 from chat_nest.chat import Chat
-from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Shutdown
+from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Overloaded, Shutdown
 from chat_nest.ledger import Ledger
 from chat_nest.limits import Quota, Timeouts
 from chat_nest.protocols import Answer, Dialect, Now, Provider, Route, Scope
@@ -32,6 +32,8 @@ USAGE_METHODS = "GET, OPTIONS"
 USAGE_PATHS = ("/api/usage", "/usage")
 
 CLOSE_SECONDS = 10.0
+RETRY_SECONDS = 2.0
+"""For the Retry-After of a server that is full or ends; another one may have room at once."""
 
 log = logging.getLogger("chat_nest.asgi")
 _json = msgspec.json.Encoder().encode
@@ -54,6 +56,7 @@ class ChatHandler:
         timeouts: Timeouts,
         cors: Cors,
         max_body_bytes: int,
+        max_streams: int | None,
         now: Now,
     ) -> None:
         self.providers = providers
@@ -65,6 +68,7 @@ class ChatHandler:
         self._timeouts = timeouts
         self._cors = cors
         self._max_body_bytes = max_body_bytes
+        self._max_streams = max_streams
         self._now = now
         self._runs: dict[str, Run] = {}
         self._run_routes = RunRoutes(chat, self._runs, timeouts)
@@ -132,14 +136,14 @@ class ChatHandler:
         self, run: Run, dialect: Dialect, route: Route, scope: Scope, receive: Receive, send: Send
     ) -> None:
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
+        self._admit()
         run.key = idempotency_key(scope)
         body = await read_json_body(scope, receive, self._max_body_bytes) if route.body is None else route.body(scope)
         if body is None:
             await respond(send, Answer(status=204, body=b""), headers)
             return
         run.body = body
-        if self._closing:  # which may have begun during the upload
-            raise Shutdown
+        self._admit()  # again, since that may have taken a while
         extensions: dict[str, Any] = scope.get("extensions") or {}
         abort = extensions.get(ABORT)
         stream = EventStream(send, run, dialect, headers, self._timeouts, abort)
@@ -164,6 +168,22 @@ class ChatHandler:
             abort()
         if run.attached is not None and not run.lost_reader:
             await self._run_routes.follow(run.attached, dialect, 0, headers, scope, receive, send)
+
+    def _admit(self) -> None:
+        """Raise Shutdown or Overloaded while it costs nothing yet."""
+        if self._closing:
+            raise Shutdown(retry_after=RETRY_SECONDS)
+        if self._max_streams is not None and len(self._runs) >= self._max_streams:
+            raise Overloaded(retry_after=RETRY_SECONDS)
+
+    def drain(self) -> None:
+        """Begin no new answers: from now on they are refused with `shutdown`. Those that run go on."""
+        self._closing = True
+
+    @property
+    def running(self) -> int:
+        """How many answers run, with a reader or without."""
+        return len(self._runs)
 
     def _forget(self, run: Run, stream: EventStream) -> None:
         stream.close()

@@ -48,6 +48,7 @@ class ServerApp:
         self._handler = handler
         self._health = health
         self._info = info
+        self._draining = False
         self._watch: asyncio.Task[None] | None = None
         self._answers: dict[str, Serve] = {path: file.serve for path, file in page.items()}
         self._answers |= {"/healthz": self._healthz, "/readyz": self._readyz, "/api/info": self._api_info}
@@ -88,10 +89,23 @@ class ServerApp:
         await self._handler.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
+    def drain(self) -> None:
+        """Be not ready, and begin no new answers: the server is about to end."""
+        self._draining = True
+        self._handler.drain()
+
+    @property
+    def running(self) -> int:
+        """How many answers run, with a reader or without."""
+        return self._handler.running
+
     async def _healthz(self, _scope: Scope, send: Send) -> None:
         await respond(send, Answer(status=200, body=b'{"status":"ok"}'))
 
     async def _readyz(self, _scope: Scope, send: Send) -> None:
+        if self._draining:
+            await respond(send, Answer(status=503, body=b'{"status":"draining"}'))
+            return
         found = await self._health.readiness()
         await respond(send, Answer(status=200 if found.ready else 503, body=found.body()))
 
@@ -123,6 +137,7 @@ def build(config: Config) -> ServerApp:
         cors_origins=config.server.cors_origins,
         time_zone=config.server.time_zone,
         max_body_bytes=config.server.max_body_bytes,
+        max_streams=config.server.max_streams,
     )
     key_from = {name: provider.key_from for name, provider in config.providers.items()}
     health = Health(handler.store, handler.providers, key_from, store_seconds=config.timeouts.store)

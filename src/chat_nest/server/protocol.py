@@ -33,7 +33,7 @@ class AbortableProtocol(HttpToolsProtocol):
     def _reset(self) -> None:
         """Drop the connection with all that is buffered for it, here and in the kernel."""
         connection = self.transport.get_extra_info("socket")
-        if connection is not None:
+        if connection is not None and connection.fileno() >= 0:  # else it is closed already
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if self._served is not None:
             self._served.disconnected = True

@@ -72,6 +72,17 @@ class ServerSection(Struct, frozen=True, kw_only=True):
     time_zone: str = "UTC"
     """The IANA name of the zone in which budgets begin at midnight."""
     max_body_bytes: int = 262_144
+    max_streams: int = 1_000
+    """Answers at once, in each worker."""
+    max_connections: int = 4_096
+    """In each worker."""
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    idle_seconds: float = 65.0
+    drain_seconds: float = 30.0
+    """How long running answers may go on after SIGTERM."""
+    blocked_seconds: float = 0.1
+    """An event loop that is blocked for longer is logged with its stack."""
 
 
 SERVER = keys_of(ServerSection, port=PORT)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -14,9 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from msgspec import Struct
@@ -24,13 +27,15 @@ from msgspec import Struct
 from chat_nest.server import logs
 from chat_nest.server.app import build
 from chat_nest.server.config import Config
+from chat_nest.server.connection import Connection
+from chat_nest.server.edge import Deadlines, Edge
 from chat_nest.server.listen import BACKLOG
-from chat_nest.server.protocol import AbortableProtocol
+from chat_nest.server.watchdog import Watchdog
 
 log = logging.getLogger("chat_nest.server")
 
-DRAIN_SECONDS = 30.0
-"""How long running answers may go on after SIGTERM."""
+GRACE_SECONDS = 5.0
+"""A worker that has not ended so long after its drain and its last writes is killed."""
 RESTART_SECONDS = 1.0
 """Between the end of a worker and the start of the one that takes its place."""
 CANT_START = 3
@@ -54,9 +59,23 @@ class Server(uvicorn.Server):
     would raise the signal again after its shutdown, and skip the application's when it is in a hurry.
     """
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], *, ignored: frozenset[int]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        on_drain: Callable[[], None],
+        running: Callable[[], int],
+        *,
+        drain_seconds: float,
+        blocked_seconds: float,
+        ignored: frozenset[int],
+    ) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._on_drain = on_drain
+        self._running = running
+        self._drain_seconds = drain_seconds
+        self._watchdog = Watchdog(blocked_seconds)
         self._ignored = ignored
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -66,6 +85,7 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+        self._watchdog.start()
         self._on_started()
 
     @contextlib.contextmanager
@@ -83,22 +103,32 @@ class Server(uvicorn.Server):
         if sig not in self._ignored:
             self.force_exit = self.should_exit
             self.should_exit = True
+            self._on_drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, let the running answers end for a while, then end the application."""
+        """Let the running answers end for a while, then stop listening and end the application.
+
+        Until then it listens, so that whoever asks is told that it drains.
+        """
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if waiting := self._answering():
+            log.info("waiting for %d answers to end; a second signal ends them now", waiting)
+        until = time.monotonic() + self._drain_seconds
+        while self._answering() and not self.force_exit and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # uvicorn has no event for its last answer
         for server in self.servers:
             server.close()
         for listener in sockets or ():
             listener.close()
-        connections = self.server_state.connections
-        for connection in list(connections):
-            connection.shutdown()
-        if connections:
-            log.info("waiting for %d connections to end; a second signal ends them now", len(connections))
-        until = time.monotonic() + DRAIN_SECONDS
-        while connections and not self.force_exit and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # uvicorn has no event for its last connection
         await self.lifespan.shutdown()
+        self._watchdog.stop()
+
+    def _answering(self) -> int:
+        """Answers, among them those without a reader, and requests that still come in."""
+        connections = cast("set[Connection]", self.server_state.connections)
+        read = sum(connection.answering for connection in connections)
+        return max(read, self._running())
 
 
 def serve(settings: Settings, listener: socket.socket, on_started: Callable[[], None]) -> int:
@@ -122,6 +152,7 @@ class Workers:
         self._listener = listener
         self._running: list[SpawnProcess] = []
         self._stopping = False
+        self._kill_at: float | None = None
         self._told, self._tell = os.pipe()
 
     def run(self, count: int, on_started: Callable[[], None]) -> int:
@@ -133,14 +164,19 @@ class Workers:
         on_started()
         code = 0
         while self._running:
-            ready = wait([*(worker.sentinel for worker in self._running), self._told])
+            patience = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
+            ready = wait([*(worker.sentinel for worker in self._running), self._told], patience)
+            if not ready:
+                self._kill()
             if self._told in ready:
                 os.read(self._told, 1)
                 self._stop()
             for worker in [worker for worker in self._running if worker.sentinel in ready]:
                 self._running.remove(worker)
                 worker.join()
-                if worker.exitcode == CANT_START:
+                if worker.exitcode == -signal.SIGKILL and self._stopping:
+                    code = 1
+                elif worker.exitcode == CANT_START:
                     code = 1
                     self._stop()
                 elif not self._stopping:
@@ -159,10 +195,19 @@ class Workers:
         self._running.append(worker)
 
     def _stop(self) -> None:
+        config = self._settings.config
+        drain = 0.0 if self._stopping else config.server.drain_seconds
+        self._kill_at = time.monotonic() + drain + config.timeouts.write + GRACE_SECONDS
         self._stopping = True
         self._listener.close()  # else the kernel would go on to take connections that nobody serves
         for worker in self._running:
             worker.terminate()
+
+    def _kill(self) -> None:
+        self._kill_at = None
+        for worker in self._running:
+            log.error("worker %s does not end: killed; what it had reserved is charged when its lease ends", worker.pid)
+            worker.kill()
 
 
 def _work(settings: Settings, listener: socket.socket) -> None:
@@ -186,9 +231,25 @@ def _run(settings: Settings, listener: socket.socket, on_started: Callable[[], N
     except (OSError, ValueError) as error:
         log.error("can't start: %s", error)  # noqa: TRY400 - the message says all
         return 1
+    server = settings.config.server
+    edge = Edge(
+        Deadlines(
+            header=server.header_seconds,
+            body=server.body_seconds,
+            idle=server.idle_seconds,
+            write=settings.config.timeouts.write,
+        ),
+        max_connections=server.max_connections,
+        max_files=_max_files(),
+    )
+
+    def drain() -> None:
+        edge.draining = True
+        app.drain()
+
     config = uvicorn.Config(
         app,
-        http=AbortableProtocol,
+        http=cast("type[asyncio.Protocol]", partial(Connection, edge)),
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -198,13 +259,34 @@ def _run(settings: Settings, listener: socket.socket, on_started: Callable[[], N
         server_header=False,
         backlog=BACKLOG,
     )
-    server = Server(config, on_started, ignored=ignored)
+    uvicorn_server = Server(
+        config,
+        on_started,
+        drain,
+        lambda: app.running,
+        drain_seconds=server.drain_seconds,
+        blocked_seconds=server.blocked_seconds,
+        ignored=ignored,
+    )
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(server.serve(sockets=[listener]))
+            runner.run(uvicorn_server.serve(sockets=[listener]))
     except SystemExit:  # uvicorn's way to say that the application did not start; it was logged
         return 1
     return 0
+
+
+def _max_files() -> float:
+    """How many files the process may open, after asking for as many as it may have."""
+    try:
+        import resource  # noqa: PLC0415 - not there on Windows
+    except ImportError:
+        return math.inf
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
