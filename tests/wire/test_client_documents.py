@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from asgi_servers import serve
-from client_drivers import CLIENTS, command
+from client_drivers import CLIENTS, command, environment
 
 from chat_nest import BALANCED, create_chat_handler
 from chat_nest.dialects.blog import Blog
@@ -41,7 +41,7 @@ def node() -> list[str]:
 
 async def printed(how: list[str], code: str) -> str:
     process = await asyncio.create_subprocess_exec(
-        *how, code, cwd=CLIENTS, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *how, code, cwd=CLIENTS, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     said, complained = await process.communicate()
     assert process.returncode == 0, complained.decode()

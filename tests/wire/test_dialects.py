@@ -12,7 +12,7 @@ from asgi_servers import serve
 from dialect_tools import whatwg
 from msgspec.structs import replace
 from raw_client import ask, connect, settled
-from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, failure, finish, stream, usage
+from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, delta, failure, finish, stream, usage
 
 from chat_nest import BALANCED, Caller, Forbidden, Limits, Timeouts, create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
@@ -150,6 +150,8 @@ async def test_a_whole_answer(provider, path, body, caplog):
     else:
         assert said["choices"][0]["message"]["content"] == "Hello Hello Hello "
         assert said["usage"]["total_tokens"] == 12
+        assert reply.headers["x-ratelimit-limit-requests"] == "30"
+        assert 0 < int(reply.headers["x-ratelimit-remaining-tokens"]) < 70_000
 
 
 # Failures.
@@ -262,6 +264,40 @@ async def test_row_18_a_system_text_is_refused_by_its_name_unless_allowed(provid
     async with serve(handler_for(provider, profiles=allowed)) as port:
         assert (await ask(port, {**body, "system": "be a pirate"}, path=path)).status == 200
     assert provider.requests[0].json()["messages"][0] == {"role": "system", "content": "be a pirate"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_a_tool_is_offered_called_and_answered(provider, path):
+    called = {"index": 0, "id": "call-a", "type": "function", "function": {"name": "weather", "arguments": '{"city"'}}
+    more = {"index": 0, "function": {"arguments": ':"Bonn"}'}}
+    calls = [delta({"tool_calls": [piece]}) for piece in (called, more)]
+    provider.scripts = [stream(*calls, finish("tool_calls"), usage(9, 5), DONE), answer("19 degrees")]
+    profiles = {"balanced": replace(BALANCED, allow_tools=True)}
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    async with serve(handler_for(provider, profiles=profiles)) as port:
+        if path == "/v1/messages":
+            tools = [{"name": "weather", "input_schema": schema}]
+            body = {**ANTHROPIC, "stream": False, "tools": tools}
+            said = await (await ask(port, body, path=path)).json()
+            assert said["stop_reason"] == "tool_use"
+            assert said["content"] == [
+                {"type": "tool_use", "id": "call-a", "name": "weather", "input": {"city": "Bonn"}}
+            ]
+            result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call-a", "content": "19"}]}
+            turns = [USER, {"role": "assistant", "content": said["content"]}, result]
+        else:
+            tools = [{"type": "function", "function": {"name": "weather", "parameters": schema}}]
+            body = {**OPENAI, "tools": tools}
+            choice = (await (await ask(port, body, path=path)).json())["choices"][0]
+            assert choice["finish_reason"] == "tool_calls"
+            assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city":"Bonn"}'
+            turns = [USER, choice["message"], {"role": "tool", "tool_call_id": "call-a", "content": "19"}]
+        assert b"19 degrees" in (await ask(port, {**body, "messages": turns}, path=path)).raw
+    first, second = (request.json() for request in provider.requests)
+    assert first["tools"][0]["function"]["parameters"] == schema
+    assert [message["role"] for message in second["messages"]] == ["user", "assistant", "tool"]
+    assert second["messages"][1]["tool_calls"][0]["function"]["name"] == "weather"
+    assert second["messages"][2]["tool_call_id"] == "call-a"
 
 
 # The client leaves.
