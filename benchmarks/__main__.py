@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import report, stacks
+from benchmarks import goals, peers, report, stacks
 from benchmarks.processes import Cores, Failed, Missing
 from benchmarks.programs import BUILD, StandIn, compile_programs
 from benchmarks.report import Results
@@ -19,6 +19,7 @@ from benchmarks.scenarios import MEMORY, QUICK, SCENARIOS, Running, Sizes, memor
 from benchmarks.stacks import DIRECT, FLOOR, STACKS, Stack
 
 WARM_UP_REQUESTS = 500
+PEERS_WARM_UP_REQUESTS = 150
 
 
 def main() -> int:
@@ -29,15 +30,25 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     parser.add_argument("--stack", action="append", choices=names, help="only this one and the floor; may be repeated")
     parser.add_argument("--only", action="append", choices=[*SCENARIOS, MEMORY], help="only this; may be repeated")
+    parser.add_argument(
+        "--peers", action="store_true", help="Express with the openai SDK, and LiteLLM, which it installs"
+    )
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="a checkout of another commit, as one more stack")
     asked = parser.parse_args()
     sizes = QUICK if asked.quick else Sizes()
     if asked.rounds:
         sizes = msgspec.structs.replace(sizes, rounds=asked.rounds)
     chosen = [stack for stack in STACKS if not asked.stack or stack.name in (FLOOR, *asked.stack)]
+    if asked.peers:
+        chosen += peers.PEERS
+    if asked.beside:
+        chosen.append(stacks.beside(asked.beside.resolve()))
     began = time.monotonic()
     try:
         check_machine()
         compile_programs()
+        if asked.peers:
+            peers.install()
         results = measure(chosen, asked.only or [*SCENARIOS, MEMORY], sizes)
     except Missing as e:
         print(e, file=sys.stderr)
@@ -48,6 +59,8 @@ def main() -> int:
     table = report.summary(results, FLOOR)
     print(f"Medians of {sizes.rounds} interleaved rounds; in brackets the ratio or difference to {FLOOR}.")
     print(report.markdown(table, [stack.name for stack in chosen], FLOOR))
+    against = dict.fromkeys([FLOOR, *(goal.against for goal in goals.GOALS if goal.against in results)])
+    print("\n" + goals.markdown({stack: report.summary(results, stack) for stack in against}) + "\n")
     print(f"{time.monotonic() - began:.0f} s. Only figures of one run may be compared.")
     if asked.json:
         whole = {"machine": report.machine(), "sizes": sizes, "summary": table, "rounds": results}
@@ -66,16 +79,17 @@ def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes) -> Results:
     try:
         for stack in chosen:
             running.append(Running(stack, standin, cores, directory / stack.name.replace(" ", "-")))
-            running[-1].warm_up(WARM_UP_REQUESTS)
+            running[-1].warm_up(WARM_UP_REQUESTS if stack.scenarios is None else PEERS_WARM_UP_REQUESTS)
         for turn in range(sizes.rounds):
             order = running[turn % len(running) :] + running[: turn % len(running)]
             for name, scenario in SCENARIOS.items():
                 for one in order if name in scenarios else ():
-                    if one.stack.name != DIRECT or name == "paced":
+                    takes_part = one.stack.scenarios is None or name in one.stack.scenarios
+                    if takes_part and (one.stack.name != DIRECT or name == "paced"):
                         print(f"round {turn + 1} of {sizes.rounds}: {name}, {one.stack.name}", file=sys.stderr)
                         results[one.stack.name][turn] |= scenario(one, sizes)
             for one in order if MEMORY in scenarios else ():
-                if one.stack.name != DIRECT:
+                if one.stack.name != DIRECT and one.stack.scenarios is None:
                     print(f"round {turn + 1} of {sizes.rounds}: {MEMORY}, {one.stack.name}", file=sys.stderr)
                     figures = memory(one.stack, sizes, standin, cores, one.directory / f"memory-{turn}")
                     results[one.stack.name][turn] |= figures

@@ -48,7 +48,7 @@ class Running:
         self.url = f"http://127.0.0.1:{port}{stack.path}"
         self.server = Server(stack.name, command, port=port, core=cores.servers, directory=directory)
         try:
-            self.server.wait_until_open()
+            self.server.wait_until_open(stack.start_seconds)
         except Failed:
             self.server.stop()
             raise

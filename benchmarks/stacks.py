@@ -27,6 +27,9 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     mark: str
     done: str
     one_event_a_token: bool = True
+    scenarios: frozenset[str] | None = None
+    """Those that it takes part in; None: all."""
+    start_seconds: float = 15.0
 
 
 # ---- bodies: five messages, about 5 kB
@@ -140,10 +143,10 @@ requests_per_minute = 100_000_000
 """
 
 
-def chat_nest(store: str) -> Prepare:
+def chat_nest(store: str, programs: Path = Path(sys.executable).parent) -> Prepare:
     def prepare(directory: Path, port: int, provider: str) -> list[str]:
         (directory / "config.toml").write_text(CHAT_NEST.format(store=store, provider=provider))
-        program = Path(sys.executable).with_name("chat-nest")
+        program = programs / "chat-nest"
         return [str(program), "serve", "--config", "config.toml", "--host", "127.0.0.1", "--port", str(port)]
 
     return prepare
@@ -165,3 +168,8 @@ STACKS = (
     Stack(name="chat-nest memory", prepare=chat_nest("memory://"), **NATIVE),
     Stack(name="chat-nest sqlite", prepare=chat_nest("sqlite:///chat-nest.db"), **NATIVE),
 )
+
+
+def beside(checkout: Path) -> Stack:
+    """Another checkout's Chat Nest, set up there by `scripts/setup`, to compare two commits in one run."""
+    return Stack(name="beside memory", prepare=chat_nest("memory://", checkout / ".venv/bin"), **NATIVE)

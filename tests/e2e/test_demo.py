@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx
 import processes
 import pytest
 from playwright.async_api import expect
@@ -196,14 +196,14 @@ async def test_only_who_has_the_key_can_use_it_and_only_on_this_machine(model):
     try:
         (pid,) = children()
         body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
-        async with aiohttp.ClientSession(server.url) as http:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as http:
             for path in ("/v1/chat/completions", "/completion", "/v1/messages", "/slots", "/props", "/metrics"):
-                async with http.post(path, json=body) as refused:
-                    assert refused.status in {401, 404, 501}, path
+                refused = await http.post(path, json=body)
+                assert refused.status_code in {401, 404, 501}, path
             headers = {"authorization": f"Bearer {server.api_key}", "origin": "http://evil.example"}
-            async with http.post("/v1/chat/completions", json=body, headers=headers) as accepted:
-                assert accepted.status == 200
-                assert accepted.headers.get("access-control-allow-origin") not in {"*", "http://evil.example"}
+            accepted = await http.post("/v1/chat/completions", json=body, headers=headers)
+            assert accepted.status_code == 200
+            assert accepted.headers.get("access-control-allow-origin") not in {"*", "http://evil.example"}
         assert server.api_key.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert listening(pid) == {("0100007F", urlsplit(server.url).port)}
     finally:
@@ -237,7 +237,7 @@ async def test_it_prints_its_url_and_nothing_else_whatever_it_is_asked(model, tm
     try:
         await until(lambda: said.read_text().endswith("\n"))
         url = said.read_text().removeprefix(demo_server.READY).strip()
-        async with aiohttp.ClientSession(url) as http:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
             good = b'{"messages": [{"role": "user", "content": "SECRET"}], "max_tokens": 5}'
             for body in (
                 good,
@@ -246,8 +246,7 @@ async def test_it_prints_its_url_and_nothing_else_whatever_it_is_asked(model, tm
                 good.replace(b"user", b"SECRET"),
                 good.replace(b"5", b'"SECRET"'),
             ):
-                async with http.post("/v1/chat/completions", data=body) as response:
-                    await response.read()
+                await http.post("/v1/chat/completions", content=body)
     finally:
         child.stdin.close()  # as when its parent has died
         assert await asyncio.to_thread(child.wait, 10) == 0

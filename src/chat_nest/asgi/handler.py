@@ -14,7 +14,7 @@ import msgspec
 
 from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.quota_headers import quota_headers
-from chat_nest.asgi.request import ABORT, Receive, Send, idempotency_key, read_json_body
+from chat_nest.asgi.request import ABORT, PUSH, Receive, Send, idempotency_key, read_json_body
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.asgi.routes import Found, Routes, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
@@ -146,7 +146,7 @@ class ChatHandler:
         self._admit()  # again, since that may have taken a while
         extensions: dict[str, Any] = scope.get("extensions") or {}
         abort = extensions.get(ABORT)
-        stream = EventStream(send, run, dialect, headers, self._timeouts, abort)
+        stream = EventStream(send, run, dialect, headers, self._timeouts, abort, extensions.get(PUSH))
         # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
         run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
         watch = asyncio.create_task(_until_gone(receive, run))

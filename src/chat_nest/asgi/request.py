@@ -14,6 +14,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 ABORT = "chat_nest.abort"
 """The name of a scope extension: a function that resets the connection at once."""
+PUSH = "chat_nest.push"
+"""The name of a scope extension: a function that sends a piece of the body at once, or returns False."""
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

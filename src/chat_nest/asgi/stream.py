@@ -25,7 +25,8 @@ log = logging.getLogger("chat_nest.asgi")
 class EventStream:
     """The reader's end of one run (run.Client). `headers` go out with the answer, whatever its status.
 
-    Once the run is detached from its reader, nothing more is sent. `abort` drops the connection, where a server can.
+    Once the run is detached from its reader, nothing more is sent. `abort` drops the connection, `push` takes a batch
+    without a detour, where a server can.
 
     Two tasks may write: the run's, and for a heartbeat or the early start `_aside`. They never overlap in the middle of
     an event, because each event is one send; only the order of start, pings and end is kept by waiting.
@@ -39,8 +40,10 @@ class EventStream:
         headers: Sequence[tuple[bytes, bytes]],
         timeouts: Timeouts,
         abort: Callable[[], None] | None = None,
+        push: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._send = send
+        self._push = push
         self._run = run
         self._dialect = dialect
         self._headers = headers
@@ -85,7 +88,7 @@ class EventStream:
 
     async def write(self, data: bytes) -> None:
         """Send one batch; returns when the server takes more. Raises ClientGone where the server tells."""
-        if self._run.detached:
+        if self._run.detached or (self._push is not None and self._push(data)):
             return
         try:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})

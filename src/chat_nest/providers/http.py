@@ -1,9 +1,10 @@
-"""The one file that knows the HTTP client: a pooled session that streams bodies and never leaves a socket open.
+"""A pooled HTTP/1.1 session that streams bodies and never leaves a socket open.
 
-The client is aiohttp, held to what a model provider's API needs: no cookies, no redirects, no content codings, no
-credentials but the caller's (aiohttp's own `trust_env` would also read ~/.netrc, so it stays off).
+It does what a model provider's API needs and no more: no cookies, no redirects, no content codings, no credentials but
+the caller's. `http_connection` has the protocol, `http_route` the way to the origin.
 
-A POST is never sent twice from here. When a kept-alive connection dies before the answer's first byte, the provider
+A GET is sent once more on a new connection where a kept-alive one turns out to be closed; a POST is never sent twice
+from here. When a kept-alive connection dies before the answer's first byte, the provider
 may or may not have seen the request (RFC 9110, 9.2.2, rules out an automatic retry): UpstreamUnavailable then leaves
 `spent_nothing` False, and a retry is the caller's decision.
 """
@@ -11,19 +12,12 @@ may or may not have seen the request (RFC 9110, 9.2.2, rules out an automatic re
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
-
-import aiohttp
-from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.tracing import Trace
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from types import TracebackType
+from typing import Any, Final
 
 from chat_nest.errors import (
     UpstreamError,
@@ -33,37 +27,29 @@ from chat_nest.errors import (
     UpstreamUnavailable,
     UpstreamUnreachable,
 )
+from chat_nest.providers.http_connection import Connection
+from chat_nest.providers.http_route import Route, request_head
 
 logger = logging.getLogger("chat_nest.upstream")
 
-READ_BUFFER = 1 << 14
-"""A stream that nobody reads stops its socket once twice this many bytes wait; the last read from it comes on top."""
-
-_FAILURES = (aiohttp.ClientError, OSError, UnicodeError)  # TimeoutError and ssl.SSLError are OSErrors
+KEEP_SECONDS: Final = 15.0
+"""How long a connection without a request is kept."""
+_WITH_BODY: Final = frozenset(("POST", "PUT", "PATCH"))
+_CANT_CONNECT = (UpstreamError, OSError, UnicodeError)  # TimeoutError and ssl.SSLError are OSErrors
 
 
 class HTTPStream:
     """An answer whose body is still to be read, piece by piece."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
-        """Looked up in any case."""
-        self._content = response.content
+    def __init__(self, connection: Connection) -> None:
+        self.status = connection.status
+        self.headers: Mapping[str, str] = connection.fields
+        """Looked up in any case; repeated fields are joined by commas."""
+        self.read: Callable[[], Coroutine[Any, Any, bytes]] = connection.read
+        """`await read()`: what has come since the last read, as soon as there is any; b"" at the body's clean end.
 
-    async def read(self) -> bytes:
-        """What has come since the last read, as soon as there is any; b"" at the body's clean end.
-
-        Raises UpstreamTruncated where the body was cut, UpstreamProtocol where its framing is broken.
+        Raises UpstreamTruncated where the body was cut or left, UpstreamProtocol where its framing is broken.
         """
-        failure: UpstreamError
-        try:
-            return await self._content.readany()
-        except HttpProcessingError:
-            failure = UpstreamProtocol()
-        except _FAILURES:
-            failure = UpstreamTruncated()
-        raise failure  # out here, so that it carries no context
 
     async def read_body(self, limit: int) -> bytes:
         """The rest of the body, or its first `limit` bytes."""
@@ -71,6 +57,14 @@ class HTTPStream:
         while len(body) < limit and (piece := await self.read()):
             body += piece
         return bytes(body[:limit])
+
+    def leave(self) -> None:
+        """Forget the connection, which may serve another request from now on."""
+        self.read = _left
+
+
+async def _left() -> bytes:
+    raise UpstreamTruncated
 
 
 class HTTPSession:
@@ -83,15 +77,12 @@ class HTTPSession:
     def __init__(self, base_url: str, *, tls: ssl.SSLContext | None = None) -> None:
         self._base_url = base_url
         self._tls = tls
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._live: set[_Attempt] = set()
+        self._pool: _Pool | None = None
 
-    @asynccontextmanager
-    async def request(
+    def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, connect_timeout: float
-    ) -> AsyncGenerator[HTTPStream]:
-        """Send one request; entering returns once the answer's head is here, whatever its status.
+    ) -> AbstractAsyncContextManager[HTTPStream]:
+        """Send one request, which is no HEAD; entering returns once the answer's head is here, whatever its status.
 
         `connect_timeout`, in seconds, is for name resolution, TCP and TLS together; nothing else is limited in time.
         Leaving returns the connection to the pool when the body was read to its end, else closes its socket at once,
@@ -99,149 +90,147 @@ class HTTPSession:
         UpstreamUnavailable when it was lost before the answer, UpstreamProtocol for an answer that is not HTTP/1, or a
         success with a content coding. The body of an error is passed on as it came.
         """
-        session = await self._running()
-        attempt = _Attempt()
-        self._live.add(attempt)
-        try:
-            response = await attempt.send(session, method, self._base_url + path, headers, body, connect_timeout)
-            del body  # the answer may take minutes
-            if response.ok and response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-                raise UpstreamProtocol
-            yield HTTPStream(response)
-        finally:
-            attempt.close()
-            self._live.discard(attempt)
+        return _Exchange(self._running(), method, path, headers, body, connect_timeout)
 
     async def aclose(self) -> None:
         """Close every connection; a stream that is still being read ends with UpstreamTruncated."""
-        session, self._session = self._session, None
-        for attempt in list(self._live):
-            attempt.close()
-        if session is not None:
-            await session.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+            await asyncio.sleep(0)  # the loop closes an aborted socket in its next turn
 
-    async def _running(self) -> aiohttp.ClientSession:
-        """The session of the running loop."""
-        loop = asyncio.get_running_loop()
-        session, old = self._session, None
-        if session is None or self._loop is not loop:
-            old, self._loop = session, loop
-            session = self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=0, ssl=self._tls or True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity"},
-                skip_auto_headers=("User-Agent", "Content-Type"),
-                auto_decompress=False,
-                proxy=_environment_proxy(self._base_url),
-                read_bufsize=READ_BUFFER,
-            )
-        if old is not None and old.connector is not None:
-            await old.close()
-        return session
+    def _running(self) -> _Pool:
+        """The connections of the running loop."""
+        pool = self._pool
+        if pool is None or pool.loop is not asyncio.get_running_loop():
+            if pool is not None:
+                pool.close()
+            pool = self._pool = _Pool(Route(self._base_url, self._tls))
+        return pool
 
 
-class _Attempt:
-    """One request on its way, and what must be closed when it is left."""
+class _Pool:
+    """The connections to one origin, on one event loop; those without a request are closed after KEEP_SECONDS."""
 
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._closed: asyncio.Future[None] | None = None
-        self._response: aiohttp.ClientResponse | None = None
+    def __init__(self, route: Route) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.route = route
+        self.busy: set[Connection] = set()
+        self.closed = False
+        self._idle: list[tuple[Connection, float]] = []
+        self._sweeper: asyncio.TimerHandle | None = None
 
-    async def send(
+    def take(self) -> Connection | None:
+        """The connection that was used last, if one is left that is still open."""
+        while self._idle:
+            connection, since = self._idle.pop()
+            if not connection.closed and since + KEEP_SECONDS > self.loop.time():
+                return connection
+            connection.abort()
+        return None
+
+    def leave(self, connection: Connection) -> None:
+        """Keep the connection if it can be used again; else close its socket at once."""
+        self.busy.discard(connection)
+        if not connection.release():
+            return
+        self._idle.append((connection, self.loop.time()))
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(KEEP_SECONDS, self._sweep)
+
+    def close(self) -> None:
+        self.closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in [*self.busy, *(connection for connection, _ in self._idle)]:
+            with suppress(RuntimeError):  # its loop may be closed
+                connection.abort()
+        self._idle.clear()
+
+    def _sweep(self) -> None:
+        """Close what was idle for too long, and come back when the next one will have been."""
+        now = self.loop.time()
+        old = [connection for connection, since in self._idle if since + KEEP_SECONDS <= now or connection.closed]
+        self._idle = [(connection, since) for connection, since in self._idle if connection not in old]
+        for connection in old:
+            connection.abort()
+        self._sweeper = self.loop.call_at(self._idle[0][1] + KEEP_SECONDS, self._sweep) if self._idle else None
+
+
+class _Exchange:
+    """One request and its answer. Whatever ends it, its connection is in the pool again or closed."""
+
+    def __init__(
         self,
-        session: aiohttp.ClientSession,
+        pool: _Pool,
         method: str,
-        url: str,
+        path: str,
         headers: Mapping[str, str],
         body: bytes | None,
         connect_timeout: float,
-    ) -> aiohttp.ClientResponse:
-        limits = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_connect=None, sock_read=None)
-        token = _sending.set(self)
+    ) -> None:
+        self._pool = pool
+        self._method = method
+        self._connect_timeout = connect_timeout
+        fields = {"host": pool.route.authority, "accept": "*/*", "accept-encoding": "identity", **pool.route.fields}
+        for name, value in headers.items():
+            fields[name.lower()] = value
+        if body is not None or method in _WITH_BODY:
+            fields["content-length"] = str(len(body or b""))
+        self._parts = [request_head(method, pool.route.prefix + path, fields), *([body] if body else [])]
+        self._stream: HTTPStream | None = None
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> HTTPStream:
+        kept = self._pool.take()
+        if kept is not None:
+            try:
+                return await self._ask(kept)
+            except UpstreamUnavailable:
+                if self._method != "GET":
+                    raise
+        return await self._ask(await self._connect())
+
+    async def _ask(self, connection: Connection) -> HTTPStream:
+        pool = self._pool
+        if pool.closed:
+            connection.abort()
+            raise UpstreamUnreachable(spent_nothing=True)
+        pool.busy.add(connection)
         try:
-            self._response = await session.request(
-                method, url, headers=headers, data=body, timeout=limits, allow_redirects=False
-            )
-            return self._response
-        except _FAILURES as error:
-            failure = self._failure(error)
-        finally:
-            _sending.reset(token)
-        raise failure  # out here, so that it carries no context: aiohttp's errors hold the request's headers
+            connection.send(self._parts)
+            if self._method != "GET":
+                self._parts = []  # the answer may take minutes
+            await connection.answered()
+            coding = connection.fields.get("content-encoding", "identity")
+            if connection.status < 300 and coding.strip().lower() != "identity":
+                connection.reason = "a content coding"
+                raise UpstreamProtocol
+        except BaseException as error:
+            connection.abort()
+            pool.busy.discard(connection)
+            if isinstance(error, UpstreamError):
+                logger.warning("the provider did not answer the request: %s", connection.reason)
+            raise
+        self._connection = connection
+        self._stream = HTTPStream(connection)
+        return self._stream
 
-    def connected(self, connection: Connection) -> None:
-        """The connection is ours, before anything was sent on it."""
-        self._transport = connection.transport
-        self._closed = connection.protocol.closed if connection.protocol is not None else None
-        if self._closed is not None:
-            self._closed.remove_done_callback(_retrieve)
-            self._closed.add_done_callback(_retrieve)
-            self._closed.add_done_callback(self._lost)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._connection is not None
+        assert self._stream is not None
+        self._stream.leave()
+        self._pool.leave(self._connection)
 
-    def close(self) -> None:
-        """Close the socket at once, unless the whole answer was received: then the connection is in the pool again.
-
-        aiohttp's own close would first send what is left of the request, to a provider that may never read it.
-        """
-        if self._closed is not None:
-            self._closed.remove_done_callback(self._lost)
-        whole = self._response is not None and self._response.content.is_eof()
-        if self._transport is not None and not whole:
-            self._transport.abort()
-        if self._response is not None:
-            self._response.close()
-
-    def _lost(self, _: asyncio.Future[None]) -> None:
-        """The connection is gone. aiohttp's C parser does not tell the reader of a body whose chunks it can't parse."""
-        if self._response is not None and not self._response.content.is_eof():
-            content = self._response.content
-            if content.exception() is None:
-                content.set_exception(UpstreamProtocol())
-
-    def _failure(self, error: Exception) -> UpstreamError:
-        name = type(error).__name__  # never its text
-        if self._transport is None:
-            logger.warning("no connection to the provider: %s", name)
-            if isinstance(error, TimeoutError):
-                return UpstreamTimeout(spent_nothing=True)
-            return UpstreamUnreachable(spent_nothing=True)
-        logger.warning("the provider did not answer the request: %s", name)
-        return UpstreamProtocol() if isinstance(error, aiohttp.ClientResponseError) else UpstreamUnavailable()
-
-
-def _retrieve(closed: asyncio.Future[None]) -> None:
-    """A pooled connection may end in an error that nobody waits for; asyncio would log it."""
-    if not closed.cancelled():
-        closed.exception()
-
-
-_sending: ContextVar[_Attempt] = ContextVar("chat_nest_sending")
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Tells the attempt its connection, so that it can be aborted before aiohttp hands out a response."""
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109, aiohttp's signature
-    ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
-        _sending.get().connected(connection)
-        return connection
-
-
-def _environment_proxy(url: str) -> str | None:
-    """The proxy that the environment names for this URL. Its user and password may be part of it."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost" or host.endswith(".localhost")
-    proxy = getproxies().get(parts.scheme)
-    if loopback or not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    async def _connect(self) -> Connection:
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                return await self._pool.route.connect()
+        except _CANT_CONNECT as error:
+            name, timed_out = type(error).__name__, isinstance(error, TimeoutError)
+        logger.warning("no connection to the provider: %s", name)  # never its text
+        if timed_out:
+            raise UpstreamTimeout(spent_nothing=True)
+        raise UpstreamUnreachable(spent_nothing=True)  # out here, so that it carries no context

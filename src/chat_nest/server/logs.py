@@ -37,6 +37,8 @@ def escape(text: str) -> str:
 
 def configure(level: str, *, color: bool, access_log: bool) -> None:
     """Send every logger's records to standard error; `level` is one of LEVELS."""
+    # What no line says need not be found out for each of them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(color=color))
     root = logging.getLogger()

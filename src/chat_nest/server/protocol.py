@@ -6,18 +6,54 @@ reader that never reads keeps that buffer and the socket for as long as it likes
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from chat_nest.asgi.request import ABORT
+from chat_nest.asgi.request import ABORT, PUSH
 
 MOST_PIPELINED = 8
 MOST_PIPELINED_BYTES = 65_536
 """Of the body of a request that has to wait; a client that sends more is dropped."""
+
+
+class Beginning:
+    """Stands for the transport until the turn of the event loop in which an answer begins is over.
+
+    The head, the first event and a first token that is there already then are one write, and one packet.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Write what was kept; what follows goes straight to the transport."""
+        parts, self._parts = self._parts, []
+        self._cycle.transport = self._transport
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class AbortableProtocol(HttpToolsProtocol):
@@ -29,6 +65,7 @@ class AbortableProtocol(HttpToolsProtocol):
     """
 
     _served: RequestResponseCycle | None = None
+    _beginning: Beginning | None = None
 
     def _reset(self) -> None:
         """Drop the connection with all that is buffered for it, here and in the kernel."""
@@ -39,9 +76,26 @@ class AbortableProtocol(HttpToolsProtocol):
             self._served.disconnected = True
         self.transport.abort()
 
+    def _push(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        """Send a piece of a chunked body, if it can be sent now: what uvicorn's `send` does in the end."""
+        if not data or self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._served = cycle
+        extensions: dict[str, Any] = cycle.scope.get("extensions") or {}
+        extensions[PUSH] = partial(self._push, cycle)
+        self._beginning = Beginning(self.transport, cycle, self.loop)
+        cycle.transport = cast("asyncio.Transport", self._beginning)
         super()._start_asgi_task(cycle, app)
+
+    def shutdown(self) -> None:
+        """See uvicorn: it closes a connection whose answer is complete."""
+        if self._beginning is not None:
+            self._beginning.flush()
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

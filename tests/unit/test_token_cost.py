@@ -1,0 +1,195 @@
+"""The per-token path does not grow: what one token sets in motion, counted, from the provider's bytes to the client's.
+
+Everything on the way is real, as in `chat-nest serve`: the HTTP client's connection, the codec, the relay, the encoder,
+the ASGI stream and the server's protocol. Only the two sockets are not there. Counted are the steps of Python functions
+(each call, and each time that a coroutine goes on) and what the event loop is asked to do, which do not depend on the
+machine. A new await, task or timer a token is over the bound; so that this is known, worse relays are tried as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import selectors
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+from scripted_provider import DONE, END, chunk, finish, head, piece
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from chat_nest import chat
+from chat_nest.asgi.create import create_chat_handler
+from chat_nest.protocols import Sink
+from chat_nest.providers.http_connection import Connection
+from chat_nest.relay import relay
+from chat_nest.server.protocol import AbortableProtocol
+
+MOST_STEPS = 21
+"""Python functions entered or gone on with, a token."""
+MOST_HANDLES = 1
+"""Callbacks, timers and tasks together, a token: the one turn of the loop in which the relay's task goes on."""
+TOKENS = 100
+EVENT_LOOP = os.path.dirname(asyncio.__file__)
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts what it is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__(selectors.EpollSelector())
+        self.handles = 0
+
+    def call_soon(self, *arguments: Any, **options: Any) -> Any:
+        self.handles += 1
+        return super().call_soon(*arguments, **options)
+
+    def call_at(self, *arguments: Any, **options: Any) -> Any:
+        self.handles += 1
+        return super().call_at(*arguments, **options)
+
+
+class Wire(asyncio.Transport):
+    """A socket that takes everything."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = abort = close = pause_reading
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class Steps:
+    """Counts the Python functions that are entered or gone on with: not the event loop's, nor this test's own."""
+
+    def __init__(self) -> None:
+        self.by_function: Counter[str] = Counter()
+        own = (*vars(CountingLoop).values(), *vars(Wire).values(), *vars(selectors.EpollSelector).values(), cost)
+        self._own = {function.__code__ for function in own if hasattr(function, "__code__")}
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code not in self._own and not code.co_filename.startswith(EVENT_LOOP):
+            self.by_function[code.co_qualname] += 1
+
+
+async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
+    """Steps by function, and handles, a token, of an answer in which every token comes by itself."""
+    opened: list[Connection] = []
+
+    async def create_connection(make: Callable[[], Connection], *_: object) -> tuple[Wire, Connection]:
+        opened.append(make())
+        opened[0].connection_made(Wire())
+        return Wire(), opened[0]
+
+    monkeypatch.setattr(loop, "create_connection", create_connection)
+    handler = create_chat_handler(api_key="none", base_url="http://127.0.0.1:1/v1")
+    config = Config(handler, ws="none", log_config=None)
+    config.load()
+    server, client = AbortableProtocol(config, ServerState(), {}, loop), Wire()
+    server.connection_made(client)
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
+    headers = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    server.data_received(b"POST /api/chat HTTP/1.1\r\nhost: x\r\n" + headers + body)
+    while not opened or not opened[0].transport.written:
+        await asyncio.sleep(0)
+    provider = opened[0]
+    provider.data_received(head() + piece(chunk("First")))
+    while not any(b"First" in data for data in client.written):
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    tokens = [piece(chunk(" word")) for _ in range(TOKENS)]
+    written, loop.handles, turns, steps = len(client.written), 0, 0, Steps()
+    sys.setprofile(steps)
+    try:
+        for number, token in enumerate(tokens):
+            provider.data_received(token)
+            while len(client.written) <= written + number:
+                turns += 1
+                await asyncio.sleep(0)
+                assert turns <= 10 * TOKENS
+    finally:
+        sys.setprofile(None)
+    handles = loop.handles - turns  # each turn of ours is one
+    assert b"".join(client.written[written:]).count(b"event: token") == TOKENS
+    assert len(client.written) == written + TOKENS
+    provider.data_received(piece(finish() + DONE) + END)
+    while not client.written[-1].endswith(b"0\r\n\r\n"):
+        await asyncio.sleep(0)
+    await handler.aclose()
+    return {name: count / TOKENS for name, count in steps.by_function.items()}, handles / TOKENS
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, CountingLoop)
+        return runner.run(cost(loop, monkeypatch))
+
+
+def test_what_a_token_sets_in_motion(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, handles = measured(monkeypatch)
+    assert handles <= MOST_HANDLES + 0.02  # a heartbeat's timer may be armed in between
+    assert sum(steps.values()) <= MOST_STEPS + 0.2, steps  # a text is counted anew now and then
+    assert steps["relay"] == 1, "the count sees the path"
+
+
+class Worse:
+    """A sink that does one thing more a token."""
+
+    def __init__(self, sink: Sink, more: Callable[[], Awaitable[object]]) -> None:
+        self.sink = sink
+        self.more = more
+
+    async def write(self, data: bytes) -> None:
+        await self.more()
+        await self.sink.write(data)
+
+
+async def a_task() -> None:
+    await asyncio.create_task(asyncio.sleep(0))
+
+
+async def a_timer() -> None:
+    async with asyncio.timeout(10):
+        pass
+
+
+async def a_turn() -> None:
+    await asyncio.sleep(0)
+
+
+async def an_await() -> None:
+    pass
+
+
+@pytest.mark.parametrize("more", [a_task, a_timer, a_turn, an_await])
+def test_a_worse_relay_is_over_the_bound(
+    more: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def worse(batches: Any, encoder: Any, sink: Sink, *others: Any) -> Any:
+        return await relay(batches, encoder, Worse(sink, more), *others)
+
+    monkeypatch.setattr(chat, "relay", worse)
+    steps, handles = measured(monkeypatch)
+    if more is not an_await:
+        assert handles > MOST_HANDLES + 0.5
+    assert sum(steps.values()) > MOST_STEPS + 0.5
