@@ -15,6 +15,8 @@ from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated,
 
 READ_BUFFER: Final = 1 << 15
 """A stream that nobody reads stops its socket once this many bytes wait; the last read from it comes on top."""
+MOST_READ: Final = 1 << 16
+"""One read becomes one write to the reader, and there are servers that hold so many writes, whatever their size."""
 HEAD_BYTES: Final = 1 << 16
 """The most that a head may have, and that may come without a byte of a body."""
 FIELD_BYTES: Final = 1 << 14
@@ -102,7 +104,7 @@ class Connection(asyncio.Protocol):
                 self._waiter = None
 
     async def read(self) -> bytes:
-        """What has come since the last read, as soon as there is any; b"" at the body's clean end.
+        """What has come since the last read, at most 64 KiB, as soon as there is any; b"" at the body's clean end.
 
         Raises UpstreamTruncated where the body was cut, UpstreamProtocol where its framing is broken.
         """
@@ -122,7 +124,10 @@ class Connection(asyncio.Protocol):
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._without_body = self._unread = 0
-        if self._paused:
+        if len(data) > MOST_READ:
+            pieces.append(data[MOST_READ:])
+            data = data[:MOST_READ]
+        elif self._paused:
             self._resume()
         return data
 

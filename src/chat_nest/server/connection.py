@@ -179,7 +179,8 @@ class Connection(AbortableProtocol):
         self._phase = "idle"
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive
-        self.cycle.transport = self.transport
+        begins = self.cycle is self._served and not self.cycle.response_started and self._beginning is not None
+        self.cycle.transport = self._beginning if begins else self.transport  # type: ignore[assignment]
         super().on_message_complete()
         if self.cycle is self._served and not self.cycle.response_complete:
             self._edge.forget(self)

@@ -78,7 +78,9 @@ class AbortableProtocol(HttpToolsProtocol):
 
     def _push(self, cycle: RequestResponseCycle, data: bytes) -> bool:
         """Send a piece of a chunked body, if it can be sent now: what uvicorn's `send` does in the end."""
-        if not data or self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        if not (data and cycle.chunked_encoding) or cycle.disconnected or cycle.response_complete:
+            return False
+        if self.flow.write_paused:
             return False
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True

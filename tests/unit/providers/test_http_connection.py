@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated, UpstreamUnavailable
-from chat_nest.providers.http_connection import FIELD_BYTES, FIELDS, HEAD_BYTES, READ_BUFFER, Connection, Fields
+from chat_nest.providers.http_connection import (
+    FIELD_BYTES,
+    FIELDS,
+    HEAD_BYTES,
+    MOST_READ,
+    READ_BUFFER,
+    Connection,
+    Fields,
+)
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nx-empty:\r\n\r\n"
@@ -321,6 +329,14 @@ async def test_reading_is_paused_while_nobody_reads() -> None:
     assert await connection.read() == b"x" * (READ_BUFFER + 1000)
     with pytest.raises(UpstreamTruncated):
         await connection.read()
+
+
+async def test_one_read_is_never_large() -> None:
+    connection, _ = asked()
+    body = b"x" * (2 * MOST_READ + 1)
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    await connection.answered()
+    assert [len(await connection.read()) for _ in range(4)] == [MOST_READ, MOST_READ, 1, 0]
 
 
 async def test_a_kept_connection_is_never_paused() -> None:
