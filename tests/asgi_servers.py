@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from ports import free_port
 
 TESTS = Path(__file__).parent
 SERVERS = ("uvicorn", "granian", "hypercorn")
@@ -64,11 +65,6 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[int]:
         finally:
             server.stop.set()
             await running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 def command(server: str, app: str, port: int) -> list[str]:

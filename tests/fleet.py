@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from asgi_servers import free_port
+from ports import free_port
 from postgres_server import new_database, rows, shared_url
 from processes import children
 from raw_client import JSON, Client, Cut, Reply, connect

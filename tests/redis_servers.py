@@ -17,6 +17,10 @@ import time
 from functools import cache
 
 import pytest
+from ports import free_ports
+
+BUS = 10_000
+"""How far above its own a Cluster's node has the port for the other nodes."""
 
 _OFTEN = 0.01
 
@@ -95,28 +99,6 @@ def read(file):
     return None if rest == b"-1" else [read(file) for _ in range(int(rest))]
 
 
-def free_ports(count):
-    """Ports that were free a moment ago, also their neighbours 10,000 above, which a Cluster's nodes use."""
-    sockets, found = [], []
-    try:
-        while len(found) < count:
-            one, bus = socket.socket(), socket.socket()
-            sockets += one, bus
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                bus.bind(("127.0.0.1", bus_port(port)))
-                found.append(port)
-    finally:
-        for one in sockets:
-            one.close()
-    return found
-
-
-def bus_port(port):
-    return port + 10_000 if port < 55_000 else port - 10_000
-
-
 def until(true, seconds=15):
     """Return what is true at last."""
     end = time.monotonic() + seconds
@@ -151,10 +133,10 @@ class RedisCluster:
         self.nodes = [
             RedisServer(
                 "--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--cluster-replica-validity-factor", "0",
-                "--cluster-port", str(bus_port(port)), "--repl-diskless-sync-delay", "0",
+                "--cluster-port", str(port + BUS), "--repl-diskless-sync-delay", "0",
                 port=port,
             )
-            for port in free_ports(6)
+            for port in free_ports(6, neighbour=BUS)
         ]  # fmt: skip
         masters, replicas = self.nodes[:3], self.nodes[3:]
         for number, node in enumerate(masters):
@@ -162,7 +144,7 @@ class RedisCluster:
             assert node.ask("CLUSTER", "ADDSLOTSRANGE", first, last) == b"OK"
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
-            node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, bus_port(self.nodes[0].port))
+            node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].port + BUS)
         until(lambda: all(node.ask("CLUSTER", "INFO").count(b"cluster_known_nodes:6") for node in self.nodes))
         for master, replica in zip(masters, replicas, strict=True):
             name = master.ask("CLUSTER", "MYID")

@@ -16,6 +16,9 @@ from chat_nest.errors import LimiterUnavailable
 FEWEST, MOST = 2, 6
 """Turns at once. They begin with the fewest: each may open a connection, and a new one is slow at first. More of them
 would only wait for each other at a counter that all share, and leave settlements no connection."""
+QUICK, SLOW = 1 / 8, 1 / 4
+"""Of the patience: answers that come sooner let more ask at once, those that come later fewer. Where the store, or this
+machine, has too much to do, more at once would only wait inside the store, where their deadlines run."""
 LONGEST_WAIT = 10.0
 """Seconds in line, however well the store answers."""
 LATE = 0.1
@@ -23,7 +26,7 @@ LATE = 0.1
 
 
 class Turns:
-    """One more at once for each round of answers, half as many after a failure.
+    """One more at once for each round of quick answers, one less for slow ones, half as many after a failure.
 
     Who is in line is refused, with LimiterUnavailable, when the store has answered nobody for `patience` seconds.
     """
@@ -53,10 +56,13 @@ class Turns:
                 self.end()
             raise
 
-    def answered(self) -> None:
-        """The store answered."""
+    def answered(self, seconds: float) -> None:
+        """The store answered one who had its turn for so long."""
         self.answered_at = asyncio.get_running_loop().time()
-        self._at_once = min(self._at_once + 1 / self._at_once, MOST)
+        if seconds < QUICK * self.patience:
+            self._at_once = min(self._at_once + 1 / self._at_once, MOST)
+        elif seconds > SLOW * self.patience:
+            self._at_once = max(self._at_once - 1 / self._at_once, FEWEST)
 
     def failed(self) -> None:
         """The store did not."""
@@ -94,12 +100,12 @@ class Turns:
 class Turn:
     """A place in line: entering waits for the turn, leaving ends it. Entered again while it lasts, it does not wait."""
 
-    __slots__ = ("_lasts", "_turns", "joined_at")
+    __slots__ = ("_lasts", "_turns", "began_at", "joined_at")
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._lasts = False
-        self.joined_at = 0.0
+        self.joined_at = self.began_at = 0.0
 
     @property
     def deadline(self) -> float:
@@ -108,7 +114,7 @@ class Turn:
 
     def answered(self) -> None:
         """The store answered."""
-        self._turns.answered()
+        self._turns.answered(asyncio.get_running_loop().time() - self.began_at)
 
     def failed(self) -> None:
         """The store did not."""
@@ -120,6 +126,7 @@ class Turn:
             self.joined_at = asyncio.get_running_loop().time()
             await self._turns.wait(self)
             self._lasts = True
+            self.began_at = asyncio.get_running_loop().time()
         return self
 
     async def __aexit__(

@@ -12,7 +12,8 @@ import trustme
 from chat_nest.errors import LimiterUnavailable
 from chat_nest.limits import Granted, Refused
 from chat_nest.stores.redis import RedisStore
-from redis_servers import RedisServer, free_ports
+from ports import free_ports
+from redis_servers import RedisServer
 from stores_under_test import LEASE, claim, gauge, rate, standing, window
 
 FAR = 4_000_000_000.0

@@ -53,6 +53,17 @@ async def test_everybody_has_a_turn_in_order_while_the_store_answers():
 
 
 @pytest.mark.looptime
+async def test_answers_that_come_late_let_fewer_ask():
+    line = Line(Turns(1.0), 0.05)
+    await line.all(200)
+    line.seconds, line.most = 0.3, 0
+    await line.all(100)
+    line.most = 0
+    assert await line.all(20) == [None] * 20
+    assert line.most == FEWEST
+
+
+@pytest.mark.looptime
 async def test_they_begin_few_at_once():
     line = Line(Turns(1.0), 0.05)
     await line.all(FEWEST + 1)

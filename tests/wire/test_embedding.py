@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asgi_servers import free_port, serve
+from asgi_servers import serve
+from ports import free_port
 from fastapi import FastAPI
 from litestar import Litestar, asgi
 from raw_client import HELLO, JSON, Event, ask, connect, settled, standing

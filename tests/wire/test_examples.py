@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from asgi_servers import free_port, serve, serve_process
+from asgi_servers import serve, serve_process
+from ports import free_port
 from raw_client import HELLO, JSON, Event, ask, connect, settled, standing
 from scripted_provider import RESET, ScriptedProvider, answer, chunk, stream
 
