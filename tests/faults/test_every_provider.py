@@ -158,11 +158,13 @@ def whole(kind: Kind) -> list[Step]:
 
 
 @asynccontextmanager
-async def chat(kind: Kind, *scripts: Any) -> AsyncIterator[tuple[ChatHandler, ScriptedProvider, Provider]]:
+async def chat(
+    kind: Kind, *scripts: Any, **options: Any
+) -> AsyncIterator[tuple[ChatHandler, ScriptedProvider, Provider]]:
     async with ScriptedProvider(*scripts) as server:
         provider = kind.make(f"http://127.0.0.1:{server.port}")
         profile = Profile(model="p:my model", max_output_tokens=100)
-        handler = create_chat_handler(providers={"p": provider}, profiles={"balanced": profile})
+        handler = create_chat_handler(providers={"p": provider}, profiles={"balanced": profile}, **options)
         yield handler, server, provider
         await handler.aclose()
 
@@ -198,6 +200,42 @@ async def test_an_answer_from_end_to_end(kind: Kind) -> None:
         assert WORDS.encode() in request.body
         await ask(handler)
         assert server.opened == 1, "the connection is kept"
+
+
+CHATS = {
+    "/api/chat": ({"messages": [{"role": "user", "content": WORDS}]}, b"event: done\n"),
+    "/v1/chat/completions": (
+        {"model": "balanced", "stream": True, "messages": [{"role": "user", "content": WORDS}]},
+        b"data: [DONE]\n\n",
+    ),
+    "/api/ai": (
+        {"id": "c", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": WORDS}]}]},
+        b"data: [DONE]\n\n",
+    ),
+    "/api/ag-ui": (
+        {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": WORDS}]},
+        b'"type":"RUN_FINISHED"',
+    ),
+    "/v1/messages": (
+        {"model": "balanced", "max_tokens": 50, "stream": True, "messages": [{"role": "user", "content": WORDS}]},
+        b"event: message_stop\n",
+    ),
+    "/chat": ({"message": WORDS}, b"event: done\n"),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("path", CHATS)
+async def test_each_kind_of_provider_answers_in_each_format(kind: Kind, path: str) -> None:
+    body, last = CHATS[path]
+    dialects = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog")
+    async with chat(kind, whole(kind), dialects=dialects) as (handler, server, _):
+        answer = await collect(handler, body, path=path)
+        assert answer.status == 200, answer.body
+        assert answer.complete
+        first, second = (answer.body.index(said) for said in (b'"Hel"', b'"lo"'))
+        assert first < second < answer.body.index(last)
+        assert WORDS.encode() in server.requests[0].body
 
 
 @every_kind

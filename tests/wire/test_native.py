@@ -53,7 +53,7 @@ async def test_a_whole_answer_byte_for_byte(provider):
             'event: token\ndata: "Hello "\n\n'
             'event: token\ndata: "Hello "\n\n'
             'event: token\ndata: "Hello "\n\n'
-            'event: done\ndata: {"finish_reason":"stop",'
+            'event: done\ndata: {"finish_reason":"stop","model":"gpt-4o-mini",'
             '"usage":{"input_tokens":9,"output_tokens":3,"total_tokens":12},"cost_usd":null,"source":"reported",'
             '"remaining":{"requests_per_minute":29,"tokens_per_day":69988}}\n\n'
         ).encode()

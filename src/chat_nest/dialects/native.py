@@ -97,6 +97,7 @@ class NativeEncoder:
         usage = ending.usage
         answer: dict[str, Any] = {
             "finish_reason": ending.reason,
+            "model": ending.model.partition(":")[2],
             "usage": {
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,

@@ -135,13 +135,13 @@ def test_the_events_around_the_tokens() -> None:
     )
     assert encoder.heartbeat() == b"event: ping\ndata: \n\n"
     assert encoder.finish(ending()) == (
-        b'event: done\ndata: {"finish_reason":"stop",'
+        b'event: done\ndata: {"finish_reason":"stop","model":"gpt-4o-mini",'
         b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"cost_usd":0.000118501,'
         b'"source":"reported",'
         b'"remaining":{"tokens_per_day":69954,"requests_per_minute":29}}\n\n'
     )
     assert encoder.finish(ending(reason="length", source="estimated", remaining={})) == (
-        b'event: done\ndata: {"finish_reason":"length",'
+        b'event: done\ndata: {"finish_reason":"length","model":"gpt-4o-mini",'
         b'"usage":{"input_tokens":12,"output_tokens":34,"total_tokens":46},"cost_usd":0.000118501,"source":"estimated","remaining":{}}\n\n'
     )
 
