@@ -21,6 +21,8 @@ chat = create_chat_handler(
             tokens_per_request=None,
             tokens_per_day=int(os.environ.get("TOKENS_PER_DAY", 2**40)),
             requests_per_minute=None,
+            on_disconnect=os.environ.get("ON_DISCONNECT", "cancel"),
+            grace_seconds=float(os.environ.get("GRACE_SECONDS", "30")),
         )
     },
     hard_caps=HardCaps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 
-from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExceeded
+from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExceeded, RunsUnavailable
 from chat_nest.ledger import AlreadyEnded, Ledger
 from chat_nest.limits import Claim, Line, Profile, Quota, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
@@ -139,7 +140,8 @@ class Chat:
             await self._replay(run, error.record, client)
             return
         if isinstance(error, InProgress) and error.claim:
-            run.attached = await self.logs.find(error.claim)
+            with contextlib.suppress(RunsUnavailable):
+                run.attached = await self.logs.find(error.claim)
             if run.attached is not None:
                 return  # whoever has the connection follows it
         self._tell(lambda observer: observer.refused(run.id, run.caller, error))

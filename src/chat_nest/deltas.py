@@ -13,19 +13,19 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 """`length` also ends a stream that we cut at its cap."""
 
 
-class TextDelta(Struct, frozen=True):
+class TextDelta(Struct, frozen=True, array_like=True, tag="text"):
     """A piece of the answer, never empty."""
 
     text: str
 
 
-class ReasoningDelta(Struct, frozen=True):
+class ReasoningDelta(Struct, frozen=True, array_like=True, tag="reasoning"):
     """A piece of the model's visible reasoning, never empty; it counts as output."""
 
     text: str
 
 
-class ToolCallDelta(Struct, frozen=True):
+class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool"):
     """A piece of a call to one of the client's tools; it counts as output.
 
     `index` tells the calls of one answer apart. A call's first piece has its `id` and `name`; `arguments` is text to be
@@ -43,13 +43,13 @@ class ToolCallDelta(Struct, frozen=True):
         return self.name + self.arguments
 
 
-class UsageDelta(Struct, frozen=True):
+class UsageDelta(Struct, frozen=True, array_like=True, tag="usage"):
     """Totals so far as the provider counts them; the newest replaces the ones before."""
 
     usage: Usage
 
 
-class FinishDelta(Struct, frozen=True):
+class FinishDelta(Struct, frozen=True, array_like=True, tag="finish"):
     """The provider's own completion signal."""
 
     reason: FinishReason

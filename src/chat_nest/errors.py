@@ -144,9 +144,19 @@ class KeyReused(ChatError):
 
 
 class Lost(ChatError):
-    """The first request's process died; what it had reserved was charged in full."""
+    """The process that served the run died; what it had reserved is charged in full."""
 
     code, status, text = "lost", 502, "The answer was lost"
+
+
+# A run that is asked for again.
+
+
+class RunsUnavailable(ChatError):
+    """Who keeps the run, or may keep it, did not answer in time."""
+
+    code, status, retryable = "runs_unavailable", 503, True
+    text = "The answer can't be reached right now. Please try again."
 
 
 # The provider.

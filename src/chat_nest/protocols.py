@@ -105,6 +105,11 @@ class RunLog(Protocol):
         """How many follow it now, as far as this process knows."""
         ...
 
+    @property
+    def left_at(self) -> float:
+        """When the last of them left, in the event loop's seconds; 0 where nobody has followed it yet."""
+        ...
+
     def append(self, batch: Batch) -> int:
         """Keep a batch; return its number, counted from 1."""
         ...
@@ -131,7 +136,7 @@ class FollowedRun(Protocol):
     def read(self, after: int) -> AsyncGenerator[tuple[int, Batch], None]:
         """Yield the batches behind number `after`, as they come, with their numbers, until the run ends.
 
-        Raises LookupError where they are not kept any more.
+        Raises LookupError where they are not kept any more, RunsUnavailable where nobody answers.
         """
         ...
 
@@ -148,15 +153,19 @@ class RunLogs(Protocol):
         ...
 
     async def find(self, name: str) -> FollowedRun | None:
-        """The run with this id or name; None for one that never was, or is forgotten."""
+        """The run with this id or name; None for one that never was, or is forgotten. Raises RunsUnavailable."""
         ...
 
     def listen(self, stop: Callable[[str, str], bool]) -> None:
         """Call `stop(name, owner)` when another process is asked to stop a run that may be here; True if it was."""
         ...
 
+    def attend(self) -> None:
+        """Be there for other processes from now on: called in the event loop, before each run; it never waits."""
+        ...
+
     async def stop(self, name: str, owner: str) -> bool:
-        """Stop a run that is in another process; False where none has it."""
+        """Stop a run that is in another process; False where none has it. Raises RunsUnavailable."""
         ...
 
     async def aclose(self) -> None: ...

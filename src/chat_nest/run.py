@@ -122,18 +122,19 @@ class Run:
             if self.left is not None and not self.left.done():
                 self.left.set_result(None)
             if self.profile.on_disconnect == "grace":
-                self._wait_for_readers(why)
+                loop = self.task.get_loop()
+                self._wait_for_readers(loop, loop.time(), self.log, self.profile.grace_seconds, why)
 
-    def _wait_for_readers(self, why: ChatError) -> None:
-        assert self.profile is not None
-        assert self.task is not None
-        self.grace = self.task.get_loop().call_later(self.profile.grace_seconds, self._look_for_readers, why)
-
-    def _look_for_readers(self, why: ChatError) -> None:
-        if self.log is not None and self.log.readers:
-            self._wait_for_readers(why)
-        else:
+    def _wait_for_readers(
+        self, loop: asyncio.AbstractEventLoop, alone_at: float, log: RunLog, grace: float, why: ChatError
+    ) -> None:
+        """End the run once nobody has followed it for `grace` seconds; `alone_at` is since when nobody does."""
+        alone_at = loop.time() if log.readers else max(alone_at, log.left_at)
+        if loop.time() >= alone_at + grace:
             self.end(why)
+        else:
+            args = (loop, alone_at, log, grace, why)
+            self.grace = loop.call_at(alone_at + grace, self._wait_for_readers, *args)
 
     def why(self, failure: BaseException | None) -> ChatError | None:
         """Why it ended, where it did not end well; `failure` is what came out of its story."""

@@ -15,8 +15,12 @@ from chat_nest.deltas import Batch, ReasoningDelta, TextDelta, ToolCallDelta
 from chat_nest.protocols import Finale
 
 MAX_TEXT = 1 << 20
-"""Characters that are kept of one run; its oldest are then forgotten."""
+"""What is kept of one run, in characters and what holds them; its oldest is then forgotten."""
 MAX_RUNS = 10_000
+MAX_ENDED = 64 << 20
+"""What is kept of all runs that have ended; the oldest are then forgotten before their time."""
+BATCH_WEIGHT = 150
+"""What a batch weighs besides its text."""
 
 
 class MemoryRun:
@@ -26,52 +30,87 @@ class MemoryRun:
         self.id = id
         self.owner = owner
         self.model = model
-        self.readers = 0
+        self._readers = 0
+        self._left_at = 0.0
         self.finale: Finale | None = None
         self._batches: list[Batch] = []
         self._forgotten = 0
-        self._size = 0
+        self.size = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
     def append(self, batch: Batch) -> int:
         """Keep one batch and return its number."""
         self._batches.append(batch)
-        self._size += _size(batch)
-        while self._size > MAX_TEXT and len(self._batches) > 1:
-            self._size -= _size(self._batches.pop(0))
+        self.size += _size(batch)
+        while self.size > MAX_TEXT and len(self._batches) > 1:
+            self.size -= _size(self._batches.pop(0))
             self._forgotten += 1
         if self._waiting:
             self._wake()
-        return self._forgotten + len(self._batches)
+        return self.last
 
     def end(self, finale: Finale) -> int:
         """Say how the run ended; nothing is appended afterwards."""
         self.finale = finale
         self._wake()
-        return self._forgotten + len(self._batches) + 1
+        return self.last + 1
+
+    def behind(self, after: int) -> list[Batch]:
+        """The batches behind number `after` that are there. Raises LookupError where they are gone."""
+        if after < self._forgotten:
+            raise LookupError
+        return self._batches[after - self._forgotten :]
+
+    @property
+    def readers(self) -> int:
+        return self._readers
+
+    @property
+    def left_at(self) -> float:
+        return self._left_at
+
+    @property
+    def forgotten(self) -> int:
+        """The number of the last batch that is gone."""
+        return self._forgotten
+
+    @property
+    def last(self) -> int:
+        """The number of the last batch."""
+        return self._forgotten + len(self._batches)
+
+    async def news(self) -> None:
+        """Return after the next batch, or the end."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(woken)
+        try:
+            await woken
+        finally:
+            self._waiting.discard(woken)
 
     async def read(self, after: int) -> AsyncGenerator[tuple[int, Batch], None]:
         """Yield the batches behind number `after` as they come. Raises LookupError where they are gone."""
-        self.readers += 1
+        self.join()
         try:
             while True:
-                if after < self._forgotten:
-                    raise LookupError
-                for batch in self._batches[after - self._forgotten :]:
+                for batch in self.behind(after):
                     after += 1
                     yield after, batch
-                if after < self._forgotten + len(self._batches):
+                if after < self.last:
                     continue
                 if self.finale is not None:
                     return
-                woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.add(woken)
-                try:
-                    await woken
-                finally:
-                    self._waiting.discard(woken)
+                await self.news()
         finally:
-            self.readers -= 1
+            self.leave()
+
+    def join(self) -> None:
+        """Count one more reader, until `leave`."""
+        self._readers += 1
+
+    def leave(self) -> None:
+        self._readers -= 1
+        self._left_at = asyncio.get_running_loop().time()
 
     def _wake(self) -> None:
         for waiting in self._waiting:
@@ -88,18 +127,28 @@ class MemoryRuns:
         self._runs: dict[str, MemoryRun] = {}
         self._named: dict[str, str] = {}
         self._ended: OrderedDict[str, tuple[float, Sequence[str]]] = OrderedDict()
+        self._size = 0
+        """Of those that have ended."""
 
     def begin(self, id: str, owner: str, model: str, names: Sequence[str] = ()) -> MemoryRun:
         """Keep a new run, which can also be found by `names`: of the same name, the newest run is found."""
-        self._forget()
-        run = self._runs[id] = MemoryRun(id, owner, model)
-        for name in names:
-            self._named[name] = id
+        run = MemoryRun(id, owner, model)
+        self.put(run, names)
         return run
+
+    def put(self, run: MemoryRun, names: Sequence[str] = ()) -> None:
+        """Keep this one."""
+        self._forget()
+        self._runs[run.id] = run
+        for name in names:
+            self._named[name] = run.id
 
     def ended(self, id: str, names: Sequence[str] = ()) -> None:
         """Forget the run after a while."""
-        self._ended[id] = (self._clock() + self._keep, names)
+        if id in self._runs and id not in self._ended:
+            self._ended[id] = (self._clock() + self._keep, names)
+            self._size += self._runs[id].size
+            self._forget()
 
     async def find(self, name: str) -> MemoryRun | None:
         """The run with this id or name."""
@@ -107,6 +156,9 @@ class MemoryRuns:
         return self._runs.get(self._named.get(name, name))
 
     def listen(self, stop: Callable[[str, str], bool]) -> None:
+        """There is no other process."""
+
+    def attend(self) -> None:
         """There is no other process."""
 
     async def stop(self, name: str, owner: str) -> bool:  # noqa: ARG002 - the seam's
@@ -120,14 +172,17 @@ class MemoryRuns:
         now = self._clock()
         while self._ended:
             id, (until, names) = next(iter(self._ended.items()))
-            if until > now and len(self._runs) < MAX_RUNS:
+            if until > now and len(self._ended) < MAX_RUNS and self._size <= MAX_ENDED:
                 return
             del self._ended[id]
-            self._runs.pop(id, None)
+            self._size -= self._runs.pop(id).size
             for name in names:
                 if self._named.get(name) == id:
                     del self._named[name]
 
 
+_SPOKEN = (TextDelta, ReasoningDelta, ToolCallDelta)
+
+
 def _size(batch: Batch) -> int:
-    return sum(len(delta.text) for delta in batch if isinstance(delta, TextDelta | ReasoningDelta | ToolCallDelta)) + 1
+    return sum(len(delta.text) for delta in batch if isinstance(delta, _SPOKEN)) + BATCH_WEIGHT

@@ -383,3 +383,215 @@ async def test_the_conversation_that_is_sent_keeps_within_one_body(serve, visit)
             await expect(page.locator(".cost")).to_have_count(number + 1)
         assert len(provider.requests) == 8
         assert await page.locator(".problem").count() == 0
+
+
+# Where the server keeps answers whose reader is away.
+
+KEPT = {"CHAT_NEST_PROFILES_BALANCED_ON_DISCONNECT": "finish"}
+
+
+async def test_a_reload_in_the_middle_of_an_answer_loses_and_doubles_nothing(serve, visit):
+    more, rest = asyncio.Event(), asyncio.Event()
+    script = stream(
+        chunk("one "), chunk("two "), more, chunk("three "), rest, chunk("four"), finish(), usage(9, 4), DONE
+    )
+    async with ScriptedProvider(answer("Hello"), script, answer("Yes")) as provider:
+        page = await visit(await serve(provider, **KEPT))
+        await expect(page.locator("#model")).to_be_visible()  # it has read what the server can do
+        await say(page, "First")
+        await expect(words(page)).to_have_text("Hello")
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+        await say(page, "Count")
+        await expect(words(page)).to_have_text("one two")
+        await page.reload()
+        await expect(words(page)).to_have_text("one two")
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        more.set()
+        await expect(words(page)).to_have_text("one two three")
+        await page.reload()
+        rest.set()
+        await expect(words(page)).to_have_text("one two three four")
+        await expect(page.locator(".cost")).to_have_text("13 tokens (9 in, 4 out)")
+        await expect(page.locator(".reconnecting")).to_have_count(0)
+        assert await page.locator(".words").all_inner_texts() == ["First", "Hello", "Count", "one two three four"]
+        await page.reload()  # and when it has ended
+        assert await page.locator(".words").all_inner_texts() == ["First", "Hello", "Count", "one two three four"]
+        await expect(page.get_by_label("Your message")).to_be_focused()
+        await say(page, "Go on")
+        await expect(words(page)).to_have_text("Yes")
+        assert [message["content"] for message in (await provider.request(2)).json()["messages"]] == [
+            "First", "Hello", "Count", "one two three four", "Go on",
+        ]  # fmt: skip
+        assert len(provider.requests) == 3
+
+
+async def test_a_reload_before_the_first_word_asks_nothing_twice(serve, visit):
+    begin = asyncio.Event()
+    script = [begin, *answer("late")]
+    async with ScriptedProvider(script) as provider:
+        page = await visit(await serve(provider, **KEPT, CHAT_NEST_TIMEOUTS_COMMIT="60"))
+        await expect(page.locator("#model")).to_be_visible()
+        await say(page, "Hi")
+        await provider.request(0)
+        await page.reload()
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        begin.set()
+        await expect(words(page)).to_have_text("late")
+        await expect(page.locator(".cost")).to_contain_text("tokens")
+        assert len(provider.requests) == 1
+
+
+async def test_stop_after_a_reload_ends_it_where_it_runs(serve, visit):
+    async with ScriptedProvider(forever("one ", "two "), answer("Yes")) as provider:
+        page = await visit(await serve(provider, **KEPT), **PHONE)
+        await expect(page.locator("#model")).to_be_visible()
+        await say(page, "Count")
+        await expect(words(page)).to_have_text("one two")
+        await page.reload()
+        await expect(words(page)).to_have_text("one two")
+        await page.get_by_role("button", name="Stop").click()
+        await provider.requests[0].connection.closed
+        await expect(page.locator(".cost")).to_have_text(
+            re.compile(r"^Stopped · about \d+ tokens charged \(estimated\)$")
+        )
+        await page.reload()
+        await expect(page.get_by_role("button", name="Send")).to_be_visible()
+        await expect(words(page)).to_have_text("one two")
+        await say(page, "Go on")
+        await expect(words(page)).to_have_text("Yes")
+
+
+async def test_stop_before_the_first_word_ends_what_would_go_on_without_a_reader(serve, visit):
+    async with ScriptedProvider(forever(), answer("Yes")) as provider:
+        page = await visit(await serve(provider, **KEPT))
+        await expect(page.locator("#model")).to_be_visible()
+        await say(page, "Count")
+        await provider.request(0)
+        await page.keyboard.press("Escape")
+        await provider.requests[0].connection.closed
+        await expect(page.locator(".cost")).to_contain_text("Stopped")
+        await say(page, "Go on")
+        await expect(words(page)).to_have_text("Yes")
+
+
+async def test_an_answer_that_is_not_kept_any_more_is_told_plainly(serve, visit):
+    rest = asyncio.Event()
+    script = stream(chunk("one "), chunk("two "), rest, chunk("three"), finish(), usage(9, 3), DONE)
+    async with ScriptedProvider(script, answer("again")) as provider:
+        url = await serve(provider, **KEPT, CHAT_NEST_RUNS_KEEP_SECONDS="0.01")
+        page = await visit(url)
+        await expect(page.locator("#model")).to_be_visible()
+        await say(page, "Count")
+        await expect(words(page)).to_have_text("one two")
+        await page.goto(url + "healthz")  # away
+        rest.set()
+        run = await page.evaluate("JSON.parse(sessionStorage.getItem('chat-nest')).kept.id")
+        while await page.evaluate("async (run) => (await fetch(`api/chat/${run}/stream`)).status", run) != 404:
+            pass
+        await page.goto(url)
+        await expect(page.locator(".problem")).to_have_text(
+            "This answer is not kept any more, so the rest of it can't be shown."
+        )
+        await expect(words(page)).to_have_text("one two")
+        await page.get_by_role("button", name="Retry").click()
+        await expect(words(page)).to_have_text("again")
+
+
+class Cable:
+    """Between the browser and the server: it can be pulled out."""
+
+    def __init__(self, port):
+        self.port = port
+        self.plugged = True
+        self._writers = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        return self._server.sockets[0].getsockname()[1]
+
+    async def __aexit__(self, *_):
+        self.pull()
+        self._server.close()
+
+    def pull(self):
+        self.plugged = False
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connect(self, reader, writer):
+        if not self.plugged:
+            writer.transport.abort()
+            return
+        theirs, to_server = await asyncio.open_connection("127.0.0.1", self.port)
+        self._writers |= {writer, to_server}
+        try:
+            await asyncio.gather(self._copy(reader, to_server), self._copy(theirs, writer))
+        except ConnectionError:
+            pass
+        finally:
+            self._writers -= {writer, to_server}
+            writer.close()
+            to_server.close()
+
+    async def _copy(self, reader, writer):
+        while piece := await reader.read(65_536):
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+
+async def test_a_lost_connection_is_made_again_and_seen_to_be(serve, visit):
+    more = asyncio.Event()
+    script = stream(chunk("one "), more, chunk("two"), finish(), usage(9, 2), DONE)
+    async with ScriptedProvider(script) as provider:
+        cable = Cable(int((await serve(provider, **KEPT)).rstrip("/").rpartition(":")[2]))
+        async with cable as port:
+            page = await visit(f"http://127.0.0.1:{port}/")
+            await expect(page.locator("#model")).to_be_visible()
+            await say(page, "Count")
+            await expect(words(page)).to_have_text("one")
+            cable.pull()
+            await expect(page.locator(".reconnecting")).to_have_text("Reconnecting…")
+            await expect(page.get_by_role("status")).to_have_text("Reconnecting")
+            cable.plugged = True
+            more.set()
+            await expect(words(page)).to_have_text("one two", timeout=15_000)
+            await expect(page.locator(".reconnecting")).to_have_count(0)
+            await expect(page.locator(".cost")).to_have_text("11 tokens (9 in, 2 out)")
+            assert len(provider.requests) == 1
+
+
+async def test_reconnecting_is_given_up_after_a_while(serve, visit):
+    more = asyncio.Event()
+    script = stream(chunk("one "), more, chunk("two"), finish(), usage(9, 2), DONE)
+    async with ScriptedProvider(script) as provider:
+        cable = Cable(int((await serve(provider, **KEPT)).rstrip("/").rpartition(":")[2]))
+        async with cable as port:
+            page = await visit(f"http://127.0.0.1:{port}/")
+            await expect(page.locator("#model")).to_be_visible()
+            await say(page, "Count")
+            await expect(words(page)).to_have_text("one")
+            cable.pull()
+            problem = page.locator(".problem")
+            await expect(problem).to_have_text(
+                "The connection was lost before the answer was complete.", timeout=30_000
+            )
+            await expect(page.get_by_role("button", name="Send")).to_be_visible()
+            cable.plugged = True
+            more.set()
+            await page.get_by_role("button", name="Retry").click()
+            await expect(words(page)).to_have_text("one two")
+            assert len(provider.requests) == 1
+
+
+async def test_where_answers_are_not_kept_nothing_is_kept_by_the_page(serve, visit):
+    async with ScriptedProvider(forever("one")) as provider:
+        page = await visit(await serve(provider))
+        await expect(page.locator("#model")).to_be_visible()
+        await say(page, "Count")
+        await expect(words(page)).to_have_text("one")
+        assert "idempotency-key" not in (await provider.request(0)).headers
+        await page.reload()
+        await provider.closed(0)
+        await expect(page.locator("#welcome")).to_be_visible()
+        assert await page.evaluate("sessionStorage.length") == 0

@@ -98,14 +98,16 @@ async def test_grace_ends_it_when_nobody_came_back():
 
 @pytest.mark.looptime(start=0)
 async def test_grace_does_not_end_it_while_somebody_reads():
-    setup = Setup([*answer("one ")[:1], asyncio.Event().wait], on_disconnect="grace", grace_seconds=30)
+    setup = Setup([*answer("one ")[:1], asyncio.Event().wait], on_disconnect="grace", grace_seconds=10)
     await setup.leave_after(b"one ")
     [run] = setup.logs._runs.values()
     reading = asyncio.create_task(words(run))
-    await asyncio.sleep(50)
+    await asyncio.sleep(19)
     assert setup.provider.closed == 0
-    reading.cancel()
-    await asyncio.sleep(30)
+    reading.cancel()  # from now on the whole grace, whenever it was last looked
+    await asyncio.sleep(9.9)
+    assert setup.provider.closed == 0
+    await asyncio.sleep(0.2)
     assert setup.provider.closed == 1
     await setup.handler.aclose()
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import trustme
 from chat_nest.errors import LimiterUnavailable
+from chat_nest.deltas import TextDelta
 from chat_nest.limits import Granted, Refused
+from chat_nest.protocols import Finale
 from chat_nest.stores.redis import RedisStore
+from chat_nest.stores.redis_runs import RedisRuns
 from ports import free_ports
 from redis_servers import RedisServer
 from stores_under_test import LEASE, claim, gauge, rate, standing, window
@@ -120,6 +123,37 @@ async def test_a_user_with_the_rights_of_the_document_can_do_everything(server, 
     assert (await refused(opened(f"{url}/1"))).code == "NOPERM"
     make_user(server, ["+select"])
     await chat(opened(f"{url}/1"))
+
+
+async def test_runs_need_a_few_more_rights_of_the_document(server):
+    more = re.search(r"also keeps \[runs\]\(runs.md\), `(.*?)`", DOCUMENT.read_text())[1].split()
+    url = make_user(server, [*rights(), *more])
+    one, two = RedisRuns(url), RedisRuns(url)
+    try:
+        for runs in (one, two):
+            runs.listen(lambda _name, owner: owner == "ada")
+            runs.attend()
+        run = one.begin("r", "ada", "m", ["name"])
+        run.append([TextDelta("a")])
+        while (found := await two.find("name")) is None:
+            pass
+        reading = found.read(0)
+        assert await anext(reading) == (1, [TextDelta("a")])
+        while not run.readers:
+            await asyncio.sleep(0.01)
+        while not await two.stop("r", "ada"):
+            pass
+        run.end(Finale(code="stopped"))
+        assert await anext(reading, None) is None
+        assert found.finale.code == "stopped"
+        one.ended("r", ["name"])
+        while one._writing:
+            await asyncio.sleep(0.01)
+        denied = server.ask("INFO", "errorstats")
+        assert b"NOPERM" not in denied, denied
+    finally:
+        await one.aclose()
+        await two.aclose()
 
 
 @pytest.mark.parametrize("missing", [word for word in rights() if word[0] in "~+"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chat_nest.deltas import FinishDelta, TextDelta
 from chat_nest.protocols import Finale
-from chat_nest.stream_log import MAX_TEXT, MemoryRuns
+from chat_nest.stream_log import MAX_ENDED, MAX_TEXT, MemoryRuns
 from chat_nest.testing import FakeClock
 
 END = Finale(code="stopped")
@@ -65,7 +65,7 @@ async def test_the_oldest_is_forgotten_and_never_in_the_middle(sizes, after):
         run.append([TextDelta("x" * size), FinishDelta("stop")])
     run.end(END)
     kept = len(sizes) - run._forgotten
-    assert run._size <= MAX_TEXT or kept == 1
+    assert run.size <= MAX_TEXT or kept == 1
     if after < run._forgotten:
         with pytest.raises(LookupError):
             await read(run, after)
@@ -95,3 +95,28 @@ async def test_an_ended_run_is_forgotten_after_a_while_and_its_names_if_they_are
     assert await runs.find("r1") is None
     assert (await runs.find("chat")).id == "r2"
     assert runs._runs.keys() == {"r2"}
+
+
+async def test_many_runs_that_ended_weigh_no_more_than_they_may():
+    runs = MemoryRuns(clock=FakeClock())
+    live = runs.begin("live", "ada", "m")
+    for number in range(300):
+        run = runs.begin(f"r{number}", "ada", "m", [f"chat{number}"])
+        run.append([TextDelta("x" * 900_000)])
+        run.end(END)
+        runs.ended(f"r{number}", [f"chat{number}"])
+        assert sum(each.size for each in runs._runs.values()) == runs._size + live.size <= MAX_ENDED + MAX_TEXT
+    assert await runs.find("r299") and await runs.find("live")
+    assert await runs.find("r0") is None
+    assert len(runs._named) == len(runs._ended) < 100
+    for _ in range(100_000):  # of tiny batches, too
+        live.append([TextDelta("x")])
+    assert len(live._batches) < 8_000
+
+
+async def test_a_readers_leaving_is_remembered():
+    run = MemoryRuns().begin("r", "ada", "m")
+    assert run.left_at == 0
+    run.join()
+    run.leave()
+    assert run.left_at == pytest.approx(asyncio.get_running_loop().time(), abs=1)

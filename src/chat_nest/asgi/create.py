@@ -22,10 +22,10 @@ from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
 from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Store
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.run_logs import open_runs
 from chat_nest.stores.allowance import check_allowance
 from chat_nest.stores.prefunded import Prefunded
 from chat_nest.stores.urls import open_store
-from chat_nest.stream_log import MemoryRuns
 from chat_nest.tokens import counter_for
 from chat_nest.upstream import Upstream, split_model
 from chat_nest.usage import Price
@@ -58,7 +58,7 @@ def create_chat_handler(
     max_streams: int | None = None,
     dialect: Dialect | str = "native",
     dialects: Sequence[Dialect | str] = (),
-    logs: RunLogs | None = None,
+    logs: RunLogs | str = "memory://",
     now: Now = time.time,
 ) -> ChatHandler:
     """Make the chat endpoint: an ASGI application to mount, or to run by itself.
@@ -78,7 +78,9 @@ def create_chat_handler(
     `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
     from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
 
-    The handler owns its providers and its store: `aclose()` closes them. Raises ValueError for a missing key, a
+    `logs` is where runs are kept that readers may come back to: a URL (see `chat_nest.run_logs.open_runs`) or RunLogs.
+
+    The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key, a
     profile whose provider is unknown, a limit in dollars for a model whose price is not known, an unknown or a second
     dialect at the same path, a time zone, origin, store URL or journal that can't be used, or an allowance that
     `limits` can't hold.
@@ -121,7 +123,7 @@ def create_chat_handler(
         ledger=ledger,
         upstream=Upstream(providers, timeouts),
         prices=known,
-        logs=logs or MemoryRuns(),
+        logs=open_runs(logs) if isinstance(logs, str) else logs,
         observers=observers,
         now=now,
     )

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 
 from chat_nest.asgi.request import Receive, Send, header
-from chat_nest.errors import ChatError, ClientGone
+from chat_nest.errors import ChatError, ClientGone, RunsUnavailable
 from chat_nest.limits import Timeouts
 from chat_nest.messages import ChatRequest
 from chat_nest.protocols import Dialect, Encoder, FollowedRun, Scope
@@ -89,14 +89,17 @@ class Follower:
             await self._write(encoder.start(self._followed.model))
         number = after
         try:
-            async for number, batch in self._followed.read(after):
-                await self._write(encoder.number(encoder.encode(batch), number))
-        except LookupError:
-            await self._write(encoder.fail(Forgotten()), more=False)
+            async with contextlib.aclosing(self._followed.read(after)) as batches:
+                async for number, batch in batches:
+                    await self._write(encoder.number(encoder.encode(batch), number))
+        except (LookupError, RunsUnavailable) as error:
+            failure = error if isinstance(error, RunsUnavailable) else Forgotten()
+            await self._write(encoder.fail(failure), more=False)
             return
         ending = followed_ending(self._followed.finale)
         data = encoder.fail(ending) if isinstance(ending, ChatError) else encoder.finish(ending)
-        await self._write(encoder.number(data, number + 1), more=False)
+        numbered = data if self._followed.finale is None else encoder.number(data, number + 1)
+        await self._write(numbered, more=False)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if not data and more:

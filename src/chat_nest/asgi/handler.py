@@ -151,6 +151,7 @@ class ChatHandler:
         run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
         watch = asyncio.create_task(_until_gone(receive, run))
         run.left = asyncio.get_running_loop().create_future()
+        self._chat.logs.attend()
         self._runs[run.id] = run
         run.task.add_done_callback(lambda _: self._forget(run, stream))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from chat_nest.asgi.follow import Follower, last_read
 from chat_nest.asgi.request import ABORT, Receive, Send
 from chat_nest.asgi.response import respond
 from chat_nest.chat import Chat, chat_name
-from chat_nest.errors import NotFound, Stopped
+from chat_nest.errors import NotFound, RunsUnavailable, Stopped
 from chat_nest.limits import Timeouts
 from chat_nest.messages import Caller
 from chat_nest.protocols import Answer, Dialect, FollowedRun, Scope
@@ -59,8 +60,8 @@ class RunRoutes:
         caller = await self._chat.who(scope)
         names = (asked.name, chat_name(caller, asked.name))
         if asked.wanted == "stop":
-            if not await self._stop(names, caller):
-                await self._find(names, caller)
+            if not await self._stop(names, caller) and (await self._find(names, caller)).finale is None:
+                raise RunsUnavailable  # it runs somewhere, and nobody there could be told
             await respond(send, Answer(status=204, body=b""), headers)
             return
         followed = await self._find(names, caller)
@@ -98,18 +99,32 @@ class RunRoutes:
         return bool(after) and last < after
 
     async def _find(self, names: Sequence[str], caller: Caller) -> FollowedRun:
-        for name in names:
-            followed = await self._chat.logs.find(name)
-            if followed is not None and followed.owner == caller.key:
+        """Both may be asked for at once: one name may have no answer while the other has."""
+        finding = (self._chat.logs.find(name) for name in names)
+        found = await asyncio.gather(*finding, return_exceptions=True)
+        for followed in found:
+            if not isinstance(followed, BaseException | None) and followed.owner == caller.key:
                 return followed
-        raise NotFound
+        raise next((failure for failure in found if isinstance(failure, BaseException)), NotFound())
 
     async def _stop(self, names: Sequence[str], caller: Caller) -> bool:
         if any(self._stop_here(name, caller.key) for name in names):
             return True
-        for name in names:
-            if await self._chat.logs.stop(name, caller.key):
-                return True
+        stopping = [asyncio.create_task(self._chat.logs.stop(name, caller.key)) for name in names]
+        unavailable: RunsUnavailable | None = None
+        try:
+            for stopped in asyncio.as_completed(stopping):
+                try:
+                    if await stopped:
+                        return True
+                except RunsUnavailable as error:
+                    unavailable = error
+        finally:
+            for task in stopping:
+                task.cancel()
+            await asyncio.gather(*stopping, return_exceptions=True)
+        if unavailable is not None:
+            raise unavailable
         return False
 
     def _stop_here(self, name: str, owner: str) -> bool:

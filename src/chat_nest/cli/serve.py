@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 from collections.abc import Generator, Mapping
 from importlib.util import find_spec
 
@@ -16,6 +17,7 @@ from chat_nest.server import logs
 from chat_nest.server.config import Config
 from chat_nest.server.listen import url_of
 from chat_nest.server.providers import ProviderConfig, Secret
+from chat_nest.server.schema import RunsSection
 from chat_nest.server.worker import Settings, serve, serve_with_workers
 
 WITH_A_KEY = "OPENAI_API_KEY=... (or OPENAI_BASE_URL=... for another server of the same API)"
@@ -36,8 +38,8 @@ def run(config: Config, listener: socket.socket, *, workers: int, log_level: str
     try:
         if workers == 1:
             return serve(settings, listener, started)
-        with _shared_demo(config.providers) as providers:
-            shared = replace(settings, config=replace(config, providers=providers))
+        with _shared_demo(config.providers) as providers, _shared_runs(config) as runs:
+            shared = replace(settings, config=replace(config, providers=providers, runs=runs))
             return serve_with_workers(shared, listener, workers, started)
     except RuntimeError as error:
         click.echo(f"chat-nest: the demo model did not start: {error}", err=True)
@@ -88,6 +90,17 @@ def _problem(config: Config, workers: int) -> str:
 
 def _runs_own_demo(providers: Mapping[str, ProviderConfig]) -> bool:
     return any(provider.kind == "demo" and not provider.base_url for provider in providers.values())
+
+
+@contextlib.contextmanager
+def _shared_runs(config: Config) -> Generator[RunsSection]:
+    """What lets each worker follow the runs of the others: a directory for their sockets, unless Redis keeps them."""
+    if config.runs_url != "memory://" or not hasattr(socket, "AF_UNIX"):
+        yield config.runs
+        return
+    # Whatever TMPDIR says: the path of a socket has room for a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="chat-nest-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield replace(config.runs, url=f"local://{folder}")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
+from chat_nest.run_logs import open_runs
 from chat_nest.server.config import Config
 from chat_nest.server.front_ends import make_dialects
 from chat_nest.server.health import Health
@@ -138,10 +139,12 @@ def build(config: Config) -> ServerApp:
         time_zone=config.server.time_zone,
         max_body_bytes=config.server.max_body_bytes,
         max_streams=config.server.max_streams,
+        logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
     key_from = {name: provider.key_from for name, provider in config.providers.items()}
     health = Health(handler.store, handler.providers, key_from, store_seconds=config.timeouts.store)
-    info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2]})
+    resumable = config.profiles["balanced"].on_disconnect != "cancel"
+    info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
     return ServerApp(handler, health, read_page(), info)
 
 

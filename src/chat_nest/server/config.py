@@ -23,10 +23,11 @@ from chat_nest.journal import Journal
 from chat_nest.limits import Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
+from chat_nest.run_logs import REDIS, open_runs
 from chat_nest.server.front_ends import resolve_dialects
 from chat_nest.server.models import resolve_profiles
 from chat_nest.server.providers import ProviderConfig, resolve_providers
-from chat_nest.server.schema import NAMED, SECTIONS, Keys, ServerSection, StoreSection
+from chat_nest.server.schema import NAMED, SECTIONS, Keys, RunsSection, ServerSection, StoreSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
 from chat_nest.stores.allowance import check_allowance
 from chat_nest.stores.urls import keeps_records, open_store
@@ -50,6 +51,7 @@ class Config(Struct, frozen=True, kw_only=True):
     degraded: Allowance | None
     lease: float
     """Seconds after which the hold of a process that died is charged."""
+    runs: RunsSection
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
     limits: Limits
@@ -67,6 +69,11 @@ class Config(Struct, frozen=True, kw_only=True):
     def model(self) -> str:
         """PROVIDER:MODEL for those who ask for no profile."""
         return self.profiles["balanced"].model
+
+    @property
+    def runs_url(self) -> str:
+        """Where runs are kept for readers who come back."""
+        return self.runs.url or (self.store if self.store.startswith(REDIS) else "memory://")
 
     @property
     def store_shown(self) -> str:
@@ -113,6 +120,8 @@ def load(
     degraded = Allowance(**values["degraded"]) if "degraded" in sources.values else None
     if degraded is not None:
         _check_degraded(sources, degraded, limits, store.url)
+    runs = RunsSection(**values["runs"])
+    _check_runs(sources, runs)
     hard_caps = HardCaps(**values["hard_caps"])
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
     sources.raise_problems()
@@ -129,6 +138,7 @@ def load(
         journal=journal,
         degraded=degraded,
         lease=store.lease,
+        runs=runs,
         providers=providers,
         profiles=profiles,
         limits=limits,
@@ -249,6 +259,13 @@ def _prices(
         else:
             found[name] = price(**table)
     return found
+
+
+def _check_runs(sources: Sources, runs: RunsSection) -> None:
+    try:
+        open_runs(runs.url or "memory://", runs.keep_seconds)
+    except ValueError as error:
+        sources.problem(("runs", "url"), str(error).removeprefix("runs.url").lstrip(": "))
 
 
 def _check_store(sources: Sources, store: StoreSection) -> None:

@@ -100,6 +100,16 @@ class StoreSection(Struct, frozen=True, kw_only=True):
     """Seconds after which what a process that died had reserved is charged."""
 
 
+class RunsSection(Struct, frozen=True, kw_only=True):
+    """Where runs are kept for readers who come back."""
+
+    url: str = ""
+    """None: in the store's Redis, where it is one; else by the server's own processes."""
+    keep_seconds: float = 300.0
+    """How long after their end."""
+
+
+RUNS = keys_of(RunsSection)
 STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
 
 DIALECTS = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog")
@@ -118,6 +128,7 @@ SECTIONS: Mapping[str, Keys] = {
     "server": SERVER,
     "dialects": {**dict.fromkeys(DIALECTS, FRONT_END), "blog_get": SWITCH},
     "store": STORE,
+    "runs": RUNS,
     "providers": PROVIDER,
     "profiles": PROFILE,
     "limits": keys_of(Limits),

@@ -131,6 +131,10 @@ class Server:
                 self._wire.abort()
             raise
 
+    async def wire(self) -> Wire:
+        """A connection for the caller alone, who closes it. Raises Denied, Broken and OSError."""
+        return await self._login.open(self.address)
+
     def retire(self) -> None:
         """Take no more calls, and close the connection when those that run are answered."""
         self._retired = True
@@ -164,6 +168,10 @@ class Servers(Protocol):
 
     async def call(self, tag: str, *words: Word) -> Any:
         """Ask the server that keeps what has this hash tag. Raises as Server.call does."""
+        ...
+
+    async def wire(self, tag: str) -> Wire:
+        """A connection to that server for the caller alone, for questions that stay open; it is his to close."""
         ...
 
     async def check(self) -> None:
@@ -200,6 +208,9 @@ class _Single:
     async def call(self, tag: str, *words: Word) -> Any:  # noqa: ARG002 - one server has every tag
         return await self._server.call(*words)
 
+    async def wire(self, tag: str) -> Wire:  # noqa: ARG002
+        return await self._server.wire()
+
     async def check(self) -> None:
         await self._server.check()
 
@@ -224,6 +235,14 @@ class _Sentinel:
             return await master.call(*words)
         except (Broken, Denied, OSError, asyncio.CancelledError) as error:
             self._sure = self._sure and isinstance(error, Denied) and error.code not in _NO_MASTER
+            raise
+
+    async def wire(self, tag: str) -> Wire:  # noqa: ARG002
+        master = await self._find()
+        try:
+            return await master.wire()
+        except (Broken, Denied, OSError, asyncio.CancelledError):
+            self._sure = False
             raise
 
     async def check(self) -> None:
@@ -280,6 +299,14 @@ class _Cluster:
                 raise
             host, _, port = str(error).rpartition(" ")[2].rpartition(":")  # `SLOT HOST:PORT`; no HOST means the same
             return await self._at((host or server.address[0], int(port))).call(*words)
+
+    async def wire(self, tag: str) -> Wire:
+        server = await self._find(crc_hqx(tag.encode(), 0) % _SLOTS)
+        try:
+            return await server.wire()
+        except (Broken, Denied, OSError, asyncio.CancelledError):
+            self._sure = False
+            raise
 
     async def check(self) -> None:
         self._sure = False

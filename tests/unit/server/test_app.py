@@ -146,7 +146,7 @@ async def test_ready_and_not_ready(app, provider):
 
 
 async def test_the_page_is_told_which_model_answers(app):
-    assert (await ask(app, "/api/info")).body == b'{"demo":false,"model":"gpt-4o-mini"}'
+    assert (await ask(app, "/api/info")).body == b'{"demo":false,"model":"gpt-4o-mini","resumable":false}'
 
 
 async def test_everything_else_is_the_chats(app, provider):

@@ -2,6 +2,8 @@
 // Whatever a model writes is shown with textContent or a text node, so HTML, scripts and links in it stay inert.
 
 const STALL_MS = 45_000; // the server pings every 15 s: three missed pings are a lost connection
+const RECONNECTS_MS = [0, 500, 1_000, 2_000, 4_000, 8_000]; // the pauses before each try; then it is given up
+const SAVED = "chat-nest";
 const HISTORY = { messages: 40, characters: 60_000 }; // the server trims to the model's budget; this only bounds a body
 
 const byId = (id) => document.getElementById(id);
@@ -10,13 +12,16 @@ const [composer, prompt, send, stop] = ["composer", "prompt", "send", "stop"].ma
 const number = (value) => value.toLocaleString("en");
 
 let messages = []; // what is sent: {role, content}
-let run = null; // the AbortController of the answer in progress
+let run = null; // the answer in progress: see `answering`
+let resumable = false; // whether the server keeps an answer whose reader is away for a moment
 let charged = null; // tokens used today, as the server last said
 let limit = null; // tokens a day
 let atEnd = true; // whether the reader follows the end of the log
 let scrolledTo = 0;
 
 const STOPPED = Symbol("stopped");
+const GONE = { message: "This answer is not kept any more, so the rest of it can't be shown.", code: "gone" };
+const AGAIN = new Set(["runs_unavailable", "request_in_progress"]); // of an answer that goes on
 
 class Failure extends Error {
   constructor(message, { code = "", retry_after: retryAfter = null } = {}) {
@@ -25,7 +30,7 @@ class Failure extends Error {
   }
 }
 
-// Server-Sent Events from a response's body, as {name, data}; data is parsed JSON, or null where it is empty.
+// Server-Sent Events from a response's body, as {name, data, id}; data is parsed JSON, or null where it is empty.
 async function* events(body) {
   const reader = body.getReader();
   const decoder = new TextDecoder();
@@ -37,12 +42,12 @@ async function* events(body) {
     const frames = text.split("\n\n");
     text = frames.pop();
     for (const frame of frames) {
-      const fields = { event: "message", data: "" };
+      const fields = { event: "message", data: "", id: "" };
       for (const line of frame.split("\n")) {
-        const [, field, content] = /^(event|data): ?(.*)$/s.exec(line) ?? [];
+        const [, field, content] = /^(event|data|id): ?(.*)$/s.exec(line) ?? [];
         if (field) fields[field] = content;
       }
-      yield { name: fields.event, data: fields.data ? JSON.parse(fields.data) : null };
+      yield { name: fields.event, data: fields.data ? JSON.parse(fields.data) : null, id: fields.id };
     }
   }
 }
@@ -95,52 +100,173 @@ function note(node, kind, text) {
 }
 
 // Ask for an answer to the conversation as it stands, and show it as it comes.
-async function ask() {
-  const { node, text } = show("assistant", "");
-  const answer = { role: "assistant", content: "" };
-  const own = new AbortController();
+function ask() {
+  const key = resumable ? Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-") : "";
+  return answering({ id: "", last: "", content: "", key });
+}
+
+// Show one answer from what is known of it. `kept` is as much of its text as was complete with event `last` of run `id`.
+// Where the server keeps answers, a lost connection is made again: the run is followed from there on, or, where its id
+// did not arrive, the request is sent again with its key, which the server answers with the same run.
+async function answering(kept) {
+  const { node, text } = show("assistant", kept.content);
+  const answer = { role: "assistant", content: kept.content };
   const body = JSON.stringify({ messages: history() });
-  let watchdog;
-  const alive = () => {
-    clearTimeout(watchdog);
-    watchdog = setTimeout(() => own.abort(), STALL_MS);
-  };
+  const own = { node, answer, kept, stopping: false, controller: new AbortController() };
   let frame = 0;
   const paint = () => {
     frame = 0;
     text.data = answer.content;
     follow();
   };
-  writing(own, node, true);
-  messages.push(answer);
-  alive();
-  let response = null;
-  try {
-    const headers = { "content-type": "application/json" };
-    response = await fetch("api/chat", { method: "POST", headers, body, signal: own.signal });
+  const read = async (response) => {
+    if (response.status === 404 && kept.id) throw new Failure(GONE.message, GONE);
     if (!response.ok) throw await refusal(response);
-    let done = null;
-    for await (const { name, data } of events(response.body)) {
-      alive();
+    if (response.headers.has("idempotency-replayed")) throw new Failure(GONE.message, GONE);
+    if (response.status === 204) return {};
+    for await (const { name, data, id } of events(response.body)) {
       if (name === "error") throw new Failure(data.message, data);
-      if (name === "done") done = data ?? {};
+      watch(own);
+      connected(node);
+      if (name === "done") return data ?? {};
+      if (name === "start") begun(own, data?.id ?? "");
       if (name !== "token") continue;
       answer.content += data;
+      own.tries = 0;
+      if (id) Object.assign(kept, { content: answer.content, last: id });
       frame ||= requestAnimationFrame(paint);
     }
-    if (!done) throw new Error("an end without its event");
-    finished(node, answer, done);
-  } catch (error) {
-    const cause = own.signal.reason ?? error;
-    const lost = response ? "The connection was lost before the answer was complete." : "The server can't be reached.";
+    throw new Error("an end without its event");
+  };
+  writing(own, node, true);
+  messages.push(answer);
+  save();
+  let reached = Boolean(kept.id);
+  try {
+    for (own.tries = reached ? 1 : 0; ; own.tries += 1) {
+      try {
+        if (own.tries) await reconnecting(own);
+        const response = await connection(own, body);
+        reached = true;
+        finished(node, answer, await read(response));
+        return;
+      } catch (error) {
+        const goesOn = !(error instanceof Failure) || AGAIN.has(error.code);
+        if (own.controller.signal.reason === STOPPED || error.code === "stopped") throw STOPPED;
+        if (!isKept(own) || !goesOn || own.tries >= RECONNECTS_MS.length) throw error;
+        answer.content = kept.content; // what came after its last number comes again
+      }
+    }
+  } catch (cause) {
+    connected(node);
+    const lost = reached ? "The connection was lost before the answer was complete." : "The server can't be reached.";
     if (cause === STOPPED) stopped(node, answer);
-    else failed(node, answer, cause instanceof Failure ? cause : new Failure(lost));
+    else if (cause instanceof Failure) failed(node, answer, cause);
+    else failed(node, answer, new Failure(lost), isKept(own) ? kept : null);
   } finally {
-    clearTimeout(watchdog);
+    clearTimeout(own.watchdog);
     cancelAnimationFrame(frame);
     paint();
     writing(own, node, false);
+    save();
   }
+}
+
+// The response that brings the answer, from its beginning or from where it was left.
+function connection(own, body) {
+  const { id, last, key } = own.kept;
+  own.controller = new AbortController();
+  watch(own);
+  const { signal } = own.controller;
+  if (id) {
+    const headers = last ? { "last-event-id": last } : {};
+    return fetch(`api/chat/${id}/stream`, { headers, signal });
+  }
+  const headers = { "content-type": "application/json", ...(key && { "idempotency-key": key }) };
+  return fetch("api/chat", { method: "POST", headers, body, signal });
+}
+
+// A connection on which nothing arrives for a while is lost.
+function watch(own) {
+  clearTimeout(own.watchdog);
+  own.watchdog = setTimeout(() => own.controller.abort(), STALL_MS);
+}
+
+// The run has its id: it can be followed from now on, and stopped by name.
+function begun(own, id) {
+  if (!resumable && !isKept(own)) return;
+  Object.assign(own.kept, { id, last: "", content: "" });
+  own.answer.content = ""; // it begins, perhaps again
+  save();
+  if (own.stopping) stopRun(own);
+}
+
+const isKept = ({ kept }) => Boolean(kept.key || kept.id);
+
+async function reconnecting(own) {
+  const { node, tries } = own;
+  status.textContent = "Reconnecting";
+  if (!node.querySelector(".reconnecting")) note(node, "reconnecting", "Reconnecting…");
+  await new Promise((wake) => {
+    own.controller = new AbortController();
+    own.controller.signal.addEventListener("abort", wake);
+    setTimeout(wake, RECONNECTS_MS[tries - 1]);
+  });
+  own.controller.signal.throwIfAborted();
+}
+
+function connected(node) {
+  const line = node.querySelector(".reconnecting");
+  if (!line) return;
+  line.remove();
+  if (node.classList.contains("writing")) status.textContent = "Writing an answer";
+}
+
+// Stop it where it runs, and then stop reading it.
+async function stopRun(own) {
+  const until = AbortSignal.timeout(5_000);
+  const options = { method: "POST", signal: until, keepalive: true };
+  const response = await fetch(`api/chat/${own.kept.id}/stop`, options).catch(() => null);
+  if (response?.ok || response?.status === 404) {
+    own.controller.abort(STOPPED);
+  } else {
+    own.stopping = false;
+    note(own.node, "problem", "It could not be stopped. Please try again.");
+  }
+}
+
+function halt() {
+  if (!run) return;
+  const again = run.stopping;
+  run.stopping = true;
+  if (again || !isKept(run)) run.controller.abort(STOPPED); // leaving stops it, or nothing does
+  else if (run.kept.id) stopRun(run);
+}
+
+// What a reload needs is kept by the browser for this tab, where the server keeps answers.
+function save() {
+  if (!resumable) return;
+  const rest = run && !run.stopping && messages.at(-1) === run.answer ? run : null;
+  const done = rest ? messages.slice(0, -1) : messages;
+  try {
+    sessionStorage.setItem(SAVED, JSON.stringify({ messages: done, kept: rest?.kept ?? null }));
+  } catch {
+    // The browser keeps nothing: a reload begins anew.
+  }
+}
+
+function restore() {
+  let saved = null;
+  try {
+    saved = JSON.parse(sessionStorage.getItem(SAVED));
+  } catch {
+    return;
+  }
+  if (!saved?.messages.length) return;
+  resumable = true;
+  messages = saved.messages;
+  for (const { role, content } of messages) if (content) show(role, content);
+  if (saved.kept) answering(saved.kept);
 }
 
 function writing(own, node, on) {
@@ -201,7 +327,8 @@ const EDIT = new Set(["request_too_large", "bad_request", "body_too_large"]);
 const FINAL = new Set(["budget_exceeded", "unauthorized", "forbidden", "upstream_auth"]); // asking again changes nothing
 
 // Say what happened and what the reader can do next: retry, now or later, or change the message.
-function failed(node, answer, failure) {
+// `kept` is what is known of an answer that may go on without us.
+function failed(node, answer, failure, kept = null) {
   const { message, code, retryAfter } = failure;
   const later = retryAfter > 600 ? new Date(Date.now() + retryAfter * 1000) : null;
   const when = later?.toLocaleString([], { weekday: "long", hour: "2-digit", minute: "2-digit" });
@@ -217,11 +344,11 @@ function failed(node, answer, failure) {
     prompt.value = prompt.value ? `${content}\n${prompt.value}` : content;
     node.previousElementSibling?.remove();
   } else if (!later && (retryAfter || !FINAL.has(code))) {
-    retryButton(node, answer, retryAfter ?? 0);
+    retryButton(node, answer, retryAfter ?? 0, kept);
   }
 }
 
-function retryButton(node, answer, seconds) {
+function retryButton(node, answer, seconds, kept) {
   const button = element("button", "quiet retry", "Retry");
   button.type = "button";
   const ready = Date.now() + seconds * 1000;
@@ -236,7 +363,8 @@ function retryButton(node, answer, seconds) {
     messages.splice(messages.indexOf(answer), 1);
     node.remove();
     prompt.focus();
-    ask();
+    if (kept) answering(kept);
+    else ask();
   });
   node.append(button);
   count();
@@ -273,10 +401,6 @@ function say(content) {
   ask();
 }
 
-function halt() {
-  run?.abort(STOPPED);
-}
-
 // Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later.
 scroller.addEventListener("scroll", () => {
   const near = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
@@ -311,15 +435,21 @@ welcome.addEventListener("click", ({ target }) => {
 byId("new").addEventListener("click", () => {
   halt();
   messages = [];
+  save();
   log.replaceChildren();
   welcome.hidden = false;
   prompt.focus();
 });
 
+addEventListener("pagehide", save);
+document.addEventListener("visibilitychange", save); // a phone may end a hidden page without a word
+restore();
 readUsage();
 fetch("api/info")
   .then((response) => response.json())
-  .then(({ demo, model }) => {
+  .then(({ demo, model, resumable: keeps }) => {
+    resumable = keeps;
+    if (!keeps) sessionStorage.removeItem(SAVED);
     byId("demo").hidden = !demo;
     byId("model").hidden = !model;
     byId("model").textContent = model;
