@@ -16,7 +16,7 @@ from chat_nest.dialects import fields as read
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, run_of_texts
 from chat_nest.dialects.strict_json import is_array
 from chat_nest.dialects.turns import Turn, conversation, entries
-from chat_nest.errors import BadRequest, ChatError
+from chat_nest.errors import BadRequest, ChatError, Stopped
 from chat_nest.messages import ChatRequest, Message, Role, Tool, ToolCall
 from chat_nest.protocols import Answer, Ending, Route
 
@@ -113,6 +113,9 @@ class AISDKEncoder:
         return PING
 
     def fail(self, error: ChatError) -> bytes:
+        """`abort` for a run that its owner stopped: the page then keeps what it has, and shows no error."""
+        if isinstance(error, Stopped):
+            return data({"type": "abort"})
         return data({"type": "error", "errorText": error.message})
 
     def finish(self, ending: Ending) -> bytes:

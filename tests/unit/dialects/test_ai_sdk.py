@@ -8,7 +8,7 @@ from inline_snapshot import snapshot
 
 from chat_nest.deltas import ReasoningDelta, TextDelta, ToolCallDelta
 from chat_nest.dialects.ai_sdk import AISDK
-from chat_nest.errors import BadRequest, BudgetExceeded, ChatError, RateLimited, UpstreamIdle
+from chat_nest.errors import BadRequest, BudgetExceeded, ChatError, RateLimited, Stopped, UpstreamIdle
 from chat_nest.messages import ChatRequest, Message, ToolCall
 from chat_nest.protocols import Dialect
 
@@ -120,6 +120,7 @@ def test_an_input_that_is_not_json_is_an_error_of_the_call() -> None:
 
 
 def test_an_error_in_the_stream_and_a_ping() -> None:
+    assert encoder().fail(Stopped()).decode() == 'data: {"type":"abort"}\n\n'
     assert encoder().fail(UpstreamIdle()).decode() == snapshot("""\
 data: {"type":"error","errorText":"The model provider stopped answering"}
 
