@@ -544,7 +544,7 @@ class Proxy:
 
 
 @pytest.mark.skipif("DATABASE_URL" in os.environ, reason="the proxy speaks to a server without TLS or passwords")
-async def test_an_answer_that_was_lost_is_given_again(url, clock):
+async def test_row44_an_answer_that_was_lost_is_given_again(url, clock):
     async with Proxy(url) as proxy:
         store = PostgresStore(proxy.url, max_connections=1, timeout=5.0, _now=clock)
         line, streams = window(1_000), gauge(3)
@@ -613,7 +613,7 @@ async def test_a_connection_on_which_nothing_comes_any_more_is_hung_up_on(url):
 
 
 @pytest.mark.timeout(60)
-async def test_a_server_that_crashes_and_restarts_under_load_posts_nothing_twice(server):
+async def test_row45_a_server_that_crashes_and_restarts_under_load_posts_nothing_twice(server):
     store = PostgresStore(server.url, max_connections=4)
     await insist(store.ping)
     line, streams = window(10**9, resets_at=LATER), gauge(10_000)

@@ -227,7 +227,7 @@ async def test_a_gauge_is_free_again_though_many_leases_ran_out_at_once(fresh):
 # trouble
 
 
-async def test_a_flushed_script_cache_is_not_seen(server, opened):
+async def test_row44_a_flushed_script_cache_is_not_seen(server, opened):
     store, line = opened(server.url), DAY
     one = claim("a", line)
     await store.reserve(one, LEASE)
@@ -244,7 +244,7 @@ async def test_a_flushed_script_cache_is_not_seen(server, opened):
     assert await standing(store, line) == (60, 0)
 
 
-async def test_a_full_server_grants_nothing_and_still_settles(server, opened):
+async def test_row44_a_full_server_grants_nothing_and_still_settles(server, opened):
     store, one = opened(server.url), claim("a", DAY, gauge(3))
     await store.reserve(one, LEASE)
     server.ask("CONFIG", "SET", "maxmemory", 1)
@@ -257,7 +257,7 @@ async def test_a_full_server_grants_nothing_and_still_settles(server, opened):
     assert isinstance(await store.reserve(claim("b", DAY), LEASE), Granted)
 
 
-async def test_a_replica_grants_nothing_until_it_is_a_master(server, opened):
+async def test_row44_a_replica_grants_nothing_until_it_is_a_master(server, opened):
     store = opened(server.url)
     await store.reserve(claim("a", DAY), LEASE)
     server.ask("REPLICAOF", "127.0.0.1", 1)
@@ -269,7 +269,7 @@ async def test_a_replica_grants_nothing_until_it_is_a_master(server, opened):
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
-async def test_a_server_that_may_evict_is_refused(server, opened, policy):
+async def test_row45_a_server_that_may_evict_is_refused(server, opened, policy):
     server.ask("CONFIG", "SET", "maxmemory-policy", policy)
     store = opened(server.url)
     for call in (store.ping, lambda: store.reserve(claim("a", DAY), LEASE)):
@@ -292,7 +292,7 @@ async def test_a_policy_that_changes_is_noticed_by_the_next_sweep(server, opened
         await store.reserve(claim("b", DAY), LEASE)
 
 
-async def test_an_emptied_server_grants_nothing_to_who_knew_it(server, opened):
+async def test_row45_an_emptied_server_grants_nothing_to_who_knew_it(server, opened):
     store = opened(server.url)
     await store.reserve(claim("a", DAY), LEASE)
     dump = server.ask("DUMP", "{chat-nest:0}:epoch")

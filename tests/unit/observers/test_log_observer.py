@@ -90,7 +90,7 @@ def test_json_holds_the_same_fields_with_their_types(lines):
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_name_can_forge_neither_a_field_nor_a_line(lines, style):
+def test_row31_a_name_can_forge_neither_a_field_nor_a_line(lines, style):
     LogObserver(style).finished(ending(profile="x reason=stop\nERROR\x1b[2J\u2028", id='a"b'))
     line = lines()[0][2]
     assert line.isprintable()

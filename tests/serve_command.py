@@ -1,0 +1,68 @@
+"""`chat-nest serve` in a process of its own that a test may kill: `async with command(folder, provider.url) as served`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("chat-nest")
+LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)\n")
+
+
+class Command:
+    """A running server. `said` is all that it wrote so far, on either output."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said = b""
+        self.port = 0
+        self._reading = asyncio.create_task(self._read())
+        self._news = asyncio.Event()
+
+    async def _read(self) -> None:
+        assert self.process.stdout
+        while piece := await self.process.stdout.read(65_536):
+            self.said += piece
+            self._news.set()
+        self._news.set()
+
+    async def listening(self) -> None:
+        while not (found := LISTENING.search(self.said)):
+            assert not self._reading.done(), self.said
+            await self._news.wait()
+            self._news.clear()
+        self.port = int(found[1])
+
+    async def kill(self) -> None:
+        """SIGKILL, if it still runs, and wait for the rest of its output."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.ended()
+
+    async def ended(self) -> int:
+        await self._reading
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def command(folder: Path, url: str, key: str = "sk-served", **environ: str) -> AsyncIterator[Command]:
+    """Serve in `folder`, with the provider at `url`; killed at the end if it still runs."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        *(COMMAND, "serve", "--port", "0"),
+        cwd=folder,
+        env={**clean, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    served = Command(process)
+    try:
+        await served.listening()
+        yield served
+    finally:
+        await served.kill()
