@@ -312,7 +312,8 @@ class ScriptedProvider:
         for connection in self.connections:
             if connection._running:
                 connection._running.cancel()
-            connection._transport.abort()
+            if not connection.closed.done():
+                connection._transport.abort()
         await self.idle()
         if self.errors:
             raise self.errors[0]

@@ -457,7 +457,11 @@ async def test_without_a_key_one_demo_model_answers_for_all_workers(tmp_path):
     async with serving(tmp_path, "--workers", "2") as served:
         assert "DEMO demo:smollm2-135m-instruct: tiny, on this machine, fluent and often wrong" in served.said
         assert "For a real one set OPENAI_API_KEY=..." in served.said
-        assert json.loads((await get(served, "/api/info"))[1]) == {"demo": True, "model": "smollm2-135m-instruct"}
+        assert json.loads((await get(served, "/api/info"))[1]) == {
+            "demo": True,
+            "model": "smollm2-135m-instruct",
+            "resumable": False,
+        }
         async with connect(served.port) as client:
             reply = await client.post({"messages": HELLO["messages"], "profile": "constrained"})
             events = await reply.events()

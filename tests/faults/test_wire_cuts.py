@@ -16,6 +16,7 @@ from chat_nest import BALANCED, Timeouts, create_chat_handler
 
 DIALECTS = {
     "/api/chat": (HELLO, b"event: done\n"),
+    "/v1/chat/completions": ({**HELLO, "stream": True}, b"data: [DONE]\n"),
     "/api/ai": ({"messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}, b'{"type":"finish"'),
 }
 COUNT = 8
