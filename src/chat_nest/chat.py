@@ -139,7 +139,7 @@ class Chat:
         if isinstance(error, AlreadyEnded):
             await self._replay(run, error.record, client)
             return
-        if isinstance(error, InProgress) and error.claim:
+        if isinstance(error, InProgress) and error.claim and run.encoder is not None and run.encoder.streams:
             with contextlib.suppress(RunsUnavailable):
                 run.attached = await self.logs.find(error.claim)
             if run.attached is not None:

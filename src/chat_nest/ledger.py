@@ -51,6 +51,7 @@ class Reservation:
         "finished",
         "granted",
         "input_tokens",
+        "lost",
         "meter",
         "model",
         "reported",
@@ -61,6 +62,8 @@ class Reservation:
         self.claim = claim
         self.granted = granted
         self.input_tokens = input_tokens
+        self.lost: tuple[str, Usage] | None = None
+        """The model of an attempt whose prompt may have been billed besides, and that prompt: part of the input."""
         self.meter: OutputMeter | None = None
         self.model = ""
         self.abort_bills = "unknown"

@@ -17,6 +17,7 @@ from chat_nest.prices import Prices
 from chat_nest.protocols import Encoder, Ending, Finale, FollowedRun, RunLog, Sink
 from chat_nest.records import Record
 from chat_nest.relay import Pulse
+from chat_nest.usage import Usage
 
 
 class Run:
@@ -184,13 +185,28 @@ def make_record(run: Run, prices: Prices, held: Reservation, failure: BaseExcept
         seconds=asyncio.get_running_loop().time() - run.began_at,
         first_token_seconds=None if first_at is None else first_at - run.began_at,
         usage=usage,
-        cost=None if price is None else min(price.cost(usage), MAX_AMOUNT),
+        cost=_cost(usage, held, prices),
         price="" if price is None else price.version,
         source=source,
         ending=error.code if error else run.reason or "other",
         spent_nothing=error is not None and held.spent_nothing,
     )
     return run.record
+
+
+def _cost(usage: Usage, held: Reservation, prices: Prices) -> int | None:
+    """Nano-dollars, each attempt at the price of its own model; None where one of them has no price."""
+    price = prices.of(held.model) if held.model else None
+    if price is None:
+        return None
+    if held.lost is None:
+        return min(price.cost(usage), MAX_AMOUNT)
+    model, lost = held.lost
+    lost_price = prices.of(model)
+    if lost_price is None:
+        return None
+    answered = replace(usage, input_tokens=max(0, usage.input_tokens - lost.input_tokens))
+    return min(price.cost(answered) + lost_price.cost(lost), MAX_AMOUNT)
 
 
 def make_ending(run: Run, record: Record, held: Reservation, error: ChatError | None) -> Ending:

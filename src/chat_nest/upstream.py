@@ -89,6 +89,8 @@ class _Opening:
         self._input_tokens, self._granted = held.input_tokens, held.granted
         self._lost: int | None = None
         """The input tokens of an attempt of which nobody knows how it ended; None where there was no such attempt."""
+        self._lost_at: tuple[str, Usage] | None = None
+        """The model that was asked for them, and what it says of them: they are charged at its price."""
 
     async def first_of(self, models: Sequence[str], stack: AsyncExitStack) -> AsyncIterator[Batch]:
         error: UpstreamError | None = None
@@ -130,6 +132,7 @@ class _Opening:
             return False
         spent, _ = self._held.spent()
         self._lost = spent.input_tokens
+        self._lost_at = (self._held.model, replace(spent, output_tokens=0, reasoning_tokens=0))
         return not spent.output_tokens and self._affordable() >= max(self._held.claim.min_output_tokens, 1)
 
     def _affordable(self) -> int:
@@ -183,7 +186,7 @@ class _Opening:
     ) -> AsyncIterator[Batch]:
         held, lost = self._held, self._lost or 0
         output = self._affordable()
-        held.model = model
+        held.model, held.lost = model, self._lost_at
         held.meter = OutputMeter(counter_for(model_name), output)
         held.countable = not is_reasoning_model(model_name)
         held.abort_bills = getattr(provider, "abort_bills", "unknown")

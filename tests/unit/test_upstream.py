@@ -26,9 +26,11 @@ from chat_nest.errors import (
 from chat_nest.ledger import Reservation
 from chat_nest.limits import Claim, Granted, Line, Timeouts
 from chat_nest.messages import Message
+from chat_nest.prices import Prices, price
 from chat_nest.protocols import Prompt
+from chat_nest.run import Run, make_record
 from chat_nest.upstream import Upstream
-from chat_nest.usage import Usage
+from chat_nest.usage import Price, Rates, Usage
 
 PROMPT = Prompt(model="", messages=(Message(role="user", content="hi"),), max_output_tokens=4_000)
 
@@ -296,6 +298,49 @@ async def test_a_refusal_after_a_lost_attempt_costs_what_was_lost() -> None:
         await ask({"p": provider, "unknown": unknown}, ["p:m", "unknown:m"], reservation)
     assert not reservation.spent_nothing
     assert reservation.spent() == (used(10, 0), "estimated")
+
+
+DEAR = price(input=100, output=100)
+CHEAP = price(input=1, output=1)
+TIERED = Price(
+    rates=(
+        Rates(input=1_000_000, output=0, cached_input=1_000_000, cache_write=1_000_000),
+        Rates(input=9_000_000, output=0, cached_input=9_000_000, cache_write=9_000_000, above=15),
+    ),
+    version="own",
+)
+
+
+@pytest.mark.looptime(start=0)
+@pytest.mark.parametrize(
+    ("prices", "cost"),
+    [
+        ({"p:m": DEAR, "s:m": CHEAP}, 10 * 100_000 + (9 + 3) * 1_000),
+        ({"p:m": CHEAP, "s:m": DEAR}, 10 * 1_000 + (9 + 3) * 100_000),
+        ({"p:m": TIERED, "s:m": TIERED}, 19),
+    ],
+)
+async def test_each_attempt_is_charged_at_the_price_of_its_own_model(prices, cost) -> None:
+    first = Flaky(*[UpstreamTimeout(), unavailable(), unavailable()])
+    second = Flaky(answer=[[TextDelta("a")], [UsageDelta(used(9, 3)), FinishDelta("stop")]])
+    reservation = held()
+    async with Upstream({"p": first, "s": second}, Timeouts()).open(PROMPT, ["p:m", "s:m"], reservation) as batches:
+        for delta in [delta async for batch in batches for delta in batch]:
+            if isinstance(delta, UsageDelta):
+                reservation.report(delta.usage, last=True)
+    record = make_record(Run("r", 0.0), Prices(prices), reservation, None)
+    assert record.usage == used(19, 3)
+    assert record.cost == cost
+
+
+@pytest.mark.looptime(start=0)
+async def test_a_lost_prompt_is_charged_at_its_own_model_when_nobody_answers() -> None:
+    provider = Flaky(UpstreamTimeout(), *[unavailable() for _ in range(3)])
+    reservation = held()
+    with pytest.raises(UpstreamAuth) as failed:
+        await ask({"p": provider, "s": Flaky(UpstreamAuth(spent_nothing=True))}, ["p:m", "s:m"], reservation)
+    record = make_record(Run("r", 0.0), Prices({"p:m": DEAR, "s:m": CHEAP}), reservation, failed.value)
+    assert record.cost == 10 * 100_000
 
 
 # Up to the first delta.

@@ -171,6 +171,21 @@ async def test_row27_the_same_key_attaches_to_the_run():
         assert provider.opened == 1
 
 
+async def test_a_client_that_wants_one_json_is_told_to_wait_and_never_given_a_stream():
+    go_on = asyncio.Event()
+    body = {"model": "balanced", "messages": [{"role": "user", "content": "Hi"}]}
+    script = stream(chunk("one "), go_on, chunk("two"), finish(), usage(9, 2), DONE)
+    async with chat(script, dialects=["native", "openai"]) as (provider, port):
+        more = {"path": "/v1/chat/completions", "headers": {**JSON, "idempotency-key": "k"}}
+        first = asyncio.create_task(ask(port, body, **more))
+        await provider.request(0)
+        second = await ask(port, body, **more)
+        assert (second.status, second.headers["content-type"]) == (409, "application/json")
+        go_on.set()
+        assert json.loads((await first).raw)["choices"][0]["message"]["content"] == "one two"
+        assert provider.opened == 1
+
+
 @pytest.mark.parametrize("http", ["httptools", AbortableProtocol])
 async def test_a_reader_who_does_not_read_does_not_stop_a_run_that_is_to_be_finished(http):
     text = "x" * 40_000

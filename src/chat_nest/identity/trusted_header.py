@@ -33,8 +33,7 @@ class TrustedHeader:
         name = _only(scope, self._caller)
         if not name:
             raise Unauthorized
-        group = _only(scope, self._group) if self._group else ""
-        return Caller(id=f"user:{name}", group=group or None)
+        return Caller(id=f"user:{name}", group=(_only(scope, self._group) if self._group else "") or None)
 
 
 def _header_name(name: str) -> bytes:
@@ -44,8 +43,11 @@ def _header_name(name: str) -> bytes:
 
 
 def _only(scope: Scope, name: bytes) -> str:
-    """The header's one value, or nothing: two of them could come from two different places."""
+    """The header's one value, or nothing where there is none.
+
+    Raises Unauthorized for two of them, which could come from two different places, and for one that is too long.
+    """
     values = [bytes(value) for key, value in scope["headers"] if key.lower() == name]
-    if len(values) != 1 or len(values[0]) > _LONGEST:
-        return ""
-    return values[0].decode("latin-1").strip()
+    if len(values) > 1 or any(len(value) > _LONGEST for value in values):
+        raise Unauthorized
+    return values[0].decode("latin-1").strip() if values else ""

@@ -32,6 +32,9 @@ FUND_LEASE = 3_600.0
 ROUND = 20.0
 FIRST_PROBE, LONGEST_PROBE = 0.1, 2.0
 
+MOST_UNASKED = 10_000
+"""Ids of refused requests that are remembered, so that their release asks nobody."""
+
 
 class _Draw(Struct, frozen=True):
     """One request that was admitted without the store."""
@@ -115,6 +118,8 @@ class Prefunded:
         try:
             return await self._admit(claim, lease)
         except LimiterUnavailable:
+            if len(self._unasked) >= MOST_UNASKED:
+                self._unasked.clear()  # to release these at the store as well does no harm
             self._unasked.add(claim.id)
             raise
 

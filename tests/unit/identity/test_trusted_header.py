@@ -35,8 +35,10 @@ def test_a_header_that_names_nobody_is_nobody(headers):
         WHO(scope(*headers))
 
 
-def test_two_groups_are_none():
-    assert WHO(scope((b"x-user", b"ada"), (b"x-tenant", b"a"), (b"x-tenant", b"b"))) == Caller(id="user:ada")
+@pytest.mark.parametrize("groups", [((b"x-tenant", b"a"), (b"x-tenant", b"b")), ((b"x-tenant", b"a" * 257),)])
+def test_whose_group_is_not_certain_draws_on_no_budget_but_is_refused(groups):
+    with pytest.raises(Unauthorized):
+        WHO(scope((b"x-user", b"ada"), *groups))
 
 
 def test_a_user_is_never_taken_for_an_address():
