@@ -50,11 +50,11 @@ class Command:
 
 
 @asynccontextmanager
-async def command(folder: Path, url: str, key: str = "sk-served", **environ: str) -> AsyncIterator[Command]:
+async def command(folder: Path, url: str, key: str = "sk-served", *options: str, **environ: str) -> AsyncIterator[Command]:
     """Serve in `folder`, with the provider at `url`; killed at the end if it still runs."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "serve", "--port", "0"),
+        *(COMMAND, "serve", "--port", "0", *options),
         cwd=folder,
         env={**clean, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, **environ},
         stdout=asyncio.subprocess.PIPE,
