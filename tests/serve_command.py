@@ -50,7 +50,9 @@ class Command:
 
 
 @asynccontextmanager
-async def command(folder: Path, url: str, key: str = "sk-served", *options: str, **environ: str) -> AsyncIterator[Command]:
+async def command(
+    folder: Path, url: str, key: str = "sk-served", *options: str, **environ: str
+) -> AsyncIterator[Command]:
     """Serve in `folder`, with the provider at `url`; killed at the end if it still runs."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
