@@ -9,7 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,16 @@ async def serve_process(
             env={**clean, "PYTHONPATH": f"{cwd}{os.pathsep}{TESTS}", **(env or {})},
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     served = Served(process, port, log)
     try:
         await _accepting(served)
         yield served
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # granian's workers outlive their parent
+        await process.wait()
 
 
 async def _accepting(served: Served) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -115,6 +116,12 @@ async def test_leaving_closes_the_provider(pair, how, when):
     assert median(took) < 0.25, took
 
 
+def kernel_buffers() -> int:
+    """What the kernel may hold of a stream on its way from the provider through the server: it sizes buffers as it likes."""
+    received, sent = (int(Path(f"/proc/sys/net/ipv4/tcp_{kind}mem").read_text().split()[2]) for kind in "rw")
+    return received + 2 * sent
+
+
 async def test_a_reader_who_reads_nothing_stops_the_provider(pair):
     async def endless(connection: Any) -> None:
         await connection.send(head())
@@ -131,7 +138,7 @@ async def test_a_reader_who_reads_nothing_stops_the_provider(pair):
             while sent != connection.sent:
                 sent = connection.sent
                 await asyncio.sleep(0.5)
-        assert 0 < sent < 24 << 20, "only what buffers hold"
+        assert 0 < sent < kernel_buffers() + (16 << 20), "only what buffers hold"
         client.reset()
         async with asyncio.timeout(5):
             await pair.provider.closed(number)
