@@ -75,9 +75,7 @@ class Chat:
             request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
             profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
             prompt, prompt_tokens, run.dropped_messages = _prompt(request, profile)  # the oldest turns, until it fits
-            claim = self._claim(
-                run, dialect.routes[0].path, caller, profile, prompt_tokens
-            )  # rates, budgets, concurrency
+            claim = self._claim(run, dialect, caller, profile, prompt_tokens)  # rates, budgets, concurrency: one list
             encoder = run.encoder = dialect.encoder(request, run.id)
             conclude = partial(make_record, run, self._prices)
             # Atomic; the output is clamped to what is left.
@@ -188,7 +186,7 @@ class Chat:
             log.error("identify took more than %s s", IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
             raise LimiterUnavailable from None
 
-    def _claim(self, run: Run, path: str, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
+    def _claim(self, run: Run, dialect: Dialect, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
         run.started_at = self._now()
         run.lines = self._profiles.lines(caller, profile, prompt_tokens, run.started_at)
         record = Record(
@@ -202,7 +200,7 @@ class Chat:
         )
         return Claim(
             id=run.id if run.key is None else _keyed_id(caller, run.key),
-            fingerprint=blake2b(run.body, digest_size=16, person=_short(path)).hexdigest(),
+            fingerprint=blake2b(run.body, digest_size=16, person=_short(dialect.routes[0].path)).hexdigest(),
             owner=run.id,
             lines=tuple(run.lines),
             max_output_tokens=profile.max_output_tokens,
