@@ -3,6 +3,8 @@
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.errors import ChatError, Forbidden, Unauthorized
+from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.jwt import JsonWebTokens
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, Allowance, HardCaps, Limits, Profile, Timeouts
 from chat_nest.messages import Caller
@@ -17,11 +19,13 @@ __all__ = [
     "CONSTRAINED",
     "EXPANDED",
     "Allowance",
+    "ApiKeys",
     "Caller",
     "ChatError",
     "ChatHandler",
     "Forbidden",
     "HardCaps",
+    "JsonWebTokens",
     "Limits",
     "MemoryStore",
     "OpenAIProvider",

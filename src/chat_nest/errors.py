@@ -39,7 +39,13 @@ class BadRequest(ChatError):
 
 
 class Unauthorized(ChatError):
+    """`challenge` is what WWW-Authenticate says, such as `Bearer`: how to ask instead (RFC 9110, section 11.6.1)."""
+
     code, status, text = "unauthorized", 401, "Authentication is required"
+
+    def __init__(self, message: str = "", *, challenge: str = "") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class Forbidden(ChatError):

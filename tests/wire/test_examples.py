@@ -6,15 +6,18 @@ import asyncio
 import importlib.util
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from asgi_servers import serve, serve_process
+from click.testing import CliRunner
 from ports import free_port
 from raw_client import HELLO, JSON, Event, ask, connect, settled, standing
 from scripted_provider import RESET, ScriptedProvider, answer, chunk, stream
+
+from chat_nest.cli.commands import chat_nest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KEY = "sk-example-5f1d"
@@ -38,28 +41,28 @@ def load(name: str) -> ModuleType:
 
 
 def test_each_example_has_a_test():
-    tested = {name for name in globals() if name.startswith("test_0")}
+    tested = {name for name in globals() if name.startswith("test_")}
     missing = [path.stem for path in EXAMPLES.glob("*.py") if f"test_{path.stem}" not in tested]
     assert not missing
 
 
-async def check(port: int, provider: ScriptedProvider) -> None:
+async def check(port: int, provider: ScriptedProvider, who: Mapping[str, str] = {}) -> None:
     """A chat, what it cost, a preflight and a refusal: what every way of mounting must hand over unchanged."""
-    reply = await ask(port)
+    reply = await ask(port, headers={**JSON, **who})
     assert reply.status == 200
     assert reply.headers["content-type"] == "text/event-stream"
     events = reply.raw.split(b"\n\n")
     assert events[1:4] == [b'event: token\ndata: "Hello "'] * 3
     assert provider.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
-    limits = await settled(port)
+    limits = await settled(port, headers=who)
     assert limits["tokens_per_day"]["used"] == 12
 
     async with connect(port) as client:
         preflight = await client.request("OPTIONS", "/api/chat", headers={"origin": "https://shop.example"})
         assert preflight.status == 204
         assert preflight.headers["access-control-allow-origin"] == "*"
-    refused = await ask(port, {"messages": []})
+    refused = await ask(port, {"messages": []}, headers={**JSON, **who})
     assert refused.status == 400
     assert json.loads(refused.raw)["error"] == "Invalid messages payload"
     async with connect(port) as client:
@@ -187,3 +190,16 @@ async def test_09_client(provider):
     code, _, errors = await run_client(f"http://127.0.0.1:{free_port()}/api/chat")
     assert code == 1
     assert "Traceback" not in errors
+
+
+async def test_10_api_keys(provider, tmp_path, monkeypatch):
+    secret = "0123456789abcdef" * 4
+    environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": str(tmp_path / "keys.json"), "CHAT_NEST_IDENTITY_SECRET": secret}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    made = CliRunner().invoke(chat_nest, ["keys", "create", "ada"])
+    assert made.exit_code == 0, made.output
+    async with serve(load("10_api_keys").app) as port:
+        assert (await ask(port)).status == 401
+        assert not provider.requests
+        await check(port, provider, {"authorization": f"Bearer {made.stdout.strip()}"})

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from chat_nest.asgi.request import Send
-from chat_nest.errors import ChatError, MethodNotAllowed
+from chat_nest.errors import ChatError, MethodNotAllowed, Unauthorized
 from chat_nest.protocols import Answer
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -29,10 +29,12 @@ async def respond(send: Send, answer: Answer, headers: Headers = ()) -> None:
 
 
 def error_headers(error: ChatError) -> list[tuple[bytes, bytes]]:
-    """The headers that go with an error: Retry-After in whole seconds, Allow."""
+    """The headers that go with an error: Retry-After in whole seconds, Allow, WWW-Authenticate."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after is not None and math.isfinite(error.retry_after):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode("ascii")))
+    if isinstance(error, Unauthorized) and error.challenge:
+        headers.append((b"www-authenticate", error.challenge.encode("ascii")))
     return headers

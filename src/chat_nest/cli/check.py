@@ -41,6 +41,7 @@ def table(config: Config) -> str:
         ["store", config.store_shown],
         ["day begins", f"midnight, {config.server.time_zone}"],
         ["proxies", ", ".join(config.server.trusted_proxies) or "none trusted"],
+        ["callers", _callers(config)],
         ["origins", ", ".join(config.server.cors_origins) or "same origin only"],
         ["time-outs", ", ".join(f"{name} {seconds:g} s" for name, seconds in asdict(config.timeouts).items())],
     ]
@@ -48,6 +49,11 @@ def table(config: Config) -> str:
     if config.notes:
         parts.append("\n".join(f"Note: {note}" for note in config.notes))
     return "\n\n".join(parts)
+
+
+def _callers(config: Config) -> str:
+    header = config.server.caller_header
+    return config.identity.shown or (f"by the header {header} of trusted proxies" if header else "by their address")
 
 
 def _price(price: Price | None) -> str:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from chat_nest import __version__
+from chat_nest.cli.keys import keys
+from chat_nest.cli.options import CONFIG, CONTEXT, fail, has_color
 from chat_nest.server.listen import ListenError, listen
-from chat_nest.server.logs import LEVELS, escape
+from chat_nest.server.logs import LEVELS
 
 if TYPE_CHECKING:
     from chat_nest.server.config import Config
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-CONFIG = click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    envvar="CHAT_NEST_CONFIG",
-    help="The TOML file with providers, profiles and limits.  [env: CHAT_NEST_CONFIG]",
-)
-
-
-def has_color() -> bool:
-    """Whether standard output is a terminal whose user did not set NO_COLOR (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @click.group(context_settings=CONTEXT)
@@ -42,7 +28,11 @@ def chat_nest() -> None:
     OPENAI_API_KEY=... chat-nest serve  OpenAI's models
     chat-nest check --config chat.toml  is the file right, and what does it allow?
     chat-nest usage --by day,model      what was used, and what did it cost?
+    chat-nest keys create ada           a key for Ada, where callers need one
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
+
+
+chat_nest.add_command(keys)
 
 
 @chat_nest.command(context_settings=CONTEXT)
@@ -150,10 +140,3 @@ def _load(file: Path | None, host: str | None = None, port: int | None = None) -
         return load(str(file or ""), host=host, port=port)
     except ConfigError as error:
         fail(*error.problems, code=2)
-
-
-def fail(*problems: str, code: int) -> NoReturn:
-    """Say what is wrong, a line each, and exit."""
-    for problem in problems:
-        click.echo(f"chat-nest: {escape(problem)}", err=True)
-    sys.exit(code)

@@ -64,6 +64,7 @@ def banner(config: Config, url: str, *, color: bool) -> str:
     else:
         rows.append(("Model", f"{config.model} at {provider.base_url}"))
     rows += [
+        *([("Callers", f"are told {config.identity.shown}")] if config.identity.shown else []),
         ("Budgets", f"in {config.store_shown}; a day begins at midnight, {config.server.time_zone}"),
         ("Config", config.file or "no file: the built-in profiles (--config FILE for your own)"),
         *(("Note", styled(note, fg="yellow")) for note in config.notes),

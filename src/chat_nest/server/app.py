@@ -13,10 +13,8 @@ from chat_nest.asgi.handler import ChatHandler
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import MethodNotAllowed
-from chat_nest.identity.peer import PeerAddress
-from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.observers.log import LogObserver
-from chat_nest.protocols import Answer, Identify, Provider, Scope
+from chat_nest.protocols import Answer, Provider, Scope
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
@@ -27,9 +25,9 @@ from chat_nest.run_logs import open_runs
 from chat_nest.server.config import Config
 from chat_nest.server.front_ends import make_dialects
 from chat_nest.server.health import Health
+from chat_nest.server.identity import make_identify
 from chat_nest.server.page_files import PageFile, read_page
 from chat_nest.server.providers import ProviderConfig
-from chat_nest.server.schema import ServerSection
 from chat_nest.stores.urls import open_store
 
 log = logging.getLogger("chat_nest.server")
@@ -133,7 +131,7 @@ def build(config: Config) -> ServerApp:
         journal=config.journal,
         degraded=config.degraded,
         lease=config.lease,
-        identify=_identify(config.server),
+        identify=make_identify(config.server, config.identity),
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,
         time_zone=config.server.time_zone,
@@ -146,12 +144,6 @@ def build(config: Config) -> ServerApp:
     resumable = config.profiles["balanced"].on_disconnect != "cancel"
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
     return ServerApp(handler, health, read_page(), info)
-
-
-def _identify(server: ServerSection) -> Identify:
-    if server.caller_header:
-        return TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header)
-    return PeerAddress(server.trusted_proxies)
 
 
 def make_provider(config: ProviderConfig) -> Provider:

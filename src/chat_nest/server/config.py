@@ -25,6 +25,7 @@ from chat_nest.prices import FREE, Prices, price
 from chat_nest.profiles import Profiles
 from chat_nest.run_logs import REDIS, open_runs
 from chat_nest.server.front_ends import resolve_dialects
+from chat_nest.server.identity import Identity, check_identity, resolve_identity
 from chat_nest.server.models import resolve_profiles
 from chat_nest.server.providers import ProviderConfig, resolve_providers
 from chat_nest.server.schema import NAMED, SECTIONS, Keys, RunsSection, ServerSection, StoreSection
@@ -41,6 +42,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """Everything resolved: each profile has its model, each provider its URL and key."""
 
     server: ServerSection
+    identity: Identity = Identity()
     dialects: Mapping[str, str]
     """The path of each wire format that is on, by its name."""
     blog_get: bool = False
@@ -113,6 +115,7 @@ def load(
     server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
     server = replace(server, host=host or server.host, port=server.port if port is None else port)
     _check_server(sources, server)
+    identity = resolve_identity(sources, values["identity"], server, environ)
     dialects = resolve_dialects(sources, values["dialects"])
     _check_store(sources, store)
     journal = _journal(sources, store)
@@ -128,9 +131,11 @@ def load(
     profiles = resolve_profiles(sources, values["profiles"], providers, environ)
     prices = _prices(sources, values["prices"], providers)
     _note_capped_values(sources, values["profiles"], hard_caps)
+    check_identity(sources, server, identity)
     sources.raise_problems()
     config = Config(
         server=server,
+        identity=identity,
         dialects=dialects,
         blog_get=values["dialects"].get("blog_get", False),
         store=store.url,
@@ -168,6 +173,21 @@ def load_store(file: str = "", environ: Mapping[str, str] | None = None) -> tupl
     _check_store(sources, store)
     sources.raise_problems()
     return store, ZoneInfo(server.time_zone)
+
+
+def load_identity(file: str = "", environ: Mapping[str, str] | None = None) -> tuple[Identity, frozenset[str]]:
+    """How callers are told apart, and the groups that have limits: what managing keys takes, without the providers.
+
+    Raises ConfigError, also where there is no file of keys to manage.
+    """
+    environ = os.environ if environ is None else environ
+    sources, values = _read(file, environ)
+    identity = resolve_identity(sources, values["identity"], ServerSection(**values["server"]), environ)
+    if not identity.section.keys_file and not sources.problems:
+        name = "CHAT_NEST_IDENTITY_KEYS_FILE"
+        sources.problem(("identity", "keys_file"), f"is missing: name the file of the keys there, or in {name}")
+    sources.raise_problems()
+    return identity, frozenset(values["groups"])
 
 
 def _read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:

@@ -26,6 +26,7 @@ TEXTS = Rule(tuple[Annotated[str, Meta(min_length=1)], ...], "a list of strings"
 SWITCH = Rule(bool, "true or false")
 COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
 SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
+LEEWAY = Rule(Annotated[float, Meta(ge=0, le=300)], "a number of seconds from 0 to 300")
 LEASE = Rule(Annotated[float, Meta(ge=5, le=3_600)], "a number of seconds from 5 to 3600")
 TEMPERATURE = Rule(Annotated[float, Meta(ge=0, le=2)], "a number from 0 to 2")
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
@@ -88,6 +89,29 @@ class ServerSection(Struct, frozen=True, kw_only=True):
 SERVER = keys_of(ServerSection, port=PORT)
 
 
+class IdentitySection(Struct, frozen=True, kw_only=True):
+    """Who is asking, where it is neither the address nor a header of a proxy: API keys, or JSON Web Tokens."""
+
+    keys_file: str = ""
+    """The file of API keys."""
+    secret: str = ""
+    """Of the keys' hashes, or of HS256."""
+    secret_env: str = ""
+    """The variable that holds it."""
+    jwt_algorithms: tuple[str, ...] = ()
+    jwt_keys_file: str = ""
+    """A public key in PEM, or a JWK Set."""
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    jwt_caller_claim: str = "sub"
+    jwt_group_claim: str = ""
+    jwt_leeway: float = 30.0
+    """How far clocks may differ."""
+
+
+IDENTITY = keys_of(IdentitySection, jwt_leeway=LEEWAY)
+
+
 class StoreSection(Struct, frozen=True, kw_only=True):
     """Where budgets and records are kept."""
 
@@ -126,6 +150,7 @@ PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), tempera
 
 SECTIONS: Mapping[str, Keys] = {
     "server": SERVER,
+    "identity": IDENTITY,
     "dialects": {**dict.fromkeys(DIALECTS, FRONT_END), "blog_get": SWITCH},
     "store": STORE,
     "runs": RUNS,

@@ -53,4 +53,5 @@ def test_retry_after_is_in_whole_seconds_and_never_too_early(seconds, told):
 def test_headers_of_other_errors():
     assert error_headers(RateLimited()) == []
     assert error_headers(Unauthorized()) == []
+    assert error_headers(Unauthorized(challenge="Bearer")) == [(b"www-authenticate", b"Bearer")]
     assert error_headers(MethodNotAllowed("GET, OPTIONS")) == [(b"allow", b"GET, OPTIONS")]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from jwt.algorithms import RSAAlgorithm
+from signing_keys import RSA_KEY
 
 from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Timeouts
 from chat_nest.server.config import load
@@ -58,7 +61,9 @@ def test_documented_defaults_are_the_real_ones() -> None:
         assert f"`{key}` {getattr(HARD_CAPS, key):g}" in part("hard_caps"), key
 
 
-def test_every_toml_example_is_accepted(tmp_path: Path) -> None:
+def test_every_toml_example_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("jwks.json").write_text(json.dumps({"keys": [RSAAlgorithm.to_jwk(RSA_KEY.public_key(), as_dict=True)]}))
     examples = [
         (page.name, example)
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

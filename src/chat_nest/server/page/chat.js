@@ -320,6 +320,7 @@ const ADVICE = {
   request_too_large: "You can change it below.",
   bad_request: "You can change it below.",
   body_too_large: "You can change it below.",
+  unauthorized: "This server asks for a key, which this page does not have: use a client that sends one.",
   upstream_auth: "If this is your server: check its API key, then start it again.",
   upstream_unreachable: "If this is your server: its log says why.",
 };

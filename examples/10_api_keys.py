@@ -1,0 +1,17 @@
+"""Only who holds a key may ask: `uvicorn 10_api_keys:app`.
+
+    export CHAT_NEST_IDENTITY_KEYS_FILE=keys.json
+    export CHAT_NEST_IDENTITY_SECRET=$(openssl rand -hex 32)
+    chat-nest keys create ada > ada.key
+    curl -N localhost:8000/api/chat -H "authorization: Bearer $(cat ada.key)" -H 'content-type: application/json' \
+      -d '{"messages":[{"role":"user","content":"Hello!"}]}'
+"""
+
+from __future__ import annotations
+
+import os
+
+from chat_nest import ApiKeys, create_chat_handler
+
+keys = ApiKeys(os.environ["CHAT_NEST_IDENTITY_KEYS_FILE"], os.environ["CHAT_NEST_IDENTITY_SECRET"])
+app = create_chat_handler(identify=keys)

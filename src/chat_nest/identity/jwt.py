@@ -1,0 +1,123 @@
+"""Who is asking: the subject of a JSON Web Token (RFC 7519) that somebody else has signed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from chat_nest.identity.bearer import credential, refused
+from chat_nest.identity.jwt_keys import SYMMETRIC, SigningKey, checked_algorithms, parse_keys
+from chat_nest.identity.key_file import checked_secret, is_name
+from chat_nest.identity.watched_file import WatchedFile
+from chat_nest.messages import Caller
+from chat_nest.protocols import Scope
+
+MAX_TOKEN = 8_192
+"""Characters; a longer token is refused before it is looked into."""
+MAX_LEEWAY = 300.0
+
+
+class JsonWebTokens:
+    """The caller is the claim `caller_claim` of the token that comes as `Authorization: Bearer TOKEN`.
+
+    Only the algorithms that are named are accepted: HS256 with a `secret` (at least 32 bytes), or some of RS256, ES256
+    and EdDSA with the public keys in `keys_file`, one in PEM or several in a JWK Set (RFC 7517), which is read again
+    within a second of a change. A token must have `exp`, `audience` in `aud`, and an `issuer` that is given in `iss`.
+    Clocks may differ by `leeway` seconds. `group_claim` names the claim with the caller's group; a token without it has
+    none. Whatever is wrong with a token, it raises the same Unauthorized.
+
+    Raises ValueError for arguments that don't fit together, for keys that can't be used, and without the extra `jwt`.
+    """
+
+    def __init__(
+        self,
+        algorithms: Sequence[str],
+        audience: str,
+        *,
+        secret: str | bytes = "",
+        keys_file: str | Path = "",
+        issuer: str = "",
+        caller_claim: str = "sub",
+        group_claim: str = "",
+        leeway: float = 30.0,
+    ) -> None:
+        self._jwt = _pyjwt()
+        named = checked_algorithms(algorithms)
+        if not audience:
+            raise ValueError("an audience is needed: tokens that are meant for others must not be accepted")
+        if not 0 <= leeway <= MAX_LEEWAY:
+            raise ValueError(f"the leeway must be from 0 to {MAX_LEEWAY:g} seconds")
+        self._file: WatchedFile[Sequence[SigningKey]] | None = None
+        self._keys: Sequence[SigningKey] = ()
+        if named == SYMMETRIC:
+            if keys_file or not secret:
+                raise ValueError("HS256 needs a secret, and no file of public keys")
+            self._keys = (SigningKey("HS256", checked_secret(secret)),)
+        else:
+            if secret or not keys_file:
+                raise ValueError(f"{', '.join(sorted(named))} need a file of public keys, and no secret")
+            self._file = WatchedFile(keys_file, lambda data: parse_keys(data, named))
+        self._caller_claim = caller_claim
+        self._group_claim = group_claim
+        required = ["exp", "aud", *(["iss"] if issuer else [])]
+        self._checks: Mapping[str, Any] = {
+            "audience": audience,
+            "issuer": issuer or None,
+            "leeway": leeway,
+            "options": {"require": required},
+        }
+
+    def __call__(self, scope: Scope) -> Caller | Awaitable[Caller]:
+        token = credential(scope, MAX_TOKEN)
+        keys = self._keys if self._file is None else self._file.recent()
+        return self._late(token) if keys is None else self._subject(keys, token)
+
+    async def _late(self, token: str) -> Caller:
+        assert self._file is not None
+        return self._subject(await self._file.current(), token)
+
+    def _subject(self, keys: Sequence[SigningKey], token: str) -> Caller:
+        try:
+            claims = self._claims(keys, token)
+        except Exception:  # whatever a library can raise for a token that somebody made up
+            raise refused() from None
+        name, group = claims.get(self._caller_claim), claims.get(self._group_claim) if self._group_claim else None
+        if not _is_name(name) or not (group is None or _is_name(group)):
+            raise refused()
+        return Caller(id=f"jwt:{name}", group=group)
+
+    def _claims(self, keys: Sequence[SigningKey], token: str) -> Mapping[str, Any]:
+        """The claims of a token that holds. Raises anything for one that does not."""
+        head = self._jwt.get_unverified_header(token)
+        if "crit" in head:
+            raise ValueError("it asks for an extension, and we understand none (RFC 7515, section 4.1.11)")
+        key = _one(keys, head)
+        claims: Mapping[str, Any] = self._jwt.decode(token, key.key, algorithms=[key.algorithm], **self._checks)
+        if not isinstance(claims["exp"], int | float) or isinstance(claims["exp"], bool):
+            raise TypeError("exp must be a number")
+        return claims
+
+
+def _one(keys: Sequence[SigningKey], head: Mapping[str, Any]) -> SigningKey:
+    """The one key that the token can be signed with. Raises ValueError if there is none, or a choice."""
+    fitting = [key for key in keys if key.algorithm == head.get("alg")]
+    if "kid" in head:
+        fitting = [key for key in fitting if key.id is None or key.id == head["kid"]]
+    (key,) = fitting
+    return key
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and is_name(value)
+
+
+def _pyjwt() -> ModuleType:
+    try:
+        jwt = import_module("jwt")  # here: only those who use tokens need it
+        import_module("cryptography")  # pyjwt does without it until it needs it
+    except ModuleNotFoundError:
+        raise ValueError("JSON Web Tokens need an extra: pip install 'chat-nest[jwt]'") from None
+    return jwt
