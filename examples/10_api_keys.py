@@ -1,5 +1,7 @@
 """Only who holds a key may ask: `uvicorn 10_api_keys:app`.
 
+Keys are made, listed and revoked by `chat-nest keys`; the file has only their hashes.
+
     export CHAT_NEST_IDENTITY_KEYS_FILE=keys.json
     export CHAT_NEST_IDENTITY_SECRET=$(openssl rand -hex 32)
     chat-nest keys create ada > ada.key

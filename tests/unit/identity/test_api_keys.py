@@ -1,0 +1,394 @@
+"""API keys: who holds which, what the file tells, and how it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chat_nest.errors import LimiterUnavailable, Unauthorized
+from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.key_file import KEY, UnknownKey, create_key, read_keys, revoke_keys
+from chat_nest.identity.watched_file import LOOK_SECONDS
+from chat_nest.messages import Caller
+
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+def new_key(file: Path, caller: str = "ada", **more: object) -> tuple[str, str]:
+    """Its id, and the key."""
+    made, key = create_key(file, SECRET, **{"caller": caller, "group": None, "name": "", "expires": None, **more})  # type: ignore[arg-type]
+    return made.id, key
+
+
+def scope(*headers: tuple[str, str]) -> dict[str, object]:
+    return {"type": "http", "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers]}
+
+
+def bearer(key: str) -> dict[str, object]:
+    return scope(("authorization", f"Bearer {key}"))
+
+
+class Clock:
+    """Seconds, as a test says."""
+
+    def __init__(self, at: float = 1_000.0) -> None:
+        self.at = at
+
+    def __call__(self) -> float:
+        return self.at
+
+
+async def who(keys: ApiKeys, asking: dict[str, object]) -> Caller:
+    caller = keys(asking)
+    return await caller if isinstance(caller, Awaitable) else caller
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+# Who is who.
+
+
+async def test_a_key_is_its_caller_in_either_header(file):
+    _, key = new_key(file, "ada", group="acme")
+    keys = ApiKeys(file, SECRET)
+    ada = Caller(id="key:ada", group="acme")
+    for headers in (("authorization", f"Bearer {key}"), ("Authorization", f"BEARER  {key}"), ("x-api-key", key)):
+        assert await who(keys, scope(headers)) == ada
+
+
+async def test_two_keys_of_one_caller_are_one_caller_and_nobody_elses(file):
+    all = [new_key(file, name)[1] for name in ("ada", "ada", "user:ada", "203.0.113.5", "unix")]
+    keys = ApiKeys(file, SECRET)
+    ids = [(await who(keys, bearer(key))).id for key in all]
+    assert ids == ["key:ada", "key:ada", "key:user:ada", "key:203.0.113.5", "key:unix"]
+
+
+def refusal_of(keys: ApiKeys, asking: dict[str, object]) -> tuple[str, str]:
+    with pytest.raises(Unauthorized) as caught:
+        keys(asking)
+    assert caught.value.__cause__ is None
+    return caught.value.message, caught.value.challenge
+
+
+def test_row23_every_refusal_is_the_same(file):
+    now = Clock(datetime(2026, 11, 30, tzinfo=UTC).timestamp())
+    _, good = new_key(file)
+    _, old = new_key(file, expires=datetime(2026, 11, 29, 23, 59, 59, tzinfo=UTC))
+    gone_id, gone = new_key(file)
+    revoke_keys(file, [gone_id])
+    keys = ApiKeys(file, SECRET, now=now)
+    assert keys(bearer(good)) == Caller(id="key:ada")
+    wrong = [
+        scope(),
+        *(bearer(key) for key in (old, gone, good[:-1], good + "a", good.upper(), "", "x" * 70, "' OR 1=1 --", "é")),
+        scope(("authorization", good)),
+        scope(("authorization", f"Basic {good}")),
+        scope(("authorization", f"Bearer\t{good}")),
+        scope(("x-api-key", f"Bearer {good}")),
+        scope(("authorization", f"Bearer {good}"), ("x-api-key", good)),
+        scope(("authorization", f"Bearer {good}"), ("authorization", f"Bearer {good}")),
+        scope(("x-api-key", good), ("X-Api-Key", good)),
+    ]
+    assert {refusal_of(keys, asking) for asking in wrong} == {("Authentication is required", "Bearer")}
+
+
+def test_a_key_expires_on_the_second(file):
+    until = datetime(2026, 11, 30, tzinfo=UTC)
+    _, key = new_key(file, expires=until)
+    now = Clock(until.timestamp() - 0.001)
+    keys = ApiKeys(file, SECRET, now=now)
+    assert keys(bearer(key)) == Caller(id="key:ada")
+    now.at = until.timestamp()
+    refusal_of(keys, bearer(key))
+
+
+def test_row23_a_hash_is_compared_whole(file):
+    """It is found by its first bytes, which must not be all that counts."""
+    _, key = new_key(file)
+    held = json.loads(file.read_text())
+    held["keys"][0]["hash"] = held["keys"][0]["hash"][:-1] + ("0" if held["keys"][0]["hash"][-1] != "0" else "1")
+    file.write_text(json.dumps(held))
+    refusal_of(ApiKeys(file, SECRET), bearer(key))
+
+
+def test_row23_hashes_are_compared_in_constant_time_also_where_there_is_none(file, monkeypatch):
+    compared = []
+    _, key = new_key(file)
+    keys = ApiKeys(file, SECRET)
+    compare = lambda one, other: compared.append((len(one), len(other))) or one == other
+    monkeypatch.setattr("chat_nest.identity.api_keys.hmac.compare_digest", compare)
+    assert keys(bearer(key)) == Caller(id="key:ada")
+    refusal_of(keys, bearer("cn_" + "a" * 32))
+    assert compared == [(32, 32)] * 2
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=80), st.sampled_from(["authorization", "x-api-key"]))
+def test_nothing_but_a_key_lets_in(tmp_path_factory, text, name):
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    new_key(file)
+    keys = ApiKeys(file, SECRET)
+    for value in (text, f"Bearer {text}", f"Bearer cn_{text}"):
+        refusal_of(keys, scope((name, value)))
+
+
+# The file.
+
+
+def test_a_key_is_random_and_nowhere_in_the_file_which_is_its_owners_alone(file):
+    keys = {new_key(file)[1] for _ in range(20)}
+    assert len(keys) == 20
+    assert all(KEY.fullmatch(key) for key in keys)
+    assert 2**160 == 32 ** len(next(iter(keys)).removeprefix("cn_"))
+    text = file.read_text()
+    assert not any(key in text or key.removeprefix("cn_") in text for key in keys)
+    assert SECRET.decode() not in text
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(file.parent) == ["keys.json"]
+
+
+def test_the_same_key_has_another_hash_with_another_secret(file, tmp_path):
+    _, key = new_key(file)
+    with pytest.raises(ValueError, match="made with another secret"):
+        ApiKeys(file, b"another secret of 32 bytes or more")
+    with pytest.raises(ValueError, match="made with another secret"):
+        create_key(file, b"another secret of 32 bytes or more", caller="eve", group=None, name="", expires=None)
+    assert len(read_keys(file).keys) == 1
+    assert key not in repr(read_keys(file))
+    assert "ada" not in repr(read_keys(file))
+
+
+@pytest.mark.parametrize("secret", ["", "x" * 31, b"x" * 31])
+def test_a_secret_that_can_be_guessed_is_refused_and_not_repeated(file, secret):
+    with pytest.raises(ValueError, match="at least 32 bytes") as caught:
+        ApiKeys(file, secret)
+    assert "xxx" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.update(more=1),
+        lambda held: held.pop("secret"),
+        lambda held: held["keys"][0].update(revokd="2026-11-30T00:00:00Z"),
+        lambda held: held["keys"][0].update(revoked=True),
+        lambda held: held["keys"][0].update(expires="2026-11-30T00:00:00"),
+        lambda held: held["keys"][0].update(expires="tomorrow"),
+        lambda held: held["keys"][0].update(caller=""),
+        lambda held: held["keys"][0].update(caller="a\0b"),
+        lambda held: held["keys"][0].update(group="a\x1bb"),
+        lambda held: held["keys"][0].update(name="a\nb"),
+        lambda held: held["keys"][0].update(hash="zz"),
+        lambda held: held["keys"].append(held["keys"][0]),
+        lambda held: held["keys"].append({**held["keys"][0], "id": "other"}),
+    ],
+)
+def test_a_file_that_may_mean_something_else_is_refused(file, change):
+    new_key(file, "canary")
+    held = json.loads(file.read_text())
+    change(held)
+    file.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="this is not a file of API keys") as caught:
+        ApiKeys(file, SECRET)
+    assert "canary" not in str(caught.value)
+    assert held["keys"][0]["hash"] not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"x" * (8 << 20) + b"x"])
+def test_what_is_no_file_of_keys_is_refused(file, content):
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=str(file)):
+        ApiKeys(file, SECRET)
+
+
+def test_a_file_that_is_not_there_is_named(file):
+    with pytest.raises(ValueError, match=r"keys\.json: there is no such file"):
+        ApiKeys(file, SECRET)
+
+
+def test_revoking_keeps_the_first_time_and_all_or_nothing(file, monkeypatch):
+    one, two = new_key(file)[0], new_key(file)[0]
+    with pytest.raises(UnknownKey):
+        revoke_keys(file, [one, "nobody"])
+    assert {key.revoked for key in read_keys(file).keys} == {None}
+    (first,) = revoke_keys(file, [one])
+    monkeypatch.setattr("chat_nest.identity.key_file._now", lambda: datetime.now(UTC) + timedelta(days=1))
+    again = {key.id: key for key in revoke_keys(file, [one, two])}
+    assert again[one].revoked == first.revoked
+    assert again[two].revoked > first.revoked
+    assert [key.state(datetime.now(UTC)) for key in read_keys(file).keys] == ["revoked", "revoked"]
+
+
+def test_changes_at_the_same_time_lose_nothing(file):
+    new_key(file)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: new_key(file, f"caller-{number}"), range(40)))
+    assert len(read_keys(file).keys) == 41
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(file, monkeypatch):
+    new_key(file)
+    before = file.read_bytes()
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("chat_nest.identity.key_file.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        new_key(file)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["keys.json"]
+
+
+def test_a_link_stays_one(file, tmp_path):
+    target = tmp_path / "there" / "real.json"
+    target.parent.mkdir()
+    file.symlink_to(target)
+    new_key(file)
+    new_key(file)
+    assert file.is_symlink()
+    assert len(read_keys(target).keys) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_that_root_changes_stays_its_owners(file):
+    new_key(file)
+    os.chown(file, 4711, 4712)
+    new_key(file)
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (4711, 4712, 0o600)
+
+
+# A file that changes while it is watched.
+
+
+async def test_row24_a_revoked_key_is_refused_when_the_file_is_looked_at_again(file):
+    clock = Clock()
+    id, key = new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    revoke_keys(file, [id])
+    clock.at += LOOK_SECONDS - 0.001
+    assert keys(bearer(key)) == Caller(id="key:ada"), "known for less than a second: nothing is asked"
+    clock.at += 0.001
+    with pytest.raises(Unauthorized):
+        await who(keys, bearer(key))
+    refusal_of(keys, bearer(key))
+    _, other = new_key(file, "bob")
+    clock.at += LOOK_SECONDS
+    assert await who(keys, bearer(other)) == Caller(id="key:bob")
+
+
+async def test_a_file_that_did_not_change_is_not_read_again(file, monkeypatch):
+    clock = Clock()
+    _, key = new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    monkeypatch.setattr(keys._file, "_parse", lambda _: pytest.fail("it was read again"))
+    clock.at += LOOK_SECONDS
+    assert await who(keys, bearer(key)) == Caller(id="key:ada")
+
+
+async def test_row24_a_file_that_can_not_be_read_lets_nobody_in(file, caplog):
+    clock = Clock()
+    id, key = new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    whole = file.read_bytes()
+    for broken, said in [
+        (None, "there is no such file"),
+        (b"", "this is not a file of API keys"),
+        (whole.replace(b'"caller"', b'"called"'), "this is not a file of API keys"),
+        (b"x" * (8 << 20) + b"x", "at most 8388608 bytes"),
+    ]:
+        if broken is None:
+            file.unlink()
+        else:
+            file.write_bytes(broken)
+        caplog.clear()
+        for _ in range(3):
+            clock.at += LOOK_SECONDS
+            with pytest.raises(LimiterUnavailable) as caught:
+                await who(keys, bearer(key))
+            assert caught.value.retry_after == LOOK_SECONDS
+        with pytest.raises(LimiterUnavailable):
+            await who(keys, bearer(key))
+        (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert said in line.getMessage()
+        file.write_bytes(whole)
+        clock.at += LOOK_SECONDS
+        assert await who(keys, bearer(key)) == Caller(id="key:ada")
+    revoke_keys(file, [id])
+    clock.at += LOOK_SECONDS
+    with pytest.raises(Unauthorized):
+        await who(keys, bearer(key))
+
+
+async def test_many_who_ask_at_once_look_once_and_one_who_leaves_disturbs_nobody(file, monkeypatch):
+    clock, looks, go_on = Clock(), [], threading.Event()
+    _, key = new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    read = keys._file._read
+
+    def slow() -> bool:
+        looks.append(1)
+        assert go_on.wait(10)
+        return read()
+
+    monkeypatch.setattr(keys._file, "_read", slow)
+    clock.at += LOOK_SECONDS
+    asking = [asyncio.ensure_future(who(keys, bearer(key))) for _ in range(50)]
+    try:
+        while not looks:
+            await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.sleep(0)
+    finally:
+        go_on.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1:] == [Caller(id="key:ada")] * 49
+    assert len(looks) == 1
+
+
+async def test_the_file_is_looked_at_off_the_loop(file):
+    clock = Clock()
+    _, key = new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    new_key(file)
+    blocking = BlockBuster()
+    blocking.activate()
+    try:
+        clock.at += LOOK_SECONDS
+        assert await who(keys, bearer(key)) == Caller(id="key:ada")
+    finally:
+        blocking.deactivate()
+
+
+def test_a_file_that_another_process_replaces_is_never_seen_half(file):
+    """A writer in a process of its own, a reader here: every state that is read is whole."""
+    new_key(file)
+    writer = (
+        "import sys; from pathlib import Path; from chat_nest.identity.key_file import create_key\n"
+        "for n in range(60):\n"
+        f"    create_key(Path(sys.argv[1]), {SECRET!r}, caller='c', group=None, name='', expires=None)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", writer, str(file)]) as process:
+        try:
+            while process.poll() is None:
+                assert 1 <= len(read_keys(file).keys) <= 61
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert len(read_keys(file).keys) == 61
