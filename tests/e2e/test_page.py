@@ -10,6 +10,8 @@ import pytest
 from playwright.async_api import expect
 from scripted_provider import CLOSE, DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
 
+from chat_nest.identity.key_file import create_key
+
 pytestmark = pytest.mark.timeout(60)
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
@@ -189,6 +191,21 @@ async def test_a_message_that_is_too_large_comes_back_to_be_shortened(serve, vis
             await say(page, "Hi")
         assert (await request.value).post_data_json == {"messages": [{"role": "user", "content": "Hi"}]}
         await expect(words(page)).to_have_text("Hello")
+
+
+async def test_where_a_key_is_asked_for_the_page_says_that_it_has_none(serve, visit, tmp_path):
+    file = tmp_path / "keys.json"
+    create_key(file, b"x" * 32, caller="ada", group=None, name="", expires=None)
+    environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": str(file), "CHAT_NEST_IDENTITY_SECRET": "x" * 32}
+    async with ScriptedProvider(answer("x")) as provider:
+        page = await visit(await serve(provider, **environ))
+        await say(page, "Hi")
+        await expect(page.locator(".problem")).to_have_text(
+            "Authentication is required. This server asks for a key, which this page does not have: "
+            "use a client that sends one."
+        )
+        await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+        assert provider.requests == []
 
 
 async def test_an_answer_that_was_cut_says_so_and_can_be_asked_again(serve, visit):

@@ -1,0 +1,206 @@
+"""`chat-nest keys`: what it says, what it changes, and that a key is told once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from serve_command import COMMAND
+
+from chat_nest.cli.commands import chat_nest
+from chat_nest.identity.key_file import KEY, read_keys
+from chat_nest.messages import Caller
+
+SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
+ENVIRON = {"CHAT_NEST_IDENTITY_KEYS_FILE": "keys.json", "CHAT_NEST_IDENTITY_SECRET": SECRET}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str, **environ: str | None) -> Result:
+    clean = {name: None for name in os.environ if name.startswith(("CHAT_NEST_", "OPENAI_"))}
+    result = CliRunner(env={**clean, **ENVIRON, **environ}).invoke(chat_nest, ["keys", *arguments])
+    assert SECRET not in result.output
+    return result
+
+
+def create(*arguments: str) -> str:
+    result = run("create", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout.removesuffix("\n")
+
+
+def test_a_new_key_is_alone_on_standard_output():
+    result = run("create", "ada", "--name", "laptop", "--group", "acme")
+    assert KEY.fullmatch(result.stdout.removesuffix("\n"))
+    (key,) = read_keys(Path("keys.json")).keys
+    assert (key.caller, key.name, key.group, key.expires, key.revoked) == ("ada", "laptop", "acme", None, None)
+    assert result.stderr == f"Key {key.id} of ada, good until it is revoked. It is shown this once:\n"
+
+
+def test_it_is_shown_that_once():
+    key = create("ada")
+    id = read_keys(Path("keys.json")).keys[0].id
+    for arguments in (["list"], ["list", "--json"], ["revoke", id], ["revoke", key], ["revoke", f"x{key}"], ["create", ""]):
+        assert key not in run(*arguments).output
+
+
+@pytest.mark.parametrize(
+    ("when", "until"),
+    [
+        ("90d", lambda now: now + timedelta(days=90)),
+        ("24h", lambda now: now + timedelta(hours=24)),
+        ("2999-06-30", lambda _: datetime(2999, 7, 1, tzinfo=UTC)),
+        ("2999-06-30T18:00", lambda _: datetime(2999, 6, 30, 18, tzinfo=UTC)),
+        ("2999-06-30T18:00+02:00", lambda _: datetime(2999, 6, 30, 16, tzinfo=UTC)),
+    ],
+)
+def test_when_a_key_expires(when, until):
+    before = datetime.now(UTC).replace(microsecond=0)
+    create("ada", "--expires", when)
+    (key,) = read_keys(Path("keys.json")).keys
+    assert key.expires is not None
+    assert until(before) <= key.expires <= until(datetime.now(UTC))
+
+
+@pytest.mark.parametrize("when", ["", "soon", "0d", "-1d", "90", "1999-01-01", "2999-13-01", "99999d9", "9999-12-31"])
+def test_a_time_that_is_none_or_over_is_refused(when):
+    result = run("create", "ada", "--expires", when)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--expires must be" in result.stderr
+    assert not Path("keys.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[""], ["a\nb"], ["\x1b[31m"], ["x" * 257], ["ada", "--group", ""], ["ada", "--name", "a\tb"]]
+)
+def test_a_name_that_can_not_be_one_is_refused(arguments):
+    result = run("create", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "must be 1 to 256 printable characters" in result.stderr
+
+
+def test_a_group_without_limits_where_groups_have_some_is_refused():
+    Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
+    assert run("create", "ada", "--group", "acme", "--config", "chat.toml").exit_code == 0
+    refused = run("create", "ada", "--group", "other", "--config", "chat.toml")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "there is no [groups.other]" in refused.stderr
+    Path("chat.toml").write_text("[groups.default]\nusd_per_day = 1\n")
+    assert run("create", "ada", "--group", "other", "--config", "chat.toml").exit_code == 0
+
+
+def test_the_list_tells_the_state_of_each():
+    create("ada", "--group", "acme", "--name", "laptop")
+    create("bob", "--expires", "1h")
+    file = json.loads(Path("keys.json").read_text())
+    file["keys"][1]["expires"] = "2020-01-01T00:00:00Z"
+    Path("keys.json").write_text(json.dumps(file))
+    create("eve")
+    run("revoke", read_keys(Path("keys.json")).keys[2].id)
+    result = run("list")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [(row[1], row[2], row[3], row[7]) for row in rows[1:]] == [
+        ("valid", "ada", "acme", "laptop"),
+        ("expired", "bob", "-", "-"),
+        ("revoked", "eve", "-", "-"),
+    ]
+    assert rows[1][6] == Caller(id="key:ada").key, "as in the records of usage"
+    assert "\x1b" not in result.output
+    listed = json.loads(run("list", "--json").stdout)
+    assert [key["state"] for key in listed] == ["valid", "expired", "revoked"]
+    assert "hash" not in listed[0]
+
+
+def test_an_empty_list_says_what_to_do():
+    create("ada")
+    Path("keys.json").write_text(json.dumps({**json.loads(Path("keys.json").read_text()), "keys": []}))
+    assert "chat-nest keys create" in run("list").stdout
+    assert json.loads(run("list", "--json").stdout) == []
+
+
+def test_revoking_is_told_and_can_be_said_twice():
+    create("ada")
+    id = read_keys(Path("keys.json")).keys[0].id
+    first, again = run("revoke", id), run("revoke", id)
+    assert first.exit_code == again.exit_code == 0
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith(f"Revoked {id} of ada, as of ")
+    assert read_keys(Path("keys.json")).keys[0].revoked is not None
+
+
+def test_an_id_that_is_not_there_revokes_none():
+    create("ada")
+    id = read_keys(Path("keys.json")).keys[0].id
+    result = run("revoke", id, "00000000")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "there is no key with the ID 00000000" in result.stderr
+    assert read_keys(Path("keys.json")).keys[0].revoked is None
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "00000000"]])
+def test_a_file_that_is_not_there_says_how_it_is_made(arguments):
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "keys.json: there is no such file: the first `chat-nest keys create CALLER` makes it" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "00000000"], ["create", "ada"]])
+def test_a_file_that_is_none_is_left_alone(arguments):
+    Path("keys.json").write_text("{}")
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "keys.json: this is not a file of API keys" in result.stderr
+    assert Path("keys.json").read_text() == "{}"
+
+
+def test_a_place_that_can_not_be_written_to_is_named():
+    result = run("create", "ada", CHAT_NEST_IDENTITY_KEYS_FILE="nowhere/keys.json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nowhere/keys.json: No such file or directory" in result.stderr
+    result = run("create", "ada", CHAT_NEST_IDENTITY_SECRET="another secret of 32 bytes or more")
+    assert result.exit_code == 0
+    result = run("create", "ada")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "made with another secret" in result.stderr
+
+
+def test_without_a_file_or_a_secret_it_says_what_to_set():
+    result = run("list", CHAT_NEST_IDENTITY_KEYS_FILE=None, CHAT_NEST_IDENTITY_SECRET=None)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "CHAT_NEST_IDENTITY_KEYS_FILE" in result.stderr
+    result = run("create", "ada", CHAT_NEST_IDENTITY_SECRET=None)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "CHAT_NEST_IDENTITY_SECRET" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["create"], ["list"], ["revoke"]])
+def test_help_has_an_example(arguments):
+    assert "chat-nest keys" in run(*arguments, "--help").stdout
+
+
+def on_a_terminal(*arguments: str, **environ: str) -> bytes:
+    main, side = pty.openpty()
+    try:
+        env = {"PATH": os.environ["PATH"], "TERM": "xterm", **ENVIRON, **environ}
+        subprocess.run([COMMAND, "keys", *arguments], stdout=side, env=env, check=True, stderr=subprocess.DEVNULL)
+        return os.read(main, 65_536)
+    finally:
+        os.close(main)
+        os.close(side)
+
+
+def test_colors_are_for_terminals_that_want_them():
+    create("ada")
+    assert b"\x1b[32mvalid" in on_a_terminal("list")
+    assert b"\x1b" not in on_a_terminal("list", NO_COLOR="1")
+    assert b"\x1b[1mcn_" in on_a_terminal("create", "ada")
