@@ -73,10 +73,9 @@ def create(caller: str, file: Path | None, group: str | None, name: str, expires
         )
     except (OSError, ValueError) as error:
         _fail_with(path, error)
-    color = has_color()
     lasts = f"until {made.expires:%Y-%m-%d %H:%M} UTC" if made.expires else "until it is revoked"
     click.echo(f"Key {made.id} of {caller}, good {lasts}. It is shown this once:", err=True)
-    click.echo(click.style(key, bold=True) if color else key, color=color)
+    click.echo(click.style(key, bold=True), color=has_color())
 
 
 @keys.command("list", context_settings=CONTEXT)
@@ -105,8 +104,7 @@ def list_(file: Path | None, as_json: bool) -> None:
     elif not found.keys:
         click.echo("There are no keys. Make one with `chat-nest keys create CALLER`.")
     else:
-        color = has_color()
-        click.echo(_table([_row(key, now) for key in found.keys], color=color), color=color)
+        click.echo(_table([_row(key, now) for key in found.keys]), color=has_color())
 
 
 @keys.command(context_settings=CONTEXT, short_help="Shut out who holds a key.")
@@ -151,13 +149,13 @@ def _row(key: ApiKey, now: datetime) -> tuple[str | None, ...]:
     return (key.id, key.state(now), key.caller, key.group, created, expires, hashed(key.caller_id), key.name or None)
 
 
-def _table(rows: list[tuple[str | None, ...]], *, color: bool) -> str:
+def _table(rows: list[tuple[str | None, ...]]) -> str:
     cells = [COLUMNS, *(tuple(cell or "-" for cell in row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines: list[str] = []
     for row in cells:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if color and row[1] in COLORS:
+        if row[1] in COLORS:
             padded[1] = click.style(padded[1], fg=COLORS[row[1]])
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)

@@ -50,7 +50,14 @@ def test_a_new_key_is_alone_on_standard_output():
 def test_it_is_shown_that_once():
     key = create("ada")
     id = read_keys(Path("keys.json")).keys[0].id
-    for arguments in (["list"], ["list", "--json"], ["revoke", id], ["revoke", key], ["revoke", f"x{key}"], ["create", ""]):
+    for arguments in (
+        ["list"],
+        ["list", "--json"],
+        ["revoke", id],
+        ["revoke", key],
+        ["revoke", f"x{key}"],
+        ["create", ""],
+    ):
         assert key not in run(*arguments).output
 
 

@@ -292,6 +292,16 @@ async def test_row24_a_revoked_key_is_refused_when_the_file_is_looked_at_again(f
     assert await who(keys, bearer(other)) == Caller(id="key:bob")
 
 
+def test_what_can_not_be_a_key_is_refused_without_a_look_at_the_file(file):
+    clock = Clock()
+    new_key(file)
+    keys = ApiKeys(file, SECRET, clock=clock)
+    file.unlink()
+    clock.at += LOOK_SECONDS
+    for text in ("", "cn_short", "sk-of-another-service", "' OR 1=1 --"):
+        refusal_of(keys, bearer(text))
+
+
 async def test_a_file_that_did_not_change_is_not_read_again(file, monkeypatch):
     clock = Clock()
     _, key = new_key(file)

@@ -9,6 +9,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from time import time
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -146,6 +147,7 @@ def test_a_token_made_by_hand_would_be_believed():
         by_hand({"alg": "RS256"}, CLAIMS),
         by_hand({**HEAD, "crit": ["exp"]}, CLAIMS),
         by_hand({**HEAD, "crit": []}, CLAIMS),
+        by_hand({**HEAD, "b64": True, "crit": ["b64"]}, CLAIMS),
         by_hand({**HEAD, "b64": False}, CLAIMS),
         by_hand({**HEAD, "b64": False, "crit": ["b64"]}, CLAIMS),
         by_hand({**HEAD, "kid": 7}, CLAIMS),
@@ -199,8 +201,12 @@ def test_clocks_may_differ_by_the_leeway_only():
 def test_a_token_is_refused_for_its_size_before_it_is_looked_into():
     long = token(more="x" * MAX_TOKEN)
     identify = hs256()
-    identify._jwt = None  # type: ignore[assignment]  # looking into it would fail
+    looked_into: list[str] = []
+    identify._jwt = SimpleNamespace(get_unverified_header=looked_into.append)  # type: ignore[assignment]
     refuse(identify, asking(long))
+    assert looked_into == []
+    refuse(identify, asking("x" * MAX_TOKEN))
+    assert looked_into == ["x" * MAX_TOKEN]
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=200))
