@@ -23,9 +23,12 @@ def credential(scope: Scope, longest: int) -> str:
         if scheme.lower() != b"bearer":
             raise refused()
     value = value.strip(b" ")
-    if not 1 <= len(value) <= longest or not all(0x20 < byte < 0x7F for byte in value):
+    if not 1 <= len(value) <= longest or b" " in value or not value.isascii():
         raise refused()
-    return value.decode("ascii")
+    text = value.decode("ascii")
+    if not text.isprintable():
+        raise refused()
+    return text
 
 
 def refused() -> Unauthorized:
