@@ -179,7 +179,7 @@ def _locked(path: Path) -> Generator[None]:
         return
     import fcntl  # noqa: PLC0415 - not there on Windows
 
-    fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a network's file system may have no such locks
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -195,7 +195,7 @@ def _write(path: Path, file: KeyFile) -> None:
         raise ValueError(f"may have at most {MAX_BYTES} bytes: remove keys from it that are revoked or expired")
     path = Path(os.path.realpath(path))
     fresh = path.with_name(f".{path.name}.{token_hex(4)}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as opened:
             _keep_owner(path, opened.fileno())
@@ -206,6 +206,12 @@ def _write(path: Path, file: KeyFile) -> None:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+    if sys.platform != "win32":
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(fd)  # no crash may bring the old file back, and with it a key that was revoked
+        finally:
+            os.close(fd)
 
 
 def _keep_owner(path: Path, fd: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 from blockbuster import BlockBuster
@@ -253,6 +254,13 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(file, monkeypatch):
         new_key(file)
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == ["keys.json"]
+
+
+def test_a_change_is_on_the_disk_and_so_is_its_name(file, monkeypatch):
+    synced: list[bool] = []
+    monkeypatch.setattr("chat_nest.identity.key_file.os.fsync", lambda fd: synced.append(S_ISDIR(os.fstat(fd).st_mode)))
+    new_key(file)
+    assert synced == [False, True]
 
 
 def test_a_link_stays_one(file, tmp_path):
