@@ -61,6 +61,10 @@ class ApiKeys:
         holders = self._file.recent()
         return self._late(hash) if holders is None else self._holder(holders, hash)
 
+    async def check(self) -> None:
+        """Raises LimiterUnavailable while the file can't be read."""
+        await self._file.current()
+
     async def _late(self, hash: bytes) -> Caller:
         return self._holder(await self._file.current(), hash)
 

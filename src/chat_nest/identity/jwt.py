@@ -75,6 +75,11 @@ class JsonWebTokens:
         keys = self._keys if self._file is None else self._file.recent()
         return self._late(token) if keys is None else self._subject(keys, token)
 
+    async def check(self) -> None:
+        """Raises LimiterUnavailable while the file of keys can't be read."""
+        if self._file is not None:
+            await self._file.current()
+
     async def _late(self, token: str) -> Caller:
         assert self._file is not None
         return self._subject(await self._file.current(), token)

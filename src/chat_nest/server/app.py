@@ -118,6 +118,7 @@ def build(config: Config) -> ServerApp:
     Raises ValueError or OSError where the store can't be opened.
     """
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
+    identify = make_identify(config.server, config.identity)
     handler = create_chat_handler(
         dialects=make_dialects(config.dialects, blog_get=config.blog_get),
         providers=providers,
@@ -131,7 +132,7 @@ def build(config: Config) -> ServerApp:
         journal=config.journal,
         degraded=config.degraded,
         lease=config.lease,
-        identify=make_identify(config.server, config.identity),
+        identify=identify,
         observers=(LogObserver(),),
         cors_origins=config.server.cors_origins,
         time_zone=config.server.time_zone,
@@ -140,7 +141,8 @@ def build(config: Config) -> ServerApp:
         logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
     key_from = {name: provider.key_from for name, provider in config.providers.items()}
-    health = Health(handler.store, handler.providers, key_from, store_seconds=config.timeouts.store)
+    store_seconds = config.timeouts.store
+    health = Health(handler.store, handler.providers, key_from, identify=identify, store_seconds=store_seconds)
     resumable = config.profiles["balanced"].on_disconnect != "cancel"
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
     return ServerApp(handler, health, read_page(), info)

@@ -1,4 +1,4 @@
-"""Whether this server can answer chats now: its store and its providers, asked with a deadline and not too often."""
+"""Whether this server can answer chats now: its store, its providers and its callers' keys, not asked too often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from chat_nest.errors import UpstreamAuth, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
-from chat_nest.protocols import Provider, Store
+from chat_nest.protocols import Identify, Provider, Store
 
 log = logging.getLogger("chat_nest.server")
 
@@ -26,7 +26,10 @@ _json = msgspec.json.Encoder().encode
 
 
 class Part(Struct, frozen=True, omit_defaults=True):
-    """The store, or one provider: `status` is `ok`, DEGRADED or an error's code; `advice` is for the operator."""
+    """The store, one provider, or what tells who asks: `status` is `ok`, DEGRADED or an error's code.
+
+    `advice` is for the operator.
+    """
 
     status: str
     advice: str = ""
@@ -36,16 +39,20 @@ class Readiness(Struct, frozen=True):
     ready: bool
     store: Part
     providers: Mapping[str, Part]
+    identity: Part | None = None
+    """None where telling who asks needs nothing that could be missing."""
 
     def body(self) -> bytes:
         status = ("ready" if self.store.status == "ok" else DEGRADED) if self.ready else "unavailable"
-        return _json({"status": status, "store": self.store, "providers": self.providers})
+        identity = {} if self.identity is None else {"identity": self.identity}
+        return _json({"status": status, "store": self.store, "providers": self.providers, **identity})
 
 
 class Health:
-    """Ready means: the store answers, and so does every provider. `key_from` says where a provider's key is set.
+    """Ready means: the store answers, so does every provider, and it can be told who asks.
 
-    A provider without a `check` of its own counts as reachable. `clock` is in seconds.
+    `key_from` says where a provider's key is set. A provider without a `check` of its own counts as reachable, and so
+    does what `identify` reads. `clock` is in seconds.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Health:
         providers: Mapping[str, Provider],
         key_from: Mapping[str, str],
         *,
+        identify: Identify | None = None,
         store_seconds: float = 1.0,
         provider_seconds: float = PROVIDER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -61,6 +69,7 @@ class Health:
         self._store = store
         self._providers = providers
         self._key_from = key_from
+        self._identify = identify
         self._store_seconds = store_seconds
         self._provider_seconds = provider_seconds
         self._clock = clock
@@ -77,8 +86,8 @@ class Health:
     async def report(self) -> None:
         """Log what is not ready, and what to do."""
         found = await self.readiness()
-        for name, part in (("store", found.store), *found.providers.items()):
-            if part.status != "ok":
+        for name, part in (("store", found.store), *found.providers.items(), ("identity", found.identity)):
+            if part is not None and part.status != "ok":
                 log.error("%s: %s: %s", name, part.status, part.advice)
 
     async def aclose(self) -> None:
@@ -89,12 +98,12 @@ class Health:
     async def _ask(self) -> Readiness:
         checks: dict[str, Any] = {name: getattr(provider, "check", None) for name, provider in self._providers.items()}
         asked = [self._provider(name, check) for name, check in checks.items() if check is not None]
-        store, *found = await asyncio.gather(self._store_part(), *asked)
+        store, identity, found = await asyncio.gather(self._store_part(), self._identity_part(), asyncio.gather(*asked))
         self._asked_at = self._clock()
         parts = dict(zip((name for name, check in checks.items() if check is not None), found, strict=True))
         providers = {name: parts.get(name, Part("ok")) for name in checks}
-        ready = all(part.status in ("ok", DEGRADED) for part in (store, *found))
-        return Readiness(ready, store, providers)
+        ready = all(part is None or part.status in ("ok", DEGRADED) for part in (store, identity, *found))
+        return Readiness(ready, store, providers, identity)
 
     async def _store_part(self) -> Part:
         try:
@@ -105,6 +114,17 @@ class Health:
             if getattr(self._store, "can_admit", False):
                 return Part(DEGRADED, "The store does not answer, and requests draw on the allowance of [degraded]")
             return Part("limiter_unavailable", "The store does not answer: check [store] url, the disk and its rights")
+        return Part("ok")
+
+    async def _identity_part(self) -> Part | None:
+        check: Callable[[], Awaitable[None]] | None = getattr(self._identify, "check", None)
+        if check is None:
+            return None
+        try:
+            async with asyncio.timeout(self._store_seconds):
+                await check()
+        except Exception:
+            return Part("limiter_unavailable", "The file of keys can't be used, so nobody is let in: the log says why")
         return Part("ok")
 
     async def _provider(self, name: str, check: Callable[[], Awaitable[None]]) -> Part:

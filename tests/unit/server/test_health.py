@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from chat_nest.errors import UpstreamAuth, UpstreamError, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
+from chat_nest.errors import (
+    LimiterUnavailable,
+    UpstreamAuth,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from chat_nest.server.health import FRESH_SECONDS, Health
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.testing import FakeClock
@@ -171,3 +178,28 @@ async def test_a_worker_that_lives_on_its_allowance_is_ready_and_says_so():
     found = await health(store=Funded(), a=Checked()).readiness()
     assert not found.ready
     assert b'"status":"unavailable","store":{"status":"limiter_unavailable"' in found.body()
+
+
+class Keys:
+    """Tells who asks; `broken` says whether its file is."""
+
+    def __init__(self, *, broken: bool) -> None:
+        self.broken = broken
+
+    def __call__(self, _scope):
+        raise AssertionError("nobody asks")
+
+    async def check(self) -> None:
+        if self.broken:
+            raise LimiterUnavailable
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_row24_not_ready_while_nobody_can_be_let_in(broken, caplog):
+    health = Health(MemoryStore(), {"a": Checked()}, {}, identify=Keys(broken=broken), clock=FakeClock())
+    found = await health.readiness()
+    assert found.ready is not broken
+    assert (b'"identity":{"status":"limiter_unavailable","advice":"The file of keys' in found.body()) is broken
+    assert (b'"identity":{"status":"ok"}' in found.body()) is not broken
+    await health.report()
+    assert ("identity: limiter_unavailable: The file of keys" in caplog.text) is broken

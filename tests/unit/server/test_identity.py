@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from scripted_provider import ScriptedProvider, answer
 from signing_keys import EC_KEY, RSA_KEY, pem
 
 from chat_nest.identity.api_keys import ApiKeys
@@ -13,6 +14,7 @@ from chat_nest.identity.jwt import JsonWebTokens
 from chat_nest.identity.key_file import create_key
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
+from chat_nest.server.app import build
 from chat_nest.server.config import Config, load, load_identity
 from chat_nest.server.identity import make_identify
 from chat_nest.server.sources import ConfigError
@@ -119,3 +121,18 @@ def test_keys_can_be_managed_without_a_provider_and_before_there_is_a_file():
 def test_another_key_than_the_ones_of_the_file_is_of_no_use():
     Path("key.pem").write_bytes(pem(EC_KEY))
     assert problems(TOKENS) == ["chat.toml:2: identity.jwt_algorithms: key.pem: its key can't be used for RS256"]
+
+
+@pytest.mark.parametrize("way", ["keys.json", "key.pem"])
+async def test_row24_the_server_is_not_ready_while_its_file_can_not_be_read(way, monkeypatch):
+    monkeypatch.setattr("chat_nest.identity.watched_file.LOOK_SECONDS", 0.0)
+    async with ScriptedProvider(answer("x")) as provider:
+        environ = {"OPENAI_BASE_URL": provider.url, "CHAT_NEST_STORE_URL": "memory://"}
+        app = build(loaded(TOKENS, **environ) if way == "key.pem" else loaded(**environ, **KEYS))
+        try:
+            assert (await app._health._ask()).ready
+            Path(way).unlink()
+            found = await app._health._ask()
+            assert (found.ready, found.store.status) == (False, "ok")
+        finally:
+            await app._handler.aclose()
