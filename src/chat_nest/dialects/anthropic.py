@@ -268,7 +268,7 @@ def _turns(entry: Any, field: str) -> list[Turn]:
                 calls.append(_call(block, at))
             case "tool_result" if role == "user":
                 turns.append((field, _result(block, at)))
-            case kind if role == "assistant" and kind in THOUGHTS:
+            case str() as kind if role == "assistant" and kind in THOUGHTS:
                 pass
             case _:
                 raise BadRequest(
