@@ -27,7 +27,7 @@ OWN_CONNECTION = frozenset(
 )
 """What would choose a provider or open a connection."""
 
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -121,7 +121,7 @@ def written(value: Any, field: str) -> str:
 
 def tool(named: Any, description: Any, parameters: Any, field: str, schema: str) -> Tool:
     """A tool whose description and parameters may be None; `schema` is what the dialect calls the parameters."""
-    if type(named) is not str or not _TOOL_NAME.fullmatch(named):
+    if type(named) is not str or not TOOL_NAME.fullmatch(named):
         raise BadRequest("must be 1 to 64 letters, digits, - _ and .", field=f"{field}.name")
     said = "" if description is None else text(description, f"{field}.description")
     if parameters is None:

@@ -13,6 +13,9 @@ from chat_nest.asgi.handler import ChatHandler
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.errors import MethodNotAllowed
+from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.jwt import JsonWebTokens
+from chat_nest.identity.peer import PeerAddress
 from chat_nest.observers.log import LogObserver
 from chat_nest.protocols import Answer, Provider, Scope
 from chat_nest.providers.anthropic import AnthropicProvider
@@ -26,7 +29,8 @@ from chat_nest.server.config import Config
 from chat_nest.server.front_ends import make_dialects
 from chat_nest.server.health import Health
 from chat_nest.server.identity import make_identify
-from chat_nest.server.page_files import PageFile, read_page
+from chat_nest.server.openapi import PATH, document
+from chat_nest.server.page_files import PageFile, page_file, read_page
 from chat_nest.server.providers import ProviderConfig
 from chat_nest.stores.urls import open_store
 
@@ -43,13 +47,13 @@ class ServerApp:
     The chat's path is passed on untouched: whatever wrapped `send` would cost every token.
     """
 
-    def __init__(self, handler: ChatHandler, health: Health, page: dict[str, PageFile], info: bytes) -> None:
+    def __init__(self, handler: ChatHandler, health: Health, files: dict[str, PageFile], info: bytes) -> None:
         self._handler = handler
         self._health = health
         self._info = info
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
-        self._answers: dict[str, Serve] = {path: file.serve for path, file in page.items()}
+        self._answers: dict[str, Serve] = {path: file.serve for path, file in files.items()}
         self._answers |= {"/healthz": self._healthz, "/readyz": self._readyz, "/api/info": self._api_info}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,8 +123,9 @@ def build(config: Config) -> ServerApp:
     """
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
     identify = make_identify(config.server, config.identity)
+    dialects = make_dialects(config.dialects, blog_get=config.blog_get)
     handler = create_chat_handler(
-        dialects=make_dialects(config.dialects, blog_get=config.blog_get),
+        dialects=dialects,
         providers=providers,
         profiles=config.profiles,
         limits=config.limits,
@@ -145,7 +150,14 @@ def build(config: Config) -> ServerApp:
     health = Health(handler.store, handler.providers, key_from, identify=identify, store_seconds=store_seconds)
     resumable = config.profiles["balanced"].on_disconnect != "cancel"
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
-    return ServerApp(handler, health, read_page(), info)
+    described = document(
+        dict(zip(config.dialects, dialects, strict=True)),
+        max_body_bytes=config.server.max_body_bytes,
+        names_callers=not isinstance(identify, PeerAddress),
+        bearer=isinstance(identify, ApiKeys | JsonWebTokens),
+    )
+    files = {**read_page(), PATH: page_file(b"application/json", described)}
+    return ServerApp(handler, health, files, info)
 
 
 def make_provider(config: ProviderConfig) -> Provider:

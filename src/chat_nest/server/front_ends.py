@@ -23,7 +23,7 @@ PATHS: Mapping[str, str] = {
 }
 OFF = frozenset({"blog"})
 """Off unless switched on."""
-TAKEN = ("/", "/healthz", "/readyz", "/api/info", *USAGE_PATHS)
+TAKEN = ("/", "/healthz", "/readyz", "/api/info", "/openapi.json", *USAGE_PATHS)
 """Paths of the server's own."""
 
 

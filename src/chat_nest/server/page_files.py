@@ -55,6 +55,11 @@ class PageFile(Struct, frozen=True):
         await send({"type": "http.response.body", "body": body})
 
 
+def page_file(media_type: bytes, body: bytes) -> PageFile:
+    """The file with the tag of what is in it."""
+    return PageFile(media_type, body, b'"%s"' % blake2b(body, digest_size=12).hexdigest().encode())
+
+
 def read_page() -> dict[str, PageFile]:
     """Every file of the package's `page` folder by its path; index.html is `/`."""
     page: dict[str, PageFile] = {}
@@ -62,7 +67,5 @@ def read_page() -> dict[str, PageFile]:
         media_type = MEDIA_TYPES.get(file.name.rpartition(".")[2])
         if media_type is None:
             continue
-        body = file.read_bytes()
-        etag = b'"%s"' % blake2b(body, digest_size=12).hexdigest().encode()
-        page["/" if file.name == "index.html" else f"/{file.name}"] = PageFile(media_type, body, etag)
+        page["/" if file.name == "index.html" else f"/{file.name}"] = page_file(media_type, file.read_bytes())
     return page

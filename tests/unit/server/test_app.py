@@ -115,6 +115,21 @@ async def test_a_file_that_the_browser_has_is_not_sent_again(app):
     assert (await ask(app, "/", if_none_match='"other"')).status == 200
 
 
+async def test_the_openapi_document_is_served_like_a_file_of_the_page(app):
+    document = await ask(app, "/openapi.json")
+    assert (document.status, document.headers["content-type"]) == (200, "application/json")
+    assert document.headers["cache-control"] == "no-cache"
+    described = json.loads(document.body)
+    assert described["openapi"] == "3.1.1"
+    assert "/api/chat" in described["paths"]
+    assert "/chat" not in described["paths"]  # the blog's is off
+    head = await ask(app, "/openapi.json", "HEAD")
+    assert (head.status, head.body, head.headers) == (200, b"", document.headers)
+    again = await ask(app, "/openapi.json", if_none_match=document.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+    assert (await ask(app, "/openapi.json", "POST")).headers["allow"] == "GET, HEAD"
+
+
 async def test_head_has_the_length_and_no_body(app):
     answer = await ask(app, "/", "HEAD")
     assert (answer.status, answer.body) == (200, b"")

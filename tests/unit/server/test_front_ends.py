@@ -66,6 +66,10 @@ def test_the_page_needs_the_native_one(tmp_path):
             'ag_ui = "/healthz"',
             "chat.toml:2: dialects.ag_ui: must be another path: the server has something of its own there",
         ),
+        (
+            'blog = "/openapi.json/"',
+            "chat.toml:2: dialects.blog: must be another path: the server has something of its own there",
+        ),
         ('ag_ui = "/"', "chat.toml:2: dialects.ag_ui: must be another path: the server has something of its own there"),
         (
             "native = false\nopenai = false\nai_sdk = false\nag_ui = false\nanthropic = false",
