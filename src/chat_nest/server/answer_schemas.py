@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from chat_nest.limits import Scope
-from chat_nest.server.request_schemas import NULL, SWITCH, Schema, described, either, table
+from chat_nest.server.schema_words import NULL, SWITCH, Schema, described, either, table
 
 STRING: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}

@@ -60,7 +60,8 @@ from chat_nest.server.openapi_parts import (
     refusal,
     responses,
 )
-from chat_nest.server.request_schemas import EXAMPLES, REQUESTS, Schema
+from chat_nest.server.request_schemas import EXAMPLES, REQUESTS
+from chat_nest.server.schema_words import Schema
 
 PATH = "/openapi.json"
 

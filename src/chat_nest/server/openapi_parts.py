@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from chat_nest.errors import BadRequest, BodyTooLarge, ChatError, HeadersTooLarge, Overloaded, RequestTimeout
 from chat_nest.protocols import Answer
-from chat_nest.server.request_schemas import Schema
+from chat_nest.server.schema_words import Schema
 
 Found = dict[str, Any]
 """An operation, its answers by status, or a path's operations by method."""

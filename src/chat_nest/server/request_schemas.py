@@ -7,65 +7,35 @@ round. Not from types: `msgspec.json.schema` of such unions, with patterns, lets
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from chat_nest.dialects import ag_ui, ai_sdk, anthropic, native, openai
-from chat_nest.dialects.fields import MAX_NAME, MAX_PARTS, MAX_TOOLS, OWN_CONNECTION, TOOL_NAME
-from chat_nest.dialects.turns import MAX_MESSAGES, ROLES
-
-Schema = Mapping[str, Any]
-
-NULL: Schema = {"type": "null"}
-ANY: Schema = {}
-TEXT: Schema = {"type": "string", "pattern": r"^[^\u0000]*$"}
-NAME: Schema = {**TEXT, "minLength": 1, "maxLength": MAX_NAME}
-SWITCH: Schema = {"type": "boolean"}
-LOWERED: Schema = {"type": "integer", "minimum": 1, "description": "Only lowers what the caller may"}
-TEMPERATURE: Schema = {"type": "number", "minimum": 0, "description": "Only lowers what the caller may"}
-MODEL: Schema = {**NAME, "description": "A model or a profile that is offered: see the list of models"}
-JSON_SCHEMA: Schema = {"type": "object", "description": "A JSON Schema"}
-TOOL: Schema = {"type": "string", "pattern": f"^{TOOL_NAME.pattern}$"}
-
-
-def described(schema: Schema, description: str) -> Schema:
-    return {**schema, "description": description}
-
-
-def table(properties: Mapping[str, Any], *required: str) -> Schema:
-    """An object; what it has beside these properties is ignored."""
-    return {"type": "object", "properties": dict(properties), "required": list(required)}
-
-
-def array(items: Schema, most: int, least: int = 0) -> Schema:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
-
-
-def either(*schemas: Schema) -> Schema:
-    return {"anyOf": list(schemas)}
-
-
-def nullable(properties: Mapping[str, Schema]) -> dict[str, Schema]:
-    """Null is as good as absent."""
-    return {name: either(schema, NULL) for name, schema in properties.items()}
-
-
-def refusing(names: Collection[str], schema: Schema, but: Any = NULL) -> Schema:
-    """An object without what would choose a provider, open a connection or cost what no limit sees."""
-    return {**schema, "patternProperties": {f"^({'|'.join(sorted(names))})$": but}}
-
-
-def role(name: str, properties: Mapping[str, Schema], *required: str) -> Schema:
-    return table({"role": {"const": name}, **properties}, "role", *required)
-
-
-def messages(items: Schema, last: str = "the user's, and not blank, or the result of a tool") -> Schema:
-    return described(array(items, MAX_MESSAGES, 1), f"The last one is {last}")
-
-
-def block(kind: str, properties: Mapping[str, Schema], *required: str) -> Schema:
-    return table({"type": {"const": kind}, **properties}, "type", *required)
-
+from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS, OWN_CONNECTION
+from chat_nest.dialects.turns import ROLES
+from chat_nest.server.schema_words import (
+    ANY,
+    JSON_SCHEMA,
+    LOWERED,
+    MODEL,
+    NAME,
+    NULL,
+    PROFILE,
+    SWITCH,
+    TEMPERATURE,
+    TEXT,
+    TOOL,
+    Schema,
+    array,
+    block,
+    described,
+    either,
+    messages,
+    nullable,
+    refusing,
+    role,
+    table,
+)
 
 TEXT_PART = block("text", {"text": TEXT}, "text")
 CONTENT = either(TEXT, array(TEXT_PART, MAX_PARTS))
@@ -90,8 +60,10 @@ NATIVE = refusing(
             "messages": messages(
                 table({"role": {"enum": [*ROLES]}, "content": TEXT}, "role", "content"), "the user's, and not blank"
             ),
-            "profile": described(ANY, "A profile's name; one that is not known means the default"),
-            **dict.fromkeys(("dailyTokenLimit", "maxTokensPerRequest", *native.OUTPUT_FIELDS), LOWERED),
+            "profile": described(ANY, PROFILE["description"]),
+            "dailyTokenLimit": {**LOWERED, "examples": [50_000]},
+            "maxTokensPerRequest": {**LOWERED, "examples": [2_000]},
+            **dict.fromkeys(native.OUTPUT_FIELDS, LOWERED),
             "temperature": TEMPERATURE,
             "systemPrompt": described(TEXT, "Ignored unless the profile allows it"),
         },
@@ -114,7 +86,7 @@ OPENAI = refusing(
                     **dict.fromkeys(openai.OUTPUT_FIELDS, LOWERED),
                     "temperature": TEMPERATURE,
                     "tools": array(block("function", {"function": FUNCTION}, "function"), MAX_TOOLS),
-                    "tool_choice": either({"enum": ["auto", "none", "required"]}, CHOSEN),
+                    "tool_choice": {**either({"enum": ["auto", "none", "required"]}, CHOSEN), "examples": ["auto"]},
                     **{name: {"const": only} for name, only in openai.ONLY.items()},
                 }
             ),
@@ -130,18 +102,21 @@ UI_PART = table(
     },
     "type",
 )
-UI_MESSAGE = table(
-    {
-        "role": {"enum": [*ai_sdk.ROLES]},
-        "parts": array(UI_PART, MAX_PARTS),
-        "content": described(ANY, "Instead of `parts`: a string, as version 4 had it"),
-    },
-    "role",
-)
+UI_MESSAGE = {
+    **table(
+        {
+            "role": {"enum": [*ai_sdk.ROLES]},
+            "parts": array(UI_PART, MAX_PARTS),
+            "content": described(ANY, "Instead of `parts`: a string, as version 4 had it"),
+        },
+        "role",
+    ),
+    "examples": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}],
+}
 UI_OPTIONS = nullable(
     {
         "id": described(NAME, "The chat's"),
-        "profile": NAME,
+        "profile": PROFILE,
         "model": MODEL,
         "system": TEXT,
         "maxOutputTokens": LOWERED,
@@ -175,7 +150,7 @@ AG_UI = refusing(
                     "runId": NAME,
                     "context": array(table({"description": TEXT, "value": TEXT}, "description", "value"), MAX_PARTS),
                     "tools": array(FUNCTION, MAX_TOOLS),
-                    "forwardedProps": table(nullable({"profile": NAME, "model": MODEL})),
+                    "forwardedProps": table(nullable({"profile": PROFILE, "model": MODEL})),
                 }
             ),
         },
@@ -197,9 +172,12 @@ ANTHROPIC_TOOL = table(
     },
     "name",
 )
-ANTHROPIC_CHOICE = table(
-    {"type": {"enum": ["auto", "none", "any", "tool"]}, "name": described(ANY, "The tool's, with `tool`")}, "type"
-)
+ANTHROPIC_CHOICE = {
+    **table(
+        {"type": {"enum": ["auto", "none", "any", "tool"]}, "name": described(ANY, "The tool's, with `tool`")}, "type"
+    ),
+    "examples": [{"type": "auto"}],
+}
 ANTHROPIC = refusing(
     anthropic.REFUSED_FIELDS,
     table(
