@@ -35,7 +35,7 @@ KEY: Schema = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "The same key again is the same request: it is answered and charged once",
-    "schema": {"type": "string", "pattern": "^[!-~]([ -~]*[!-~])?$", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "pattern": '^("[ -~]{1,255}"|[!-~]([ -~]{0,253}[!-~])?)$'},
 }
 LAST_ID: Schema = {
     "name": "Last-Event-ID",

@@ -11,6 +11,7 @@ import pytest
 import schemathesis
 
 from chat_nest.asgi.handler import USAGE_PATHS
+from chat_nest.asgi.request import idempotency_key
 from chat_nest.asgi.run_routes import METHODS
 from chat_nest.dialects.built_in import DIALECTS
 from chat_nest.errors import (
@@ -173,6 +174,20 @@ def test_bounds_are_in_it():
     ):
         assert not check.is_valid(wrong), wrong
     assert check.is_valid({"messages": [hello] * 1_000, "max_tokens": 1, "temperature": 0, "more": None})
+
+
+@pytest.mark.parametrize(
+    "key", ["a", "a b", '"a b"', "x" * 255, f'"{"x" * 255}"', "", "x" * 256, "é", "a\tb", f'"{"x" * 256}"']
+)
+def test_a_key_is_described_as_it_is_read(key):
+    described = made()[1]["paths"]["/api/chat"]["post"]["parameters"][0]
+    try:
+        idempotency_key({"headers": [(b"idempotency-key", key.encode())]})
+    except BadRequest:
+        read = False
+    else:
+        read = True
+    assert jsonschema_rs.is_valid(described["schema"], key) is read
 
 
 def test_who_asks_is_unknown_only_where_a_header_says_who(tmp_path):
