@@ -206,7 +206,7 @@ def test_it_holds_no_secret(tmp_path):
 def test_a_key_is_asked_for_where_callers_are_told_by_one() -> None:
     _, described = made(bearer=True)
     assert described["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
-    assert described["paths"][CHAT]["post"]["security"] == [{"bearer": []}]
+    assert described["paths"]["/api/chat"]["post"]["security"] == [{"bearer": []}]
     assert "security" not in described["paths"]["/healthz"]["get"]
     _, described = made()
     assert "securitySchemes" not in described["components"]
