@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, final
 
 from msgspec import Struct
 
@@ -13,18 +13,21 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 """`length` also ends a stream that we cut at its cap."""
 
 
+@final
 class TextDelta(Struct, frozen=True, array_like=True, tag="text"):
     """A piece of the answer, never empty."""
 
     text: str
 
 
+@final
 class ReasoningDelta(Struct, frozen=True, array_like=True, tag="reasoning"):
     """A piece of the model's visible reasoning, never empty; it counts as output."""
 
     text: str
 
 
+@final
 class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool"):
     """A piece of a call to one of the client's tools; it counts as output.
 
@@ -43,12 +46,14 @@ class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool"):
         return self.name + self.arguments
 
 
+@final
 class UsageDelta(Struct, frozen=True, array_like=True, tag="usage"):
     """Totals so far as the provider counts them; the newest replaces the ones before."""
 
     usage: Usage
 
 
+@final
 class FinishDelta(Struct, frozen=True, array_like=True, tag="finish"):
     """The provider's own completion signal."""
 

@@ -55,6 +55,15 @@ class Provider(Protocol):
         ...
 
 
+PassOn = Callable[[Callable[[Batch], bool]], Awaitable[bool]]
+"""`await pass_on(take)`: an iterator's batches, given to `take` while it says True, instead of asked for one by one.
+
+Returns True once `take` has said False, after which it may be called again, and False at the end; raises what the
+iterator would raise, and what `take` does. An iterator may have it as a method: `take` is then called in the read that
+brings a batch, and no task wakes for it.
+"""
+
+
 class TokenCounter(Protocol):
     """Counts tokens of text. Never low: it guards money. `exact` is True where it is the model's own tokenizer."""
 
@@ -292,6 +301,9 @@ class Reports(Protocol):
 
 class Sink(Protocol):
     """Where the relay writes. `write` returns when the reader's side has room: that is the backpressure."""
+
+    push: Callable[[bytes], bool] | None
+    """Write at once, or say False where that must be waited for; None where the server has no such way."""
 
     async def write(self, data: bytes) -> None: ...
 

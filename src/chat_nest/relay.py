@@ -1,17 +1,19 @@
 """Provider's batches in, client's bytes out: the hot path.
 
 One read from the provider is one batch is one write. No task, timer or queue a token; two floats are stored, which the
-client's watch reads. Backpressure is `await sink.write`: while the client does not read, the provider is not read.
+client's watch reads. Where both sides can, a batch goes from the provider's read to the client's socket in one go, and
+no task wakes for it. Backpressure is `await sink.write`: while the client does not read, the provider is not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from chat_nest.deltas import Batch, FinishDelta, FinishReason, UsageDelta
 from chat_nest.errors import UpstreamTruncated
 from chat_nest.ledger import Reservation
-from chat_nest.protocols import Encoder, RunLog, Sink
+from chat_nest.protocols import Encoder, PassOn, RunLog, Sink
 
 
 class Pulse:
@@ -43,34 +45,76 @@ async def relay(
 
     Raises UpstreamTruncated if the provider ends without a completion signal, and what `batches` raises.
     """
-    meter = held.meter
-    assert meter is not None
-    finish: FinishReason | None = None
-    within = -1
-    async for batch in batches:
-        if pulse.first_at is None:
-            pulse.first_at = now()
-        for at, delta in enumerate(batch):
-            if isinstance(delta, UsageDelta):
-                held.report(delta.usage, last=finish is not None)
-            elif isinstance(delta, FinishDelta):
-                finish = delta.reason
-            elif meter.add(delta.text) and within < 0:
-                within = at + 1  # the rest of this read is counted, but not relayed
-        said = batch if within < 0 else batch[:within]
-        data = encoder.encode(said)
-        if log is not None:
-            data = encoder.number(data, log.append(said))
-        if data:
+    passing = _Passing(encoder, sink.push, held, pulse, now, log)
+    straight: PassOn | None = getattr(batches, "pass_on", None)
+    pass_on = partial(_pull, batches) if straight is None or sink.push is None else straight
+    while await pass_on(passing.take):
+        if passing.unsent:
             pulse.writing = True
-            pulse.written_at = now()
-            await sink.write(data)
+            await sink.write(passing.unsent)
             pulse.writing = False
-        if within >= 0:
+            passing.unsent = b""
+        if passing.cut:
             return "length"
         pulse.read_at = now()
-    if finish is None:
+    if passing.finish is None:
         raise UpstreamTruncated
     # A usage that more output followed was not the last word: it is topped up with what was counted since.
-    held.finished = held.counted_at_report in (None, meter.produced())
-    return finish
+    held.finished = held.counted_at_report in (None, passing.meter.produced())
+    return passing.finish
+
+
+class _Passing:
+    """One batch after the other: counted, encoded, sent."""
+
+    __slots__ = ("cut", "encoder", "finish", "held", "log", "meter", "now", "pulse", "push", "unsent")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        push: Callable[[bytes], bool] | None,
+        held: Reservation,
+        pulse: Pulse,
+        now: Callable[[], float],
+        log: RunLog | None,
+    ) -> None:
+        assert held.meter is not None
+        self.meter = held.meter
+        self.encoder, self.push, self.held, self.pulse, self.now, self.log = encoder, push, held, pulse, now, log
+        self.finish: FinishReason | None = None
+        self.cut = False
+        """The answer has passed its cap: nothing more of it is relayed."""
+        self.unsent = b""
+        """What `push` did not take."""
+
+    def take(self, batch: Batch) -> bool:
+        """Pass one batch on, without waiting for anything. False where `unsent` must be waited for, or after a cut."""
+        pulse = self.pulse
+        at = pulse.read_at = self.now()
+        if pulse.first_at is None:
+            pulse.first_at = at
+        for number, delta in enumerate(batch, 1):
+            if type(delta) is UsageDelta:
+                self.held.report(delta.usage, last=self.finish is not None)
+            elif type(delta) is FinishDelta:
+                self.finish = delta.reason
+            elif self.meter.add(delta.text) and not self.cut:
+                self.cut = True
+                batch = batch[:number]  # the rest of this read is counted, but not relayed
+        data = self.encoder.encode(batch)
+        if self.log is not None:
+            data = self.encoder.number(data, self.log.append(batch))
+        if data:
+            pulse.written_at = at
+            if self.push is None or not self.push(data):
+                self.unsent = data
+                return False
+        return not self.cut
+
+
+async def _pull(batches: AsyncIterator[Batch], take: Callable[[Batch], bool]) -> bool:
+    """See PassOn."""
+    async for batch in batches:
+        if not take(batch):
+            return True
+    return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from msgspec.structs import replace
@@ -28,7 +28,7 @@ from chat_nest.errors import (
 )
 from chat_nest.ledger import Reservation
 from chat_nest.limits import Granted, Timeouts
-from chat_nest.protocols import Prompt, Provider
+from chat_nest.protocols import PassOn, Prompt, Provider
 from chat_nest.tokens import OutputMeter, counter_for, is_reasoning_model
 from chat_nest.usage import Usage
 
@@ -219,6 +219,7 @@ class _Opened:
         self._next = batches.__anext__
         self._lost = lost
         self._waiting: list[Batch] = []
+        self._straight: PassOn | None = None if lost else getattr(batches, "pass_on", None)
 
     async def begin(self, held: Reservation) -> None:
         """Wait for the first delta that is not a count. Raises what the stream raises, after its counts are noted."""
@@ -239,6 +240,18 @@ class _Opened:
 
     def __anext__(self) -> Awaitable[Batch]:
         return self._again() if self._waiting or self._lost else self._next()
+
+    async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
+        """See protocols.PassOn."""
+        while self._waiting:
+            if not take(self._with_lost(self._waiting.pop(0))):
+                return True
+        if self._straight is not None:
+            return await self._straight(take)
+        async for batch in self:
+            if not take(batch):
+                return True
+        return False
 
     async def _again(self) -> Batch:
         return self._with_lost(self._waiting.pop(0) if self._waiting else await self._next())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import cycle, product
 
 import pytest
 
@@ -16,10 +17,18 @@ from chat_nest.usage import Usage
 
 
 class Lines:
-    """An encoder that shows what it was given, and a sink that keeps it."""
+    """An encoder that shows what it was given, and a sink that keeps it; `takes`: what it says to a push, in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes: Sequence[bool]) -> None:
         self.written: list[Batch] = []
+        self.sent = 0
+        self._takes = cycle(takes)
+        self.push = self._push if takes else None
+
+    def _push(self, data: bytes) -> bool:
+        taken = next(self._takes)
+        self.sent += taken
+        return taken
 
     def encode(self, batch: Batch) -> bytes:
         self.written.append(batch)
@@ -27,6 +36,17 @@ class Lines:
 
     async def write(self, data: bytes) -> None:
         assert data == b"x"
+        self.sent += 1
+
+
+class Straight:
+    """Batches that are passed on, as those of our own providers."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = iter(batches)
+
+    async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
+        return not all(take(batch) for batch in self._batches)
 
 
 def held(cap: int) -> Reservation:
@@ -37,13 +57,31 @@ def held(cap: int) -> Reservation:
     return reservation
 
 
-async def run(batches: Sequence[Batch], reservation: Reservation) -> tuple[str, list[Batch]]:
+async def run(batches: Sequence[Batch], cap: int) -> tuple[str, list[Batch], Reservation]:
+    """Relay them in every way there is, and check that it comes to the same."""
+    found: list[tuple[str, list[Batch], Reservation]] = []
+    for straight, takes in product((False, True), ((), (True,), (False,), (True, False), (False, True))):
+        if takes or not straight:
+            reservation = held(cap)
+            found.append((*await relayed(batches, reservation, takes, straight=straight), reservation))
+    first = found[0]
+    assert all(other[:2] == first[:2] and other[2].spent() == first[2].spent() for other in found)
+    return first
+
+
+async def relayed(
+    batches: Sequence[Batch], reservation: Reservation, takes: Sequence[bool], *, straight: bool
+) -> tuple[str, list[Batch]]:
     async def provider() -> AsyncIterator[Batch]:
         for batch in batches:
             yield batch
 
-    lines = Lines()
-    reason = await relay(provider(), lines, lines, reservation, Pulse(0.0), lambda: 1.0)
+    lines = Lines(takes)
+    source = Straight(batches) if straight else provider()
+    try:
+        reason = await relay(source, lines, lines, reservation, Pulse(0.0), lambda: 1.0)
+    finally:
+        assert lines.sent == len(lines.written), "every batch is sent once"
     return reason, lines.written
 
 
@@ -51,17 +89,16 @@ CALL = [ToolCallDelta(0, "", "call_1", "weather"), ToolCallDelta(0, '{"city":'),
 
 
 async def test_a_call_of_a_tool_is_output() -> None:
-    reservation = held(100)
-    reason, written = await run([CALL, [FinishDelta("tool_calls")]], reservation)
+    reason, written, reservation = await run([CALL, [FinishDelta("tool_calls")]], 100)
     assert (reason, written) == ("tool_calls", [CALL, [FinishDelta("tool_calls")]])
     assert reservation.spent() == (Usage(input_tokens=10, output_tokens=len('weather{"city":"Paris"}')), "estimated")
 
 
 @pytest.mark.parametrize("delta", [TextDelta("ab"), ReasoningDelta("ab"), ToolCallDelta(0, "ab")])
 async def test_whatever_the_model_writes_is_cut_at_the_cap(delta: TextDelta) -> None:
-    reason, written = await run([[delta]] * 9, held(3))
+    reason, written, _ = await run([[delta]] * 9, 3)
     assert (reason, written) == ("length", [[delta]] * 4)
-    reason, written = await run([[delta] * 9], held(3))
+    reason, written, _ = await run([[delta] * 9], 3)
     assert (reason, written) == ("length", [[delta] * 4]), "the rest of the same read is counted, not relayed"
 
 
@@ -82,12 +119,11 @@ def usage(input_tokens: int, output_tokens: int) -> UsageDelta:
     ],
 )
 async def test_row_39_a_count_that_more_output_followed_is_not_the_last_word(batches, spent) -> None:
-    reservation = held(100)
-    await run(batches, reservation)
+    _, _, reservation = await run(batches, 100)
     used, source = reservation.spent()
     assert (used.input_tokens, used.output_tokens, source) == spent
 
 
 async def test_a_stream_without_a_finish_is_truncated() -> None:
     with pytest.raises(UpstreamTruncated):
-        await run([[TextDelta("a")], [UsageDelta(Usage())]], held(9))
+        await run([[TextDelta("a")], [UsageDelta(Usage())]], 9)

@@ -43,8 +43,10 @@ class EventStream:
         push: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._send = send
-        self._push = push
         self._run = run
+        self._push = push
+        self.push: Callable[[bytes], bool] | None = None if push is None else self._offer
+        """See Sink."""
         self._dialect = dialect
         self._headers = headers
         self._timeouts = timeouts
@@ -101,6 +103,10 @@ class EventStream:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
+
+    def _offer(self, data: bytes) -> bool:
+        assert self._push is not None
+        return self._run.detached or self._push(data)
 
     def _lost(self) -> None:
         """The server says that nobody reads: raise ClientGone, unless the run goes on without a reader."""

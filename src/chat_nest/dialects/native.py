@@ -80,6 +80,8 @@ class NativeEncoder:
         return _event(b"start", {"id": self._run_id, "model": model})
 
     def encode(self, batch: Batch) -> bytes:
+        if len(batch) == 1 and type(batch[0]) is TextDelta:  # a paced token: half a microsecond of 40
+            return _token(batch[0].text)
         return b"".join([_token(delta.text) for delta in batch if type(delta) is TextDelta])
 
     def number(self, data: bytes, number: int) -> bytes:

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Never
 
 from chat_nest.errors import (
     UpstreamError,
@@ -50,6 +50,11 @@ class HTTPStream:
 
         Raises UpstreamTruncated where the body was cut or left, UpstreamProtocol where its framing is broken.
         """
+        self.pass_on: Callable[[Callable[[bytes], bool]], Coroutine[Any, Any, bool]] = connection.pass_on
+        """`await pass_on(take)`: call `take` with each such piece, straight from the socket's read, while it says True.
+
+        Returns whether it has said False; raises what `read` raises, and what `take` does.
+        """
 
     async def read_body(self, limit: int) -> bytes:
         """The rest of the body, or its first `limit` bytes."""
@@ -60,10 +65,10 @@ class HTTPStream:
 
     def leave(self) -> None:
         """Forget the connection, which may serve another request from now on."""
-        self.read = _left
+        self.read = self.pass_on = _left
 
 
-async def _left() -> bytes:
+async def _left(*_: object) -> Never:
     raise UpstreamTruncated
 
 

@@ -6,7 +6,7 @@ What is not HTTP/1.1 as RFC 9112 has it is refused, and what is kept of it is bo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -47,7 +47,7 @@ class Fields(Mapping[str, str]):
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request at a time; `answered` waits for its answer's head, `read` for its body.
+    """Sends one request at a time; `answered` waits for its answer's head, `read` or `pass_on` for its body.
 
     What breaks an answer is raised where it is waited for, after the
     bytes that came before it. The methods that begin with `on_` are for the parser.
@@ -56,7 +56,9 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        """Done with True when something has changed, with False when `_take` wants no more."""
+        self._take: Callable[[bytes], bool] | None = None
         self._failure: type[UpstreamError] | None = None
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # called by the parser for each piece, without a step of ours
@@ -93,43 +95,37 @@ class Connection(asyncio.Protocol):
     async def answered(self) -> None:
         """Wait for the head. Raises UpstreamUnavailable where the connection was lost before, UpstreamProtocol."""
         while not self._headed:
-            if self._failure is not None:
-                raise self._failure
-            if self._waiter is not None:
-                raise RuntimeError(ONE_READER)
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._change()
 
     async def read(self) -> bytes:
         """What has come since the last read, at most 64 KiB, as soon as there is any; b"" at the body's clean end.
 
         Raises UpstreamTruncated where the body was cut, UpstreamProtocol where its framing is broken.
         """
-        pieces = self._pieces
-        while not pieces:
+        while not self._pieces:
             if self.whole:
                 return b""
-            if self._failure is not None:
-                raise self._failure
-            if self._waiter is not None:
-                raise RuntimeError(ONE_READER)
-            self._waiter = self._loop.create_future()
+            await self._change()
+        return self._next()
+
+    async def pass_on(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` what comes, as `read` would, but straight from the socket's read: no task is woken for it.
+
+        Return True once it says False, and False at the body's clean end. Raises what `read` raises, and what `take`
+        does.
+        """
+        while True:
+            while self._pieces:
+                if not take(self._next()):
+                    return True
+            if self.whole:
+                return False
+            self._take = take
             try:
-                await self._waiter
+                if not await self._change():
+                    return True
             finally:
-                self._waiter = None
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._without_body = self._unread = 0
-        if len(data) > MOST_READ:
-            pieces.append(data[MOST_READ:])
-            data = data[:MOST_READ]
-        elif self._paused:
-            self._resume()
-        return data
+                self._take = None
 
     def release(self) -> bool:
         """Stop caring for the answer. True if another request may be sent; otherwise the socket is closed at once."""
@@ -162,17 +158,26 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._fail(type(error).__name__, UpstreamProtocol)
+        if not self._pieces:
+            self._without_body += len(data)
+            if self._without_body > HEAD_BYTES:
+                self._fail("too long", UpstreamProtocol)
         waiter = self._waiter
         if waiter is None:
             self._unread += len(data)
             if self._unread > READ_BUFFER and not self._paused:
                 self._pause()
         elif not waiter.done():
-            waiter.set_result(None)
-        if not self._pieces:
-            self._without_body += len(data)
-            if self._without_body > HEAD_BYTES:
-                self._fail("too long", UpstreamProtocol)
+            if self._take is None or not self._pieces or self.whole:
+                waiter.set_result(True)
+                return
+            try:
+                while self._pieces:
+                    if not self._take(self._next()):
+                        waiter.set_result(False)
+                        return
+            except Exception as error:
+                waiter.set_exception(error)
 
     def eof_received(self) -> None:
         """See asyncio.Protocol. The end of a body that has no other."""
@@ -222,6 +227,31 @@ class Connection(asyncio.Protocol):
 
     # Inside.
 
+    async def _change(self) -> bool:
+        """Wait until something comes, or the answer breaks: raises why."""
+        if self._failure is not None:
+            raise self._failure
+        if self._waiter is not None:
+            raise RuntimeError(ONE_READER)
+        self._waiter = self._loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _next(self) -> bytes:
+        """The pieces that wait, as one, and at most 64 KiB of them."""
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._without_body = self._unread = 0
+        if len(data) > MOST_READ:
+            pieces.append(data[MOST_READ:])
+            data = data[:MOST_READ]
+        elif self._paused:
+            self._resume()
+        return data
+
     def _fail(self, reason: str, failure: type[UpstreamError] | None = None) -> None:
         """Break the answer, unless it is whole or broken already, and close the connection."""
         if not self.whole and self._failure is None:
@@ -231,7 +261,7 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)
 
     def _pause(self) -> None:
         if self.transport is not None and not self.closed:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -139,9 +139,28 @@ class _Batches:
             deltas = self._codec.feed(data)
             if deltas:
                 return deltas
+        await self._end()
+        raise StopAsyncIteration
+
+    async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
+        """See protocols.PassOn."""
+        codec, full = self._codec, False
+
+        def read(data: bytes) -> bool:
+            nonlocal full
+            deltas = codec.feed(data)
+            full = bool(deltas) and not take(deltas)
+            return not (full or codec.over)
+
+        if not codec.over:
+            await self._answer.pass_on(read)
+        if not full:
+            await self._end()
+        return full
+
+    async def _end(self) -> None:
         self._codec.end()
         await _rest(self._answer, END_SECONDS)
-        raise StopAsyncIteration
 
 
 async def _refused(answer: HTTPStream) -> UpstreamError:

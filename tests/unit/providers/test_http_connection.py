@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -97,6 +99,25 @@ async def outcome(connection: Connection) -> tuple[int, bytes, type[UpstreamErro
     return status, body, None
 
 
+async def passed(connection: Connection, says: Iterator[bool]) -> tuple[int, bytes, type[UpstreamError] | None]:
+    """The same for one who is given the bytes, and wants no more of them whenever `says` is False."""
+    status, pieces = 0, []
+
+    def take(piece: bytes) -> bool:
+        pieces.append(piece)
+        return next(says)
+
+    try:
+        await connection.answered()
+        status = connection.status
+        while await connection.pass_on(take):
+            pass
+    except UpstreamError as error:
+        assert error.__context__ is None
+        return status, b"".join(pieces), type(error)
+    return status, b"".join(pieces), None
+
+
 def deliver(connection: Connection, pieces: list[bytes], *, close: bool) -> None:
     for piece in pieces:
         connection.data_received(piece)
@@ -159,11 +180,12 @@ def test_however_an_answer_is_split_its_reader_gets_the_same(data: st.DataObject
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=12)))
     pieces = [answer[a:b] for a, b in zip([0, *cuts], [*cuts, len(answer)], strict=True) if a < b]
     early = data.draw(st.integers(0, len(pieces)))
+    says = data.draw(st.none() | st.lists(st.booleans(), min_size=1, max_size=8))
 
     async def split() -> tuple[int, bytes, type[UpstreamError] | None]:
         connection, _ = asked()
         deliver(connection, pieces[:early], close=False)
-        reading = asyncio.create_task(outcome(connection))
+        reading = asyncio.create_task(outcome(connection) if says is None else passed(connection, cycle(says)))
         await asyncio.sleep(0)
         for piece in pieces[early:]:
             connection.data_received(piece)
@@ -339,6 +361,65 @@ async def test_one_read_is_never_large() -> None:
     assert [len(await connection.read()) for _ in range(4)] == [MOST_READ, MOST_READ, 1, 0]
 
 
+async def test_bytes_are_passed_on_in_the_read_that_brings_them() -> None:
+    connection, wire = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+    await connection.answered()
+    taken: list[int] = []
+
+    def take(piece: bytes) -> bool:
+        taken.append(len(piece))
+        return len(taken) < 5
+
+    passing = asyncio.create_task(connection.pass_on(take))
+    await asyncio.sleep(0)
+    connection.data_received(b"x")
+    connection.data_received(b"x" * (2 * MOST_READ + 1))
+    assert taken == [1, MOST_READ, MOST_READ, 1], "nothing waits for a turn of the loop, and no piece is large"
+    connection.data_received(b"x" * 10)
+    connection.data_received(b"y" * 10)
+    assert taken[4:] == [10], "nothing more is given to one who wants no more"
+    assert await passing
+    connection.data_received(b"y" * (READ_BUFFER + 1))
+    assert wire.paused
+    assert await connection.read() == b"y" * (READ_BUFFER + 11)
+
+
+async def test_what_goes_wrong_where_bytes_are_passed_on_is_raised_there() -> None:
+    connection, _ = asked()
+    deliver(connection, [b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n"], close=False)
+    await connection.answered()
+
+    def take(piece: bytes) -> bool:
+        raise ZeroDivisionError
+
+    for early in (False, True):
+        if early:
+            connection.data_received(b"abc")
+        passing = asyncio.create_task(connection.pass_on(take))
+        await asyncio.sleep(0)
+        if not early:
+            connection.data_received(b"abc")
+        with pytest.raises(ZeroDivisionError):
+            await passing
+    assert await connection.read() == b""
+
+
+async def test_nothing_is_passed_on_to_one_who_was_cancelled() -> None:
+    connection, _ = asked()
+    deliver(connection, [SIZED[:-12]], close=False)
+    await connection.answered()
+    taken: list[bytes] = []
+    passing = asyncio.create_task(connection.pass_on(lambda piece: not taken.append(piece)))
+    await asyncio.sleep(0)
+    passing.cancel()
+    connection.data_received(SIZED[-12:-6])  # before its task knows
+    await asyncio.wait([passing])
+    connection.data_received(SIZED[-6:])
+    assert taken == []
+    assert await connection.read() == SIZED[-12:]
+
+
 async def test_a_kept_connection_is_never_paused() -> None:
     connection, wire = asked()
     body = b"x" * (2 * READ_BUFFER)
@@ -351,7 +432,7 @@ async def test_a_kept_connection_is_never_paused() -> None:
 
 async def test_cancelled_twice_while_it_waits() -> None:
     connection, _ = asked()
-    for step in (connection.answered, connection.read):
+    for step in (connection.answered, connection.read, lambda: connection.pass_on(lambda _: True)):
         waiting = asyncio.create_task(step())
         await asyncio.sleep(0)
         waiting.cancel()
