@@ -8,7 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 
 from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExceeded, RunsUnavailable
@@ -243,6 +243,7 @@ class Chat:
         return list(zip(lines, await self._ledger.peek(lines), strict=True))
 
 
+@lru_cache(64)
 def _short(path: str) -> bytes:
     """A path in the few bytes that a hash can be made personal by."""
     return blake2b(path.encode(), digest_size=16).digest()

@@ -39,11 +39,11 @@ class Run:
         "id",
         "key",
         "last",
-        "left",
         "lines",
         "log",
         "lost_reader",
         "names",
+        "over",
         "profile",
         "pulse",
         "quotas",
@@ -90,8 +90,8 @@ class Run:
         """Where it is kept for readers who come back, if its profile wants that."""
         self.names: list[str] = []
         """What else it is found by there."""
-        self.left: asyncio.Future[None] | None = None
-        """Done once it goes on without its reader."""
+        self.over: asyncio.Future[None] | None = None
+        """Done once there is no more to do for its first reader: it has ended, or goes on without him."""
         self.detached = False
         """Its first reader has left, and it goes on."""
         self.grace: asyncio.TimerHandle | None = None
@@ -120,11 +120,15 @@ class Run:
             self.end(why)
         elif not self.detached:
             self.detached = True
-            if self.left is not None and not self.left.done():
-                self.left.set_result(None)
+            self.be_over()
             if self.profile.on_disconnect == "grace":
                 loop = self.task.get_loop()
                 self._wait_for_readers(loop, loop.time(), self.log, self.profile.grace_seconds, why)
+
+    def be_over(self) -> None:
+        """Let go whoever waits for `over`."""
+        if self.over is not None and not self.over.done():
+            self.over.set_result(None)
 
     def _wait_for_readers(
         self, loop: asyncio.AbstractEventLoop, alone_at: float, log: RunLog, grace: float, why: ChatError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ import msgspec
 
 from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.quota_headers import quota_headers
-from chat_nest.asgi.request import ABORT, PUSH, Receive, Send, idempotency_key, read_json_body
+from chat_nest.asgi.request import ABORT, GONE, PUSH, Receive, Send, idempotency_key, read_json_body
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.asgi.routes import Found, Routes, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
@@ -27,6 +28,8 @@ from chat_nest.protocols import Answer, Dialect, Now, Provider, Route, Scope
 from chat_nest.run import Run
 from chat_nest.stores.prefunded import Prefunded
 from chat_nest.usage import NANO
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 USAGE_METHODS = "GET, OPTIONS"
 USAGE_PATHS = ("/api/usage", "/usage")
@@ -90,7 +93,7 @@ class ChatHandler:
         headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
         try:
             if found is not None:
-                await self._answer(run, found, scope, receive, send)
+                await self._answer(run, found, headers, scope, receive, send)
             elif asked := asked_run(path.lower(), scope["path"]):
                 found = self._routes.find(asked.base)
                 if found is None or found.below:
@@ -109,7 +112,9 @@ class ChatHandler:
             refusal = (found.dialect if found else self._first_dialect).refuse(error, run.id)
             await respond(send, refusal, [*headers, *error_headers(error)])
 
-    async def _answer(self, run: Run, found: Found, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, run: Run, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         if await self._preflight(scope, send, run, found.allow):
             return
         route = found.of(scope["method"])
@@ -117,9 +122,9 @@ class ChatHandler:
         dialect, what = route
         if what.models is not None:
             answer = what.models(await self._chat.models(scope), found.below)
-            await respond(send, answer, [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)])
+            await respond(send, answer, headers)
         else:
-            await self._serve(run, dialect, what, scope, receive, send)
+            await self._serve(run, dialect, what, headers, scope, receive, send)
 
     async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str) -> bool:
         """Answer OPTIONS and return True; raise MethodNotAllowed for a method that is not among `methods`."""
@@ -133,9 +138,15 @@ class ChatHandler:
         return False
 
     async def _serve(
-        self, run: Run, dialect: Dialect, route: Route, scope: Scope, receive: Receive, send: Send
+        self,
+        run: Run,
+        dialect: Dialect,
+        route: Route,
+        headers: Headers,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
         self._admit()
         run.key = idempotency_key(scope)
         body = await read_json_body(scope, receive, self._max_body_bytes) if route.body is None else route.body(scope)
@@ -149,22 +160,20 @@ class ChatHandler:
         stream = EventStream(send, run, dialect, headers, self._timeouts, abort, extensions.get(PUSH))
         # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
         run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
-        watch = asyncio.create_task(_until_gone(receive, run))
-        run.left = asyncio.get_running_loop().create_future()
+        over = run.over = asyncio.get_running_loop().create_future()
+        stop_watching = _watch(extensions, receive, run)
         self._chat.logs.attend()
         self._runs[run.id] = run
         run.task.add_done_callback(lambda _: self._forget(run, stream))
         try:
-            await asyncio.wait([run.task, watch, run.left], return_when=asyncio.FIRST_COMPLETED)
-            if not run.detached:
-                await asyncio.wait([run.task])
+            await over
         except asyncio.CancelledError:
             run.leave(Shutdown())  # a server may cancel whoever has left
             if not run.detached:
                 await asyncio.wait([run.task])
             raise
         finally:
-            watch.cancel()
+            stop_watching()
         if run.lost_reader and abort is not None:
             abort()
         if run.attached is not None and not run.lost_reader:
@@ -188,6 +197,7 @@ class ChatHandler:
 
     def _forget(self, run: Run, stream: EventStream) -> None:
         stream.close()
+        run.be_over()
         del self._runs[run.id]
         if run.grace is not None:
             run.grace.cancel()
@@ -264,6 +274,15 @@ class ChatHandler:
                         await close()
                 except Exception as failure:
                     log.error("%s did not close: %s", type(part).__name__, type(failure).__name__)  # noqa: TRY400
+
+
+def _watch(extensions: Mapping[str, Any], receive: Receive, run: Run) -> Callable[[], object]:
+    """Let the run know when its client leaves, until what is returned is called."""
+    when_gone = extensions.get(GONE)
+    if when_gone is None:
+        return asyncio.create_task(_until_gone(receive, run)).cancel
+    when_gone(partial(run.leave, ClientGone()))
+    return partial(when_gone, None)
 
 
 async def _until_gone(receive: Receive, run: Run) -> None:

@@ -14,6 +14,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 ABORT = "chat_nest.abort"
 """The name of a scope extension: a function that resets the connection at once."""
+GONE = "chat_nest.gone"
+"""The name of a scope extension: a function that takes what to call when the client has left, or None to forget it. It
+is for when the body has been read: then nobody need wait for `http.disconnect`."""
 PUSH = "chat_nest.push"
 """The name of a scope extension: a function that sends a piece of the body at once, or returns False."""
 

@@ -44,6 +44,8 @@ class LogObserver:
     def finished(self, ending: Ending) -> None:
         """Log an admitted request, however it ended."""
         error = ending.error
+        if not self._log.isEnabledFor(logging.INFO if error is None else logging.WARNING):
+            return  # before anything is made for it
         values: dict[str, Value] = {
             "id": ending.id,
             "caller": ending.caller,

@@ -42,6 +42,7 @@ class HTTPStream:
     """An answer whose body is still to be read, piece by piece."""
 
     def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self.status = connection.status
         self.headers: Mapping[str, str] = connection.fields
         """Looked up in any case; repeated fields are joined by commas."""
@@ -55,6 +56,11 @@ class HTTPStream:
 
         Returns whether it has said False; raises what `read` raises, and what `take` does.
         """
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was read."""
+        return self._connection.drained
 
     async def read_body(self, limit: int) -> bytes:
         """The rest of the body, or its first `limit` bytes."""

@@ -127,6 +127,11 @@ class Connection(asyncio.Protocol):
             finally:
                 self._take = None
 
+    @property
+    def drained(self) -> bool:
+        """The answer is whole, and all of it was read."""
+        return self.whole and not self._pieces
+
     def release(self) -> bool:
         """Stop caring for the answer. True if another request may be sent; otherwise the socket is closed at once."""
         reusable = self.whole and self._reusable and not self.closed

@@ -160,7 +160,8 @@ class _Batches:
 
     async def _end(self) -> None:
         self._codec.end()
-        await _rest(self._answer, END_SECONDS)
+        if not self._answer.whole:
+            await _rest(self._answer, END_SECONDS)
 
 
 async def _refused(answer: HTTPStream) -> UpstreamError:

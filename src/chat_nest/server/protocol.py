@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from chat_nest.asgi.request import ABORT, PUSH
+from chat_nest.asgi.request import ABORT, GONE, PUSH
 
 MOST_PIPELINED = 8
 MOST_PIPELINED_BYTES = 65_536
@@ -66,6 +67,7 @@ class AbortableProtocol(HttpToolsProtocol):
 
     _served: RequestResponseCycle | None = None
     _beginning: Beginning | None = None
+    _gone: tuple[RequestResponseCycle, Callable[[], None]] | None = None
 
     def _reset(self) -> None:
         """Drop the connection with all that is buffered for it, here and in the kernel."""
@@ -85,10 +87,21 @@ class AbortableProtocol(HttpToolsProtocol):
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
+    def _when_gone(self, cycle: RequestResponseCycle, call: Callable[[], None] | None) -> None:
+        """Call `call` once the client of this request has left; with None, forget it."""
+        if call is None:
+            if self._gone is not None and self._gone[0] is cycle:
+                self._gone = None
+        elif cycle.disconnected:
+            call()
+        else:
+            self._gone = cycle, call
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._served = cycle
         extensions: dict[str, Any] = cycle.scope.get("extensions") or {}
         extensions[PUSH] = partial(self._push, cycle)
+        extensions[GONE] = partial(self._when_gone, cycle)
         self._beginning = Beginning(self.transport, cycle, self.loop)
         cycle.transport = cast("asyncio.Transport", self._beginning)
         super()._start_asgi_task(cycle, app)
@@ -105,6 +118,9 @@ class AbortableProtocol(HttpToolsProtocol):
         if self._served is not None and not self._served.response_complete:
             self._served.disconnected = True
             self._served.message_event.set()
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone[1]()
 
     def on_headers_complete(self) -> None:
         """See httptools."""
