@@ -8,7 +8,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 
 from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExceeded, RunsUnavailable
@@ -198,9 +198,13 @@ class Chat:
             started_at=run.started_at,
             usage=Usage(input_tokens=prompt_tokens, output_tokens=profile.max_output_tokens),
         )
+        claim_id = fingerprint = run.id
+        if run.key is not None:  # only then can another body come with the same id
+            claim_id = _keyed_id(caller, run.key)
+            fingerprint = blake2b(run.body, digest_size=16, person=_short(dialect.routes[0].path)).hexdigest()
         return Claim(
-            id=run.id if run.key is None else _keyed_id(caller, run.key),
-            fingerprint=blake2b(run.body, digest_size=16, person=_short(dialect.routes[0].path)).hexdigest(),
+            id=claim_id,
+            fingerprint=fingerprint,
             owner=run.id,
             lines=tuple(run.lines),
             max_output_tokens=profile.max_output_tokens,
@@ -243,7 +247,6 @@ class Chat:
         return list(zip(lines, await self._ledger.peek(lines), strict=True))
 
 
-@lru_cache(64)
 def _short(path: str) -> bytes:
     """A path in the few bytes that a hash can be made personal by."""
     return blake2b(path.encode(), digest_size=16).digest()

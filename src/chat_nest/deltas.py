@@ -14,21 +14,21 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"
 
 
 @final
-class TextDelta(Struct, frozen=True, array_like=True, tag="text"):
+class TextDelta(Struct, frozen=True, array_like=True, tag="text", gc=False):
     """A piece of the answer, never empty."""
 
     text: str
 
 
 @final
-class ReasoningDelta(Struct, frozen=True, array_like=True, tag="reasoning"):
+class ReasoningDelta(Struct, frozen=True, array_like=True, tag="reasoning", gc=False):
     """A piece of the model's visible reasoning, never empty; it counts as output."""
 
     text: str
 
 
 @final
-class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool"):
+class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool", gc=False):
     """A piece of a call to one of the client's tools; it counts as output.
 
     `index` tells the calls of one answer apart. A call's first piece has its `id` and `name`; `arguments` is text to be
@@ -47,14 +47,14 @@ class ToolCallDelta(Struct, frozen=True, array_like=True, tag="tool"):
 
 
 @final
-class UsageDelta(Struct, frozen=True, array_like=True, tag="usage"):
+class UsageDelta(Struct, frozen=True, array_like=True, tag="usage", gc=False):
     """Totals so far as the provider counts them; the newest replaces the ones before."""
 
     usage: Usage
 
 
 @final
-class FinishDelta(Struct, frozen=True, array_like=True, tag="finish"):
+class FinishDelta(Struct, frozen=True, array_like=True, tag="finish", gc=False):
     """The provider's own completion signal."""
 
     reason: FinishReason

@@ -141,7 +141,7 @@ class Timeouts(Struct, frozen=True, kw_only=True):
     """How long the store may take to answer."""
 
 
-class Line(Struct, frozen=True, kw_only=True):
+class Line(Struct, frozen=True, kw_only=True, gc=False):
     """One counter that a request draws on: `fixed` units, and more for each token of output.
 
     Kinds:
@@ -177,7 +177,7 @@ class Line(Struct, frozen=True, kw_only=True):
         return (room - self.fixed) * 1_000_000 // self.per_million if self.per_million else None
 
 
-class Claim(Struct, frozen=True, kw_only=True):
+class Claim(Struct, frozen=True, kw_only=True, gc=False):
     """What one request asks a store to reserve: all lines or none."""
 
     id: str
@@ -192,7 +192,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     """What is kept of the request if its lease expires; the store puts in what was then charged."""
 
 
-class Granted(Struct, frozen=True, kw_only=True):
+class Granted(Struct, frozen=True, kw_only=True, gc=False):
     """The claim is held, with its output clamped to what the tightest line affords."""
 
     output_tokens: int
@@ -200,7 +200,7 @@ class Granted(Struct, frozen=True, kw_only=True):
     """For each line, what is left behind this hold."""
 
 
-class Refused(Struct, frozen=True, kw_only=True):
+class Refused(Struct, frozen=True, kw_only=True, gc=False):
     """Nothing was changed. `line` is the index of the first line that had no room; `retry_after` is in seconds."""
 
     line: int
@@ -208,7 +208,7 @@ class Refused(Struct, frozen=True, kw_only=True):
     retry_after: float
 
 
-class Duplicate(Struct, frozen=True, kw_only=True):
+class Duplicate(Struct, frozen=True, kw_only=True, gc=False):
     """The id was reserved before: the first answer again, or `released`, when it can't be reserved any more."""
 
     output_tokens: int
@@ -221,7 +221,7 @@ class Conflict(Struct, frozen=True):
     """The id was reserved before for another fingerprint."""
 
 
-class Quota(Struct, frozen=True):
+class Quota(Struct, frozen=True, gc=False):
     """A line of one request and what is left on it, `room` in its unit, and in how many seconds it is whole again."""
 
     line: Line
@@ -229,7 +229,7 @@ class Quota(Struct, frozen=True):
     resets_in: float
 
 
-class Standing(Struct, frozen=True, kw_only=True):
+class Standing(Struct, frozen=True, kw_only=True, gc=False):
     """A line as it stands now, in its unit."""
 
     used: int

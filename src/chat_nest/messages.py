@@ -10,7 +10,7 @@ from msgspec import Raw, Struct
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-class ToolCall(Struct, frozen=True, kw_only=True):
+class ToolCall(Struct, frozen=True, kw_only=True, gc=False):
     """The model asks the client to run a function. `arguments` is the text that it wrote: JSON, if it kept to it."""
 
     id: str
@@ -22,7 +22,7 @@ class ToolCall(Struct, frozen=True, kw_only=True):
         return f"ToolCall(<{len(self.arguments)} characters>)"
 
 
-class Message(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True, gc=False):
     """One turn. `tool_calls` are an assistant's; `tool_call_id` says which call a tool's message answers."""
 
     role: Role
@@ -47,7 +47,7 @@ class Tool(Struct, frozen=True, kw_only=True):
         return f"Tool(name={self.name!r})"
 
 
-class ChatRequest(Struct, frozen=True, kw_only=True):
+class ChatRequest(Struct, frozen=True, kw_only=True, gc=False):
     """One chat, as parsed by a dialect.
 
     The optional numbers can only lower what the caller's profile allows; None leaves the profile's value.
@@ -80,7 +80,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
         return f"ChatRequest(<{len(self.messages)} messages>, profile={self.profile!r})"
 
 
-class Caller(Struct, frozen=True, kw_only=True):
+class Caller(Struct, frozen=True, kw_only=True, gc=False):
     """Who pays. `profile`, when set, is the ceiling: the client's own choice of profile can then only lower it.
 
     `group` is whom the caller belongs to (a tenant, a team): its members share the group's limits.

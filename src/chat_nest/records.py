@@ -14,7 +14,7 @@ RECORDS_DAYS = 90.0
 """How long a store that keeps records keeps them, where nobody says otherwise."""
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Record(Struct, frozen=True, kw_only=True, gc=False):
     """One admitted request. A store gets it twice: with the claim, as it is to be kept if nobody ever says more
     (`ending` is LOST), and when it is settled.
     """

@@ -15,7 +15,7 @@ NANO = 1_000_000_000
 _MILLION = 1_000_000
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
     """Tokens, in inclusive buckets: cached and cache-writing tokens are part of the input, reasoning of the output."""
 
     input_tokens: int = 0

@@ -34,8 +34,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise _broken(f"must not nest deeper than {MAX_DEPTH} levels") from None
     if not is_object(value):
         raise _broken("must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_depth(value)
+    _check_depth(value)
     return value
 
 

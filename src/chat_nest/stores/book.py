@@ -48,7 +48,7 @@ class Hold(Struct, omit_defaults=True, gc=False):
     """When the hold has drained."""
 
 
-class Reservation(Struct, array_like=True):
+class Reservation(Struct, array_like=True, gc=False):
     """One claim that was granted, or released before it was seen."""
 
     id: str
