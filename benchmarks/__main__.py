@@ -7,11 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
 
-from benchmarks import goals, peers, report, stacks
+from benchmarks import formats, goals, peers, report, stacks
 from benchmarks.processes import Cores, Failed, Missing
 from benchmarks.programs import BUILD, StandIn, compile_programs
 from benchmarks.report import Results
@@ -33,23 +34,24 @@ def main() -> int:
     parser.add_argument(
         "--peers", action="store_true", help="Express with the openai SDK, and LiteLLM, which it installs"
     )
+    parser.add_argument("--dialects", action="store_true", help="the built-in wire formats instead of the stacks")
+    parser.add_argument("--stores", action="store_true", help="a request with each store instead of the stacks")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="a checkout of another commit, as one more stack")
     asked = parser.parse_args()
     sizes = QUICK if asked.quick else Sizes()
     if asked.rounds:
         sizes = msgspec.structs.replace(sizes, rounds=asked.rounds)
-    chosen = [stack for stack in STACKS if not asked.stack or stack.name in (FLOOR, *asked.stack)]
-    if asked.peers:
-        chosen += peers.PEERS
-    if asked.beside:
-        chosen.append(stacks.beside(asked.beside.resolve()))
     began = time.monotonic()
     try:
         check_machine()
         compile_programs()
         if asked.peers:
             peers.install()
-        results = measure(chosen, asked.only or [*SCENARIOS, MEMORY], sizes)
+        cores = Cores()  # before any database starts, which then shares the load's
+        with formats.stores() if asked.stores else nullcontext([]) as stored:
+            chosen = [*choose(asked), *stored]
+            usual = [name for name in (*SCENARIOS, MEMORY) if any(takes_part(stack, name) for stack in chosen[1:])]
+            results = measure(chosen, asked.only or usual, sizes, cores)
     except Missing as e:
         print(e, file=sys.stderr)
         return 2
@@ -68,10 +70,28 @@ def main() -> int:
     return 0
 
 
-def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes) -> Results:
+def choose(asked: argparse.Namespace) -> list[Stack]:
+    """What to measure, but for the stores; the floor is always there."""
+    if asked.stores or asked.dialects:
+        floor = [stack for stack in STACKS if stack.name == FLOOR]
+        return floor + list(formats.DIALECTS if asked.dialects else ())
+    chosen = [stack for stack in STACKS if not asked.stack or stack.name in (FLOOR, *asked.stack)]
+    if asked.peers:
+        chosen += peers.PEERS
+    if asked.beside:
+        chosen.append(stacks.beside(asked.beside.resolve()))
+    return chosen
+
+
+def takes_part(stack: Stack, scenario: str) -> bool:
+    if stack.name == DIRECT:
+        return scenario == "paced"
+    return stack.scenarios is None or scenario in stack.scenarios
+
+
+def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes, cores: Cores) -> Results:
     """Every scenario for every stack, round by round, so that a slow minute of the machine is shared by all."""
     results: Results = {stack.name: [{} for _ in range(sizes.rounds)] for stack in chosen}
-    cores = Cores()
     BUILD.mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="run-", dir=BUILD))
     standin = StandIn()
@@ -84,12 +104,11 @@ def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes) -> Results:
             order = running[turn % len(running) :] + running[: turn % len(running)]
             for name, scenario in SCENARIOS.items():
                 for one in order if name in scenarios else ():
-                    takes_part = one.stack.scenarios is None or name in one.stack.scenarios
-                    if takes_part and (one.stack.name != DIRECT or name == "paced"):
+                    if takes_part(one.stack, name):
                         print(f"round {turn + 1} of {sizes.rounds}: {name}, {one.stack.name}", file=sys.stderr)
                         results[one.stack.name][turn] |= scenario(one, sizes)
             for one in order if MEMORY in scenarios else ():
-                if one.stack.name != DIRECT and one.stack.scenarios is None:
+                if takes_part(one.stack, MEMORY):
                     print(f"round {turn + 1} of {sizes.rounds}: {MEMORY}, {one.stack.name}", file=sys.stderr)
                     figures = memory(one.stack, sizes, standin, cores, one.directory / f"memory-{turn}")
                     results[one.stack.name][turn] |= figures

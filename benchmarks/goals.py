@@ -37,7 +37,7 @@ GOALS = (
 
 
 def markdown(table: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
-    """The goals as rows. `table` has a summary by the stack that it is compared to."""
+    """The goals as rows; nothing where none was measured. `table` has a summary by the stack that it is compared to."""
     rows = ["| goal | at most | stretch | figure | |", "| --- | ---: | ---: | ---: | --- |"]
     for goal in GOALS:
         cell = table.get(goal.against or FLOOR, {}).get(goal.figure, {}).get(OURS, {})
@@ -50,4 +50,4 @@ def markdown(table: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> str:
         unit = " x" if goal.of == "ratio" else ""
         stretch = f"{goal.stretch:g}{unit}" if goal.stretch is not None else ""
         rows.append(f"| {goal.text} | {goal.most:g}{unit} | {stretch} | {value:.3g}{unit} | {verdict} |")
-    return "\n".join(rows)
+    return "\n".join(rows) if len(rows) > 2 else ""

@@ -29,9 +29,9 @@ class Cores:
 
 
 class Server:
-    """A running server and its children, pinned to one core, with what it prints in a file."""
+    """A running server and its children, pinned to one core if any, with what it prints in a file."""
 
-    def __init__(self, name: str, command: list[str], *, port: int, core: int, directory: Path) -> None:
+    def __init__(self, name: str, command: list[str], *, port: int, core: int | None, directory: Path) -> None:
         self.name, self.port = name, port
         self.log = directory / "output.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -39,7 +39,7 @@ class Server:
         if command:
             with self.log.open("wb") as out:
                 self.process = subprocess.Popen(
-                    ["taskset", "-c", str(core), *command],
+                    command if core is None else ["taskset", "-c", str(core), *command],
                     cwd=directory,
                     env=environ,
                     stdin=subprocess.DEVNULL,

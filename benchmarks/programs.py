@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.processes import Failed, Missing
+from benchmarks.tls import Terminator
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -71,6 +72,15 @@ class StandIn:
         self.process = subprocess.Popen([BUILD / "provider"], stdout=subprocess.PIPE)
         assert self.process.stdout
         self.port: int = msgspec.json.decode(self.process.stdout.readline())["port"]
+        self._terminator: Terminator | None = None
+
+    def url(self, *, tls: bool = False) -> str:
+        """Its base URL, without /v1. With `tls` an nginx on the load's core is in front of it, from the first time."""
+        if not tls:
+            return f"http://127.0.0.1:{self.port}"
+        if self._terminator is None:
+            self._terminator = Terminator(self.port)
+        return self._terminator.url
 
     def seen(self) -> Seen:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -95,6 +105,8 @@ class StandIn:
             time.sleep(0.02)
 
     def stop(self) -> None:
+        if self._terminator is not None:
+            self._terminator.stop()
         self.process.kill()
         self.process.wait()
 

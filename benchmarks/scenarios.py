@@ -42,7 +42,7 @@ class Running:
     def __init__(self, stack: Stack, standin: StandIn, cores: Cores, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.stack, self.standin, self.directory = stack, standin, directory
-        provider = f"http://127.0.0.1:{standin.port}"
+        provider = standin.url(tls=stack.tls)
         port = free_port() if stack.prepare else standin.port
         command = stack.prepare(directory, port, provider) if stack.prepare else []
         self.url = f"http://127.0.0.1:{port}{stack.path}"
@@ -92,33 +92,51 @@ def burst(running: Running, sizes: Sizes, tokens: int) -> Figures:
     return {f"burst {tokens}: us a request": used / result.completed * 1e6}
 
 
-def paced(running: Running, sizes: Sizes) -> Figures:
-    """Streams at 50 tokens a second, begun evenly over a fifth of their time; a token's cost while all of them run."""
-    length = sizes.paced_tokens * PACE / 1e6
-    ramp = length / 5
+class Paced(msgspec.Struct, frozen=True, kw_only=True):
+    """What paced streams cost while all of them ran, and what they saw."""
+
+    us_a_token: float
+    memory_kb: int
+    seen: Loaded
+
+
+def pace(running: Running, *, streams: int, tokens: int, gap: int, ramp: float) -> Paced:
+    """Streams of a token each `gap` microseconds, begun evenly over `ramp` seconds, less than half of their time."""
+    length = tokens * gap / 1e6
     load = running.begin(
-        f"tokens={sizes.paced_tokens},gap={PACE},stamp=1",
-        tokens=sizes.paced_tokens,
+        f"tokens={tokens},gap={gap},stamp=1",
+        tokens=tokens,
         stamped=True,
-        connections=sizes.paced_streams,
-        requests=sizes.paced_streams,
+        connections=streams,
+        requests=streams,
         ramp_ms=ramp * 1000,
     )
     time.sleep(ramp + 0.3)
-    cpu, tokens = running.server.cpu_seconds(), running.standin.seen().tokens
+    cpu, sent = running.server.cpu_seconds(), running.standin.seen().tokens
     time.sleep(length - ramp - 0.6)
-    cpu, tokens = running.server.cpu_seconds() - cpu, running.standin.seen().tokens - tokens
+    cpu, sent = running.server.cpu_seconds() - cpu, running.standin.seen().tokens - sent
+    memory_kb = running.server.memory_kb()
     result, _ = running.end(load)
+    return Paced(us_a_token=cpu / sent * 1e6, memory_kb=memory_kb, seen=result)
+
+
+def delays(result: Loaded) -> Figures:
     assert result.first_token_ms
     assert result.token_delay_ms
-    cost = {"paced: us a token": cpu / tokens * 1e6} if running.stack.prepare else {}
     return {
-        **cost,
         "first token p50, ms": result.first_token_ms[0],
         "first token p99, ms": result.first_token_ms[1],
         "token delay p50, ms": result.token_delay_ms[0],
         "token delay p99, ms": result.token_delay_ms[1],
     }
+
+
+def paced(running: Running, sizes: Sizes) -> Figures:
+    """Streams at 50 tokens a second, begun evenly over a fifth of their time; a token's cost while all of them run."""
+    ramp = sizes.paced_tokens * PACE / 1e6 / 5
+    found = pace(running, streams=sizes.paced_streams, tokens=sizes.paced_tokens, gap=PACE, ramp=ramp)
+    cost = {"paced: us a token": found.us_a_token} if running.stack.prepare else {}
+    return {**cost, **delays(found.seen)}
 
 
 def memory(stack: Stack, sizes: Sizes, standin: StandIn, cores: Cores, directory: Path) -> Figures:

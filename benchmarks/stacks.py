@@ -11,6 +11,9 @@ from typing import Any
 
 import msgspec
 
+HERE = Path(__file__).parent
+CERTIFICATE = HERE / "build/standin.pem"
+"""That of the provider's stand-in, where it is asked over TLS."""
 Prepare = Callable[[Path, int, str], list[str]]
 """(its own directory, its port, the provider's base URL without /v1) -> the command that serves; files are written."""
 
@@ -26,6 +29,8 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     """The request, with the text that steers the stand-in in its last message."""
     mark: str
     done: str
+    tls: bool = False
+    """Whether the provider is asked over TLS."""
     one_event_a_token: bool = True
     scenarios: frozenset[str] | None = None
     """Those that it takes part in; None: all."""
@@ -91,9 +96,9 @@ http {{
   scgi_temp_path scgi;
   upstream provider {{ server {provider}; keepalive 1024; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{port};
+    listen {listen};
     location / {{
-      proxy_pass http://provider;
+      proxy_pass {scheme}://provider;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_buffering off;
@@ -109,7 +114,13 @@ def nginx_program() -> str | None:
 
 
 def nginx(directory: Path, port: int, provider: str) -> list[str]:
-    (directory / "nginx.conf").write_text(NGINX.format(port=port, provider=provider.removeprefix("http://")))
+    return nginx_in(directory, f"127.0.0.1:{port}", provider)
+
+
+def nginx_in(directory: Path, listen: str, provider: str) -> list[str]:
+    """`listen` is what stands behind that word in nginx.conf, and may hold further lines."""
+    scheme, _, address = provider.partition("://")
+    (directory / "nginx.conf").write_text(NGINX.format(listen=listen, scheme=scheme, provider=address))
     return [nginx_program() or "nginx", "-p", str(directory), "-e", "error.log", "-c", "nginx.conf"]
 
 
@@ -143,13 +154,30 @@ requests_per_minute = 100_000_000
 """
 
 
-def chat_nest(store: str, programs: Path = Path(sys.executable).parent) -> Prepare:
+def chat_nest(store: str, programs: Path = Path(sys.executable).parent, *, more: str = "", workers: int = 1) -> Prepare:
+    """`more` is TOML that comes before the rest of the configuration."""
+
     def prepare(directory: Path, port: int, provider: str) -> list[str]:
-        (directory / "config.toml").write_text(CHAT_NEST.format(store=store, provider=provider))
-        program = programs / "chat-nest"
-        return [str(program), "serve", "--config", "config.toml", "--host", "127.0.0.1", "--port", str(port)]
+        (directory / "config.toml").write_text(more + CHAT_NEST.format(store=store, provider=provider))
+        listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
+        return [str(programs / "chat-nest"), "serve", "--config", "config.toml", *listen]
 
     return prepare
+
+
+def trusting(prepare: Prepare) -> Prepare:
+    """The same, where the stand-in's certificate is one that the system trusts."""
+
+    def with_certificate(directory: Path, port: int, provider: str) -> list[str]:
+        return ["env", f"SSL_CERT_FILE={CERTIFICATE}", *prepare(directory, port, provider)]
+
+    return with_certificate
+
+
+def fast_api(_directory: Path, port: int, provider: str) -> list[str]:
+    """`benchmarks/embedded.py` under uvicorn, whose access log has a line for each request."""
+    serve = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE.parent), "benchmarks.embedded:app"]
+    return ["env", f"STANDIN={provider}", *serve, "--host", "127.0.0.1", "--port", str(port)]
 
 
 OPENAI: dict[str, Any] = {
@@ -167,7 +195,11 @@ STACKS = (
     Stack(name=FLOOR, prepare=nginx, **OPENAI),
     Stack(name="chat-nest memory", prepare=chat_nest("memory://"), **NATIVE),
     Stack(name="chat-nest sqlite", prepare=chat_nest("sqlite:///chat-nest.db"), **NATIVE),
+    Stack(name="chat-nest in FastAPI", prepare=fast_api, **NATIVE),
+    Stack(name="nginx, TLS", prepare=nginx, tls=True, **OPENAI),
+    Stack(name="chat-nest memory, TLS", prepare=trusting(chat_nest("memory://")), tls=True, **NATIVE),
 )
+"""With TLS: to the provider only."""
 
 
 def beside(checkout: Path) -> Stack:
