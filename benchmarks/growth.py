@@ -118,6 +118,7 @@ def streams(stack: Stack, count: int, plan: Plan, standin: StandIn, cores: Cores
         found = pace(running, streams=count, tokens=plan.tokens, gap=GAP, ramp=ramp)
     figures = {
         "us a token": found.us_a_token,
+        "MB in all": found.memory_kb / 1000,
         "kB a stream": (found.memory_kb - empty) / count,
         **delays(found.seen),
     }
