@@ -66,14 +66,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench start", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three runs; for a first look")
     parser.add_argument("--runs", type=int, metavar="N", help="default 15, or 3 with --quick")
+    parser.add_argument(
+        "--bin", type=Path, metavar="DIR", default=Path(sys.executable).parent,
+        help="that of another environment; what is installed beside the package may be imported",
+    )  # fmt: skip
     parser.add_argument("--sizes", action="store_true", help="also what the package and its extras install")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every run")
     asked = parser.parse_args()
+    programs = asked.bin.absolute()
     runs = asked.runs or (3 if asked.quick else 15)
     try:
         compile_programs()
-        imports = repeated(runs, lambda: imported(sys.executable))
-        ready = {store: repeated(runs, lambda store=store: seconds_to_ready(store)) for store in STORES}
+        imports = repeated(runs, lambda: imported(programs))
+        ready = {store: repeated(runs, lambda store=store: seconds_to_ready(store, programs)) for store in STORES}
         sizes = {name: installed(extra) for name, extra in variants().items()} if asked.sizes else {}
     except Missing as e:
         print(e, file=sys.stderr)
@@ -81,7 +86,7 @@ def main() -> int:
     except Failed as e:
         print(f"FAILED: {e}", file=sys.stderr)
         return 1
-    print(f"Medians of {runs} runs.")
+    print(f"Medians of {runs} runs, in {programs}.")
     print(markdown(imports, ready))
     if sizes:
         print("\n" + markdown_of_sizes(sizes))
@@ -99,20 +104,20 @@ def repeated(runs: int, measure: Callable[[], Measured]) -> list[Measured]:
     return [measure() for _ in range(runs + 1)][1:]
 
 
-def imported(python: str) -> Imported:
+def imported(programs: Path) -> Imported:
     """Raises Failed where the import does."""
-    done = subprocess.run([python, "-c", IMPORT], capture_output=True, text=True, check=False)
+    done = subprocess.run([programs / "python", "-c", IMPORT], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"import chat_nest failed.\n{done.stderr}")
     seconds, modules, own, *others = done.stdout.split()
     return Imported(seconds=float(seconds), modules=int(modules), own=int(own), others=others)
 
 
-def seconds_to_ready(store: str) -> float:
+def seconds_to_ready(store: str, programs: Path) -> float:
     """Raises Failed where the server is not ready in 15 seconds."""
     directory = Path(tempfile.mkdtemp(prefix="start-", dir=BUILD))
     standin, port = StandIn(), free_port()
-    command = chat_nest(STORES[store])(directory, port, standin.url())
+    command = chat_nest(STORES[store], programs)(directory, port, standin.url())
     began = time.perf_counter()
     server = Server(f"chat-nest {store}", command, port=port, core=None, directory=directory)
     try:
