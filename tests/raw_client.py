@@ -10,6 +10,7 @@ async with connect(port) as client:
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import re
 import socket
@@ -20,6 +21,10 @@ from typing import Any, NamedTuple
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 JSON = {"content-type": "application/json"}
+ATTACH_FILTER = 26
+"""SO_ATTACH_FILTER of Linux, which Python does not name."""
+RETURN = 0x06
+"""BPF_RET: keep so many bytes of the packet; 0 drops it."""
 
 
 class Event(NamedTuple):
@@ -157,6 +162,18 @@ class Client:
         linger = struct.pack("ii", 1, 0)
         self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._writer.transport.abort()
+
+    def vanish(self) -> None:
+        """Be gone without a packet: the kernel throws away what comes for this connection, unseen and unanswered.
+
+        Nobody is told before the connection is closed, with a RST.
+        """
+        ours = self._writer.get_extra_info("socket")
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        nothing = ctypes.create_string_buffer(
+            struct.pack("HBBI", RETURN, 0, 0, 0)
+        )  # a packet filter of one instruction
+        ours.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(nothing)))
 
 
 @asynccontextmanager

@@ -245,6 +245,10 @@ class Connection(AbortableProtocol):
         else:
             self._refuse(RequestTimeout())
 
+    def drop(self) -> None:
+        """See Peer."""
+        self._reset()
+
     def _refuse(self, error: ChatError) -> None:
         """Answer the request that is coming in with `error`, after those before it, and end the connection."""
         self._refusal = error

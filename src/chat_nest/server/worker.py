@@ -30,6 +30,7 @@ from chat_nest.server.config import Config
 from chat_nest.server.connection import Connection
 from chat_nest.server.edge import Deadlines, Edge
 from chat_nest.server.listen import BACKLOG
+from chat_nest.server.vanished import Vanished, ask_the_silent
 from chat_nest.server.watchdog import Watchdog
 
 log = logging.getLogger("chat_nest.server")
@@ -68,6 +69,7 @@ class Server(uvicorn.Server):
         *,
         drain_seconds: float,
         blocked_seconds: float,
+        write_seconds: float,
         ignored: frozenset[int],
     ) -> None:
         super().__init__(config)
@@ -76,6 +78,7 @@ class Server(uvicorn.Server):
         self._running = running
         self._drain_seconds = drain_seconds
         self._watchdog = Watchdog(blocked_seconds)
+        self._vanished = Vanished(write_seconds, lambda: cast("set[Connection]", self.server_state.connections))
         self._ignored = ignored
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -86,6 +89,7 @@ class Server(uvicorn.Server):
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
         self._watchdog.start()
+        self._vanished.start()
         self._on_started()
 
     @contextlib.contextmanager
@@ -123,6 +127,7 @@ class Server(uvicorn.Server):
             listener.close()
         await self.lifespan.shutdown()
         self._watchdog.stop()
+        self._vanished.stop()
 
     def _answering(self) -> int:
         """Answers, among them those without a reader, and requests that still come in."""
@@ -232,6 +237,7 @@ def _run(settings: Settings, listener: socket.socket, on_started: Callable[[], N
         log.error("can't start: %s", error)  # noqa: TRY400 - the message says all
         return 1
     server = settings.config.server
+    ask_the_silent(listener, settings.config.timeouts.write)
     edge = Edge(
         Deadlines(
             header=server.header_seconds,
@@ -266,6 +272,7 @@ def _run(settings: Settings, listener: socket.socket, on_started: Callable[[], N
         lambda: app.running,
         drain_seconds=server.drain_seconds,
         blocked_seconds=server.blocked_seconds,
+        write_seconds=settings.config.timeouts.write,
         ignored=ignored,
     )
     try:
