@@ -24,7 +24,13 @@ REPORTED = 17
 """What the provider counts for the whole answer."""
 LARGEST = 1_500
 """Bytes of an answer: with a few to spare, so that it sometimes comes whole."""
-faults = st.builds(Fault, st.sampled_from(["cut", "reset", "silent"]), at=st.integers(0, LARGEST))
+faults = st.builds(
+    Fault,
+    st.sampled_from(["cut", "reset", "silent"]),
+    at=st.integers(0, LARGEST),
+    size=st.just(1),
+    seconds=st.just(0.0),
+)
 OPTIONS = {
     "CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.1",
     "CHAT_NEST_TIMEOUTS_HEARTBEAT": "0.05",
