@@ -10,7 +10,7 @@ from fault_proxy import Fault, FaultProxy
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from raw_client import HELLO, connect, settled
-from scripted_provider import ScriptedProvider, answer
+from scripted_provider import CLOSE, ScriptedProvider, Step, answer, head
 
 from chat_nest import Timeouts, create_chat_handler
 
@@ -43,11 +43,20 @@ faults = st.builds(
 )
 
 
-async def say(path: str, fault: Fault) -> None:
+def whole(*, chunked: bool) -> list[Step]:
+    """The provider's answer: in chunks, or until the connection closes, which a cut looks like."""
+    steps = answer("Hello", 3, input_tokens=5)
+    if chunked:
+        return steps
+    events = [step.partition(b"\r\n")[2][:-2] for step in steps[1:-1] if isinstance(step, bytes)]
+    return [head(transfer_encoding=None), *events, CLOSE]
+
+
+async def say(path: str, fault: Fault, *, chunked: bool) -> None:
     body, mark = DIALECTS[path]
     timeouts = Timeouts(idle=0.2, first_token=0.2, commit=0.1, heartbeat=0.1)
     async with (
-        ScriptedProvider(answer("Hello", 3, input_tokens=5)) as provider,
+        ScriptedProvider(whole(chunked=chunked)) as provider,
         FaultProxy(provider.port, fault) as behind,
     ):
         url = f"http://127.0.0.1:{behind.port}/v1"
@@ -75,10 +84,11 @@ async def say(path: str, fault: Fault) -> None:
 
 @EVERY
 @RUNS
-@given(fault=faults)
-@example(fault=Fault("cut", 1_000))
-@example(fault=Fault("reset", 1_000))
-@example(fault=Fault("silent", 1_000))
-@example(fault=Fault("cut", 1_600))
-def test_row35_a_fault_between_us_and_the_provider(path: str, fault: Fault) -> None:
-    asyncio.run(say(path, fault))
+@given(fault=faults, chunked=st.booleans())
+@example(fault=Fault("cut", 1_000), chunked=True)
+@example(fault=Fault("cut", 1_000), chunked=False)
+@example(fault=Fault("cut", 1_600), chunked=False)
+@example(fault=Fault("reset", 1_000), chunked=False)
+@example(fault=Fault("silent", 1_000), chunked=True)
+def test_row35_a_fault_between_us_and_the_provider(path: str, fault: Fault, chunked: bool) -> None:
+    asyncio.run(say(path, fault, chunked=chunked))
