@@ -60,11 +60,13 @@ class Bench:
 
 @asynccontextmanager
 async def behind(folder: Path, script: Script) -> AsyncIterator[Bench]:
+    """What hangs is ended after 30 s, while everything can still be closed."""
     (folder / "chat.toml").write_text(CONFIG)
     async with (
         ScriptedProvider(script) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
         nginx(folder / "nginx", served.port) as port,
+        asyncio.timeout(30),
     ):
         yield Bench(served, provider, port)
 

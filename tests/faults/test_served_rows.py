@@ -16,6 +16,7 @@ from raw_client import HELLO, JSON, ask, connect, settled
 from scripted_provider import DONE, RESET, ScriptedProvider, answer, chunk, event, finish, stream
 from serve_command import Command, command
 
+pytestmark = pytest.mark.timeout(40)
 NATIVE, OPENAI, MESSAGES = "/api/chat", "/v1/chat/completions", "/v1/messages"
 PATHS = (NATIVE, OPENAI)
 TOO_LARGE = {NATIVE: 429, OPENAI: 400}
@@ -37,6 +38,7 @@ async def serving(
     async with (
         ScriptedProvider(answer("x")) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
+        asyncio.timeout(30),  # while everything can still be closed
     ):
         yield served, provider
 
@@ -150,6 +152,8 @@ async def test_row31_a_failure_after_the_headers_is_one_error_event_and_no_page(
                 assert (reply.status, reply.complete, reply.raw.count(b'"error":{')) == (200, True, 1), (name, path)
                 assert not any(end in reply.raw for end in (b"[DONE]", b"message_stop", b"<html>", b"500 Internal"))
         assert len(provider.requests) == 3 * len(FAILURES)
+        await until(lambda: len(recorded(tmp_path)) == len(provider.requests))
+        assert all(one.ending.startswith("upstream_") and one.tokens > 0 for one in recorded(tmp_path))
     assert b"Traceback" not in served.said
 
 

@@ -14,6 +14,9 @@ from serve_command import command
 from chat_nest import Timeouts
 from chat_nest.server.vanished import ask_the_silent
 
+pytestmark = pytest.mark.timeout(40)
+PATIENCE = 30
+"""Seconds after which what hangs is ended, while everything can still be closed."""
 WRITE = 2
 SHORT = {
     "CHAT_NEST_TIMEOUTS_WRITE": str(WRITE),
@@ -58,7 +61,11 @@ async def vanish_and_wait(port: int, provider: ScriptedProvider, body: object, p
 async def test_row42_a_client_that_vanished_without_a_packet_is_noticed(tmp_path, script, path, heartbeat) -> None:
     """In time only if the server looks, for the kernel goes on for 15 minutes and more."""
     short = {**SHORT, "CHAT_NEST_TIMEOUTS_HEARTBEAT": str(heartbeat)}
-    async with ScriptedProvider() as provider, command(tmp_path, provider.url, **short) as served:
+    async with (
+        ScriptedProvider() as provider,
+        command(tmp_path, provider.url, **short) as served,
+        asyncio.timeout(PATIENCE),
+    ):
         provider.scripts = [script()]
         await vanish_and_wait(served.port, provider, HELLO, path)
         limits = await settled(served.port, headers=GONE)
@@ -69,7 +76,11 @@ async def test_row42_a_client_that_vanished_without_a_packet_is_noticed(tmp_path
 
 async def test_row42_a_client_that_is_there_is_left_alone_however_long_nothing_is_sent(tmp_path) -> None:
     quiet = {**SHORT, "CHAT_NEST_TIMEOUTS_HEARTBEAT": "60"}
-    async with ScriptedProvider() as provider, command(tmp_path, provider.url, **quiet) as served:
+    async with (
+        ScriptedProvider() as provider,
+        command(tmp_path, provider.url, **quiet) as served,
+        asyncio.timeout(PATIENCE),
+    ):
         async with connect(served.port) as client:
             go_on = asyncio.Event()
             provider.scripts = [stream(chunk("x"), go_on, chunk("y"), HANG), silent()]
