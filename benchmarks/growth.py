@@ -1,10 +1,10 @@
-"""What a token and a stream cost as streams grow in number: 10, 100, 1,000 and 2,000 at once, all at one slow pace.
+"""What a token and a stream cost as streams grow in number: 10, 100, 1,000 and 2,000 at once, for as many tokens.
 
     scripts/bench growth [--quick] [--rounds N] [--json FILE]
 
-Each stream sends 2 tokens a second, so that one core holds 2,000. Two workers share the one core of the servers: it is
-the cost that is asked for, and the other core is the load's. Every count has a fresh server. Exit code 1 means that an
-answer was wrong, and that there is no table; 2 that something is missing.
+From 100 streams on, all of them together send 4,000 tokens a second, so that only their number differs. Two workers
+share the one core of the servers: it is the cost that is asked for, and the other core is the load's. Every count has a
+fresh server. Exit code 1 means that an answer was wrong, and that there is no table; 2 that something is missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from benchmarks.report import Results
 from benchmarks.scenarios import Figures, delays, fresh, pace
 from benchmarks.stacks import FLOOR, NATIVE, OPENAI, Stack, chat_nest, nginx
 
-GAP = 500_000
+TOKENS = 4_000
+"""A second, of all streams together."""
+SHORTEST_GAP = 20_000
 """Microseconds between two tokens of a stream."""
 COUNTS = (10, 100, 1000, 2000)
 FEW, MANY, MOST = 100, 2000, 1.3
@@ -47,11 +49,11 @@ STACKS = (
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 3
-    tokens: int = 40
+    seconds: float = 12.0
     counts: tuple[int, ...] = COUNTS
 
 
-QUICK = Plan(rounds=1, tokens=24, counts=(FEW, MANY))
+QUICK = Plan(rounds=1, seconds=8.0, counts=(FEW, MANY))
 
 
 def main() -> int:
@@ -75,15 +77,16 @@ def main() -> int:
         print(f"FAILED: {e}", file=sys.stderr)
         return 1
     table = report.summary(results, FLOOR)
+    most = 1e6 / SHORTEST_GAP
     print(
-        f"Streams of {1e6 / GAP:g} tokens a second each; medians of {plan.rounds} interleaved rounds; in brackets the"
+        f"{TOKENS:,} tokens a second in all, {most:g} a stream at most; medians of {plan.rounds} interleaved rounds; in"
     )
-    print(f"ratio or difference to {FLOOR}. Two workers share one core.")
+    print(f"brackets the ratio or difference to {FLOOR}. Two workers share one core.")
     print(report.markdown(table, [stack.name for stack in STACKS], FLOOR))
     print("\n" + growth(results))
     print(f"{time.monotonic() - began:.0f} s. Only figures of one run may be compared.")
     if asked.json:
-        whole = {"machine": report.machine(), "plan": plan, "gap": GAP, "summary": table, "rounds": results}
+        whole = {"machine": report.machine(), "plan": plan, "summary": table, "rounds": results}
         asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
     return 0
 
@@ -114,8 +117,9 @@ def streams(stack: Stack, count: int, plan: Plan, standin: StandIn, cores: Cores
         running.warm_up(100)
         time.sleep(0.3)
         empty = running.server.memory_kb()
-        ramp = plan.tokens * GAP / 1e6 / 2
-        found = pace(running, streams=count, tokens=plan.tokens, gap=GAP, ramp=ramp)
+        gap = max(SHORTEST_GAP, count * 1_000_000 // TOKENS)
+        tokens = int(plan.seconds * 1e6 / gap)
+        found = pace(running, streams=count, tokens=tokens, gap=gap, ramp=plan.seconds / 2)
     figures = {
         "us a token": found.us_a_token,
         "MB in all": found.memory_kb / 1000,

@@ -160,7 +160,8 @@ def chat_nest(store: str, programs: Path = Path(sys.executable).parent, *, more:
     def prepare(directory: Path, port: int, provider: str) -> list[str]:
         (directory / "config.toml").write_text(more + CHAT_NEST.format(store=store, provider=provider))
         listen = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(workers)]
-        return [str(programs / "chat-nest"), "serve", "--config", "config.toml", *listen]
+        quiet = ["--log-level", "warning"]  # none of the others writes a line for each request
+        return [str(programs / "chat-nest"), "serve", "--config", "config.toml", *listen, *quiet]
 
     return prepare
 
@@ -175,8 +176,16 @@ def trusting(prepare: Prepare) -> Prepare:
 
 
 def fast_api(_directory: Path, port: int, provider: str) -> list[str]:
-    """`benchmarks/embedded.py` under uvicorn, whose access log has a line for each request."""
-    serve = [sys.executable, "-m", "uvicorn", "--app-dir", str(HERE.parent), "benchmarks.embedded:app"]
+    """`benchmarks/embedded.py` under uvicorn."""
+    serve = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        str(HERE.parent),
+        "benchmarks.embedded:app",
+        "--no-access-log",
+    ]
     return ["env", f"STANDIN={provider}", *serve, "--host", "127.0.0.1", "--port", str(port)]
 
 
