@@ -21,6 +21,7 @@ import msgspec
 
 from benchmarks import report
 from benchmarks.__main__ import check_machine
+from benchmarks.peers import EXPRESS_NAME, PEERS, install
 from benchmarks.processes import Cores, Failed, Missing
 from benchmarks.programs import BUILD, StandIn, compile_programs
 from benchmarks.report import Results
@@ -61,15 +62,21 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"one short round of {FEW} and {MANY} streams, 2 minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="default 3 (20 minutes), or 1 with --quick")
     parser.add_argument("--streams", type=int, action="append", metavar="N", help="only this many; may be repeated")
+    parser.add_argument(
+        "--peers", action="store_true", help=f"{EXPRESS_NAME}, too: LiteLLM is full with far fewer tokens"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
     asked = parser.parse_args()
     plan = QUICK if asked.quick else Plan()
     plan = msgspec.structs.replace(plan, rounds=asked.rounds or plan.rounds, counts=tuple(asked.streams or plan.counts))
+    chosen = STACKS + tuple(stack for stack in PEERS if asked.peers and stack.name == EXPRESS_NAME)
     began = time.monotonic()
     try:
         check_machine()
         compile_programs()
-        results = measure(plan)
+        if asked.peers:
+            install()
+        results = measure(chosen, plan)
     except Missing as e:
         print(e, file=sys.stderr)
         return 2
@@ -82,7 +89,7 @@ def main() -> int:
         f"{TOKENS:,} tokens a second in all, {most:g} a stream at most; medians of {plan.rounds} interleaved rounds; in"
     )
     print(f"brackets the ratio or difference to {FLOOR}. Two workers share one core.")
-    print(report.markdown(table, [stack.name for stack in STACKS], FLOOR))
+    print(report.markdown(table, [stack.name for stack in chosen], FLOOR))
     print("\n" + growth(results))
     print(f"{time.monotonic() - began:.0f} s. Only figures of one run may be compared.")
     if asked.json:
@@ -91,17 +98,17 @@ def main() -> int:
     return 0
 
 
-def measure(plan: Plan) -> Results:
+def measure(chosen: tuple[Stack, ...], plan: Plan) -> Results:
     """Every stack at every count, round by round, so that a slow minute of the machine is shared by all."""
-    results: Results = {stack.name: [{} for _ in range(plan.rounds)] for stack in STACKS}
+    results: Results = {stack.name: [{} for _ in range(plan.rounds)] for stack in chosen}
     cores = Cores()
     directory = Path(tempfile.mkdtemp(prefix="growth-", dir=BUILD))
     standin = StandIn()
     try:
         for turn in range(plan.rounds):
-            at = turn % len(STACKS)
+            at = turn % len(chosen)
             for count in plan.counts:
-                for stack in STACKS[at:] + STACKS[:at]:
+                for stack in chosen[at:] + chosen[:at]:
                     print(f"round {turn + 1} of {plan.rounds}: {count:,} streams, {stack.name}", file=sys.stderr)
                     place = directory / f"{stack.name.replace(' ', '-')}-{count}-{turn}"
                     results[stack.name][turn] |= streams(stack, count, plan, standin, cores, place)

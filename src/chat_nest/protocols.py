@@ -302,8 +302,10 @@ class Reports(Protocol):
 class Sink(Protocol):
     """Where the relay writes. `write` returns when the reader's side has room: that is the backpressure."""
 
-    push: Callable[[bytes], bool] | None
-    """Write at once, or say False where that must be waited for; None where the server has no such way."""
+    @property
+    def push(self) -> Callable[[bytes], bool] | None:
+        """Write at once, or say False where that must be waited for; None where the server has no such way."""
+        ...
 
     async def write(self, data: bytes) -> None: ...
 

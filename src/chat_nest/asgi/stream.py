@@ -45,8 +45,6 @@ class EventStream:
         self._send = send
         self._run = run
         self._push = push
-        self.push: Callable[[bytes], bool] | None = None if push is None else self._offer
-        """See Sink."""
         self._dialect = dialect
         self._headers = headers
         self._timeouts = timeouts
@@ -103,6 +101,11 @@ class EventStream:
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
+
+    @property
+    def push(self) -> Callable[[bytes], bool] | None:
+        """See Sink. Not kept: it refers to us, and the collector comes seldom."""
+        return None if self._push is None else self._offer
 
     def _offer(self, data: bytes) -> bool:
         assert self._push is not None
