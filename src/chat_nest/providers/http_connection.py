@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._failure: type[UpstreamError] | None = None
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # called by the parser for each piece, without a step of ours
-        self._parser = HttpResponseParser(self)
+        self._parser: Any = HttpResponseParser(self)
         self.closed = False
         """Nothing more can be sent."""
         self.whole = True
@@ -135,11 +135,11 @@ class Connection(asyncio.Protocol):
     def release(self) -> bool:
         """Stop caring for the answer. True if another request may be sent; otherwise the socket is closed at once."""
         reusable = self.whole and self._reusable and not self.closed
+        self._pieces.clear()
         # What is still to be written: the answer came before the whole request was sent.
         if not reusable or self.transport is None or self.transport.get_write_buffer_size():
             self.abort()
             return False
-        self._pieces.clear()
         if self._paused:
             self._resume()
         return True
@@ -194,6 +194,7 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self._fail(type(exc).__name__ if exc else "closed")
         self.transport = None
+        self._parser = None  # it refers to us, and the collector comes seldom
 
     # For the parser.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+import weakref
+from collections.abc import Coroutine, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -464,14 +465,32 @@ async def test_a_lost_connection_sends_nothing() -> None:
     assert wire.written == written
 
 
+def await_nothing(reading: Coroutine[Any, Any, bytes]) -> type[BaseException]:
+    """What a read raises at once."""
+    try:
+        reading.send(None)
+    except UpstreamError as error:
+        return type(error)
+    finally:
+        reading.close()
+    raise AssertionError("it waits, or brings bytes")
+
+
 async def test_nothing_of_a_connection_stays() -> None:
-    connection, _ = asked()
+    connection, wire = asked()
     deliver(connection, [CHUNKED[:-9]], close=False)
     await connection.answered()
-    connection.abort()
+    left = weakref.ref(connection)
+    assert not connection.release()
+    assert await_nothing(connection.read()) is UpstreamTruncated, "what was not read is gone, too"
     connection.connection_lost(None)
     assert connection.transport is None
-    gc.collect()
+    gc.disable()
+    try:
+        del connection, wire
+        assert left() is None, "nothing waits for the collector, which comes seldom"
+    finally:
+        gc.enable()
 
 
 def test_fields_are_looked_up_in_any_case() -> None:
