@@ -8,7 +8,7 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from chat_nest.asgi.request import PUSH
+from chat_nest.asgi.request import GONE, PUSH
 from chat_nest.server.protocol import AbortableProtocol
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -125,3 +125,29 @@ async def test_nothing_is_written_to_a_connection_that_was_dropped() -> None:
     _, wire = await asked(app)
     await settle()
     assert not wire.written
+
+
+async def told(*, wants: bool) -> list[str]:
+    """What a request whose client leaves hears of it, where it `wants` to know, and when it asks too late."""
+    heard: list[str] = []
+    left = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tell = scope["extensions"][GONE]
+        tell(lambda: heard.append("left"))
+        if not wants:
+            tell(None)
+        await left.wait()
+        tell(lambda: heard.append("left before"))
+
+    protocol, _ = await asked(app)
+    await settle()
+    protocol.connection_lost(None)
+    left.set()
+    await settle()
+    return heard
+
+
+async def test_whoever_asks_is_told_that_the_client_has_left() -> None:
+    assert await told(wants=True) == ["left", "left before"]
+    assert await told(wants=False) == ["left before"]
