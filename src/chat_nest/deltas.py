@@ -1,4 +1,7 @@
-"""What a provider yields, piece by piece, in no provider's and no dialect's words."""
+"""What a provider yields, piece by piece, in no provider's and no dialect's words.
+
+None of it can be part of a cycle, so the collector leaves it alone (`gc=False`), here as in what a request is made of.
+"""
 
 from __future__ import annotations
 
