@@ -1,7 +1,4 @@
-"""What a provider yields, piece by piece, in no provider's and no dialect's words.
-
-None of it can be part of a cycle, so the collector leaves it alone (`gc=False`), here as in what a request is made of.
-"""
+"""What a provider yields, piece by piece, in no provider's and no dialect's words."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from chat_nest.server.app import build
 from chat_nest.server.config import Config
 from chat_nest.server.connection import Connection
 from chat_nest.server.edge import Deadlines, Edge
+from chat_nest.server.heap import Trimmer
 from chat_nest.server.listen import BACKLOG
 from chat_nest.server.vanished import Vanished, ask_the_silent
 from chat_nest.server.watchdog import Watchdog
@@ -79,6 +80,7 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._watchdog = Watchdog(blocked_seconds)
         self._vanished = Vanished(write_seconds, lambda: cast("set[Connection]", self.server_state.connections))
+        self._trimmer = Trimmer()
         self._ignored = ignored
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,6 +92,7 @@ class Server(uvicorn.Server):
         gc.set_threshold(20_000, 20, 50)
         self._watchdog.start()
         self._vanished.start()
+        self._trimmer.start()
         self._on_started()
 
     @contextlib.contextmanager
@@ -128,6 +131,7 @@ class Server(uvicorn.Server):
         await self.lifespan.shutdown()
         self._watchdog.stop()
         self._vanished.stop()
+        self._trimmer.stop()
 
     def _answering(self) -> int:
         """Answers, among them those without a reader, and requests that still come in."""
