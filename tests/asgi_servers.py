@@ -124,7 +124,7 @@ async def serve_process(
 
 
 async def _accepting(served: Served) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             if served.process.returncode is not None:
                 raise RuntimeError(served.log.read_text())

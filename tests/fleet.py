@@ -343,7 +343,7 @@ async def fleet(folder: Path, text: str, *, workers: int = 4) -> AsyncIterator[F
         while not (found := LISTENING.search((folder / "serve.out").read_text())):
             assert process.returncode is None, served.log
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(50), nginx(folder / "nginx", int(found[1])) as served.port:
+        async with asyncio.timeout(60), nginx(folder / "nginx", int(found[1])) as served.port:
             yield served
     finally:
         if process.returncode is None:
@@ -376,7 +376,7 @@ async def nginx(folder: Path, upstream: int) -> AsyncIterator[int]:
     )
     process = await asyncio.create_subprocess_exec(program, "-e", f"{folder}/errors.log", "-c", folder / "nginx.conf")
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 assert process.returncode is None, (folder / "errors.log").read_text()
                 try:
@@ -392,7 +392,7 @@ async def nginx(folder: Path, upstream: int) -> AsyncIterator[int]:
 
 async def ready(provider: ScriptedProvider, workers: int = 4) -> None:
     """Wait until this many workers serve: each looks for its provider when it starts."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(provider.checks) < workers:
             await asyncio.sleep(0.02)
 

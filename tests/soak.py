@@ -299,7 +299,7 @@ class Soak:
             (name,) = self._random.choices(names, weights)
             _, kind, expected = KINDS[name]
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     outcome = await kind(self.port)
             except (Cut, OSError, AssertionError, TimeoutError) as error:
                 outcome = type(error).__name__
@@ -364,7 +364,7 @@ async def server(folder: Path, provider: Provider) -> AsyncIterator[tuple[int, P
         reading = asyncio.create_task(process.stdout.read())
         yield int(first.rpartition(":")[2]), process
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.gather(process.wait(), reading)
     finally:
         if process.returncode is None:

@@ -30,7 +30,6 @@ from scripted_provider import (
 )
 from serve_command import Command, command
 
-pytestmark = pytest.mark.timeout(40)
 CONFIG = """
 [server]
 trusted_proxies = ["127.0.0.1"]
@@ -66,7 +65,7 @@ async def behind(folder: Path, script: Script) -> AsyncIterator[Bench]:
         ScriptedProvider(script) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
         nginx(folder / "nginx", served.port) as port,
-        asyncio.timeout(30),
+        asyncio.timeout(60),
     ):
         yield Bench(served, provider, port)
 

@@ -26,7 +26,6 @@ from chat_nest.protocols import Prompt
 from chat_nest.providers import demo_server
 from chat_nest.providers.demo import DemoProvider, start_demo_server
 
-pytestmark = pytest.mark.timeout(60)
 
 
 async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, serve, visit):

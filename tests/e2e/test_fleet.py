@@ -222,7 +222,6 @@ async def nothing_held(store: Store) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 async def test_workers_killed_under_load(tmp_path, store):
     text = "tokens_per_day = 1_000_000_000"
     async with CountingProvider(share=0.5, pieces=5, pause=0.1) as provider:
@@ -256,7 +255,6 @@ async def test_workers_killed_under_load(tmp_path, store):
             assert await served.stop() == 0
 
 
-@pytest.mark.timeout(60)
 async def test_a_fleet_ended_by_sigterm_under_load(tmp_path, store):
     async with CountingProvider(share=0.5, pieces=5, pause=0.1) as provider:
         text = config(store.url, provider, f"{PROFILE} tokens_per_day = 1_000_000_000")
@@ -315,7 +313,6 @@ async def answered_again(served: Fleet, callers: Iterable[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 async def test_a_cluster_that_loses_a_master_under_load(tmp_path):
     callers, clients = 6, 12
     cluster = RedisCluster()
@@ -352,7 +349,6 @@ async def test_a_cluster_that_loses_a_master_under_load(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
 async def test_postgresql_restarted_under_load(tmp_path):
     server = PostgresServer()
     try:
@@ -455,7 +451,7 @@ async def test_who_leaves_while_being_reserved_frees_nobody_elses_request(tmp_pa
                     await asyncio.sleep(0.1)  # it is being reserved
                     client.reset()
         for _ in range(10):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert (await ask(served.port, 3, key="one")).code == "request_in_progress"
         provider.go_on.set()
         answer = await running

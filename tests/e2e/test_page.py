@@ -12,7 +12,6 @@ from scripted_provider import CLOSE, DONE, HANG, ScriptedProvider, answer, chunk
 
 from chat_nest.identity.key_file import create_key
 
-pytestmark = pytest.mark.timeout(60)
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
 

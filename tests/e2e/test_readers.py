@@ -13,7 +13,6 @@ from ports import free_port
 from raw_client import connect, settled
 from scripted_provider import DONE, HANG, ScriptedProvider, chunk, finish, stream, usage
 
-pytestmark = pytest.mark.timeout(60)
 WAYS = pytest.mark.parametrize("way", ["reset", "finish"])
 GRACE = 0.6
 

@@ -17,7 +17,6 @@ from raw_client import HELLO, JSON, Cut, ask, connect, settled
 from scripted_provider import DONE, HANG, ScriptedProvider, chunk, finish, stream, usage
 from served_workers import a_user, get, start, stop, workers, settings
 
-pytestmark = pytest.mark.timeout(60)
 KINDS = pytest.mark.parametrize("kind", ["local", "redis"])
 DOCUMENT = Path(__file__).parents[2] / "docs/runs.md"
 LAST = re.compile(rb"\nid: (\S+)\n\n")

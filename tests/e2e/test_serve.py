@@ -329,7 +329,7 @@ async def test_row9_out_of_file_descriptors_it_says_so_once_and_comes_back(tmp_p
         assert served.process.returncode is None
         for sock in crowd:
             sock.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await told(served, "GET", "/healthz"))[0] != 200:
                 await asyncio.sleep(0.05)
             async with connect(served.port) as client:
@@ -452,7 +452,6 @@ async def test_the_key_is_in_no_argument_and_no_environment_of_a_worker(tmp_path
 
 
 @pytest.mark.needs("demo")
-@pytest.mark.timeout(90)
 async def test_without_a_key_one_demo_model_answers_for_all_workers(tmp_path):
     async with serving(tmp_path, "--workers", "2") as served:
         assert "DEMO demo:smollm2-135m-instruct: tiny, on this machine, fluent and often wrong" in served.said

@@ -6,6 +6,5 @@ import pytest
 from soak import soak
 
 
-@pytest.mark.timeout(120)
 async def test_row50_mixed_requests_and_aborts_leave_nothing_behind(tmp_path):
     assert await soak(tmp_path, requests=1_200) == []

@@ -26,7 +26,6 @@ from scripted_provider import (
 )
 from serve_command import command
 
-pytestmark = pytest.mark.timeout(60)
 
 KEY, PROMPT, SAID, WHO, HEADER = (
     "sk-canary-6e1f",

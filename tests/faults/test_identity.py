@@ -22,7 +22,6 @@ from signing_keys import EC_KEY, RSA_KEY, pem
 
 from chat_nest.identity.watched_file import LOOK_SECONDS
 
-pytestmark = pytest.mark.timeout(60)
 
 SECRET = "canary-secret-" + "5b" * 20
 ENVIRON = {"CHAT_NEST_IDENTITY_KEYS_FILE": "keys.json", "CHAT_NEST_IDENTITY_SECRET": SECRET}

@@ -105,7 +105,6 @@ async def done(served: Command, folder: Path, provider: ScriptedProvider) -> Asy
         yield
 
 
-@pytest.mark.timeout(40)
 @pytest.mark.parametrize(
     ("phase", "source"),
     [

@@ -16,7 +16,6 @@ from raw_client import HELLO, JSON, ask, connect, settled
 from scripted_provider import DONE, RESET, ScriptedProvider, answer, chunk, event, finish, stream
 from serve_command import Command, command
 
-pytestmark = pytest.mark.timeout(40)
 NATIVE, OPENAI, MESSAGES = "/api/chat", "/v1/chat/completions", "/v1/messages"
 PATHS = (NATIVE, OPENAI)
 TOO_LARGE = {NATIVE: 429, OPENAI: 400}
@@ -38,7 +37,7 @@ async def serving(
     async with (
         ScriptedProvider(answer("x")) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
-        asyncio.timeout(30),  # while everything can still be closed
+        asyncio.timeout(60),  # while everything can still be closed
     ):
         yield served, provider
 

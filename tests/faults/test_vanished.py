@@ -14,7 +14,6 @@ from serve_command import command
 from chat_nest import Timeouts
 from chat_nest.server.vanished import ask_the_silent
 
-pytestmark = pytest.mark.timeout(40)
 PATIENCE = 30
 """Seconds after which what hangs is ended, while everything can still be closed."""
 WRITE = 2

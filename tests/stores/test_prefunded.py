@@ -612,7 +612,7 @@ class Crashes(Outages):
         worker.landing.land = landing
 
 
-TestOutages = pytest.mark.timeout(120)(Outages.TestCase)
+TestOutages = Outages.TestCase
 TestOutages.settings = settings(max_examples=30, stateful_step_count=25)
-TestCrashes = pytest.mark.timeout(120)(Crashes.TestCase)
+TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=30, stateful_step_count=25)

@@ -230,7 +230,7 @@ class History(RuleBasedStateMachine):
             assert found.used + found.held >= produced
 
 
-TestHistory = pytest.mark.timeout(120)(History.TestCase)  # a failure takes that long to be made small
+TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=40, stateful_step_count=40)
 
 

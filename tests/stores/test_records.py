@@ -228,7 +228,6 @@ requests = st.lists(
 )
 
 
-@pytest.mark.timeout(120)  # a failure takes that long to be made small
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 @settings(max_examples=40)
 @given(requests)

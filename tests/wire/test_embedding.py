@@ -197,7 +197,7 @@ async def test_leaving_and_streaming_through_middleware(provider, middleware):
         async with connect(port) as client:
             await (await client.post(headers={**JSON, "accept-encoding": "gzip"})).until("token")
             client.reset()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(60):
                 await provider.closed(1)
         await settled(port)
 
@@ -225,7 +225,7 @@ async def nginx(directory: Path, upstream: int) -> AsyncIterator[int]:
     )
     process = await asyncio.create_subprocess_exec(program, "-e", f"{directory}/errors.log", "-c", str(config))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 assert process.returncode is None, (directory / "errors.log").read_text()
                 try:
@@ -261,13 +261,13 @@ async def test_behind_nginx_with_the_configuration_of_the_page(provider, tmp_pat
         async with connect(port) as client:
             await (await client.post()).until("token")
             client.reset()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(60):
                 await provider.closed(1)
         async with connect(port) as client:
             client.send("POST", "/api/chat", HELLO, JSON)
             await provider.request(2)
             client.finish()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(60):
                 await provider.closed(2)
 
         provider.scripts = [answer("Hello ", 3, input_tokens=9)]

@@ -8,7 +8,6 @@ import pytest
 from explored import explore
 
 
-@pytest.mark.timeout(120)
 async def test_no_request_breaks_the_server_and_every_answer_is_documented(tmp_path: Path) -> None:
     options = ("--phases", "examples,coverage,fuzzing", "--max-examples", "5", "--generation-deterministic")
     wrong = await explore(tmp_path, *options)
