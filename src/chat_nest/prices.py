@@ -14,6 +14,7 @@ from importlib.metadata import version
 from time import time
 from typing import Any
 
+from chat_nest.extras import install
 from chat_nest.limits import MAX_AMOUNT
 from chat_nest.protocols import Now
 from chat_nest.usage import NANO, Price, Rates
@@ -39,6 +40,12 @@ def nano_limit(usd: float) -> int:
     if not 1 <= amount <= MAX_AMOUNT:
         raise ValueError("must be from 0.000000001 to 1125899 dollars")
     return amount
+
+
+def how_to_add(model: str) -> str:
+    """Return how the operator adds the price of PROVIDER:MODEL."""
+    own = f'add [prices."{model}"] with input and output, in dollars for a million tokens'
+    return own if _table() is not None else f"{own}, or install a list of prices: {install('prices')}"
 
 
 class Prices:

@@ -21,7 +21,7 @@ from chat_nest.errors import (
 )
 from chat_nest.limits import MAX_AMOUNT, HardCaps, Limits, Line, LineKind, OnDisconnect, Profile, Refused, Scope, Unit
 from chat_nest.messages import Caller, ChatRequest, Message, hashed
-from chat_nest.prices import Prices, nano_limit
+from chat_nest.prices import Prices, how_to_add, nano_limit
 from chat_nest.usage import most_it_can_cost
 from chat_nest.windows import WindowKind, calendar_window, check_rate
 
@@ -238,7 +238,7 @@ class Profiles:
             for model in _models(profile) if shared or _in_money(profile) else ():
                 if self._prices.of(model) is None:
                     said = f"there is a limit in dollars, and the price of {model!r} is not known"
-                    raise ValueError(f"profile {profile.name!r}: {said}")
+                    raise ValueError(f"profile {profile.name!r}: {said}: {how_to_add(model)}")
 
     def _ceiling(self, name: str) -> Profile:
         ceiling = self._find(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chat_nest.extras import install
 from chat_nest.local_runs import LocalRuns
 from chat_nest.protocols import RunLogs
 from chat_nest.stream_log import MemoryRuns
@@ -34,7 +35,7 @@ def _open_redis(url: str, keep_seconds: float) -> RunLogs:
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] != "hiredis":
             raise
-        raise ValueError("runs.url: Redis needs an extra, which pip installs as chat-nest[redis]") from None
+        raise ValueError(f"runs.url: Redis needs a package that is not installed: run: {install('redis')}") from None
     try:
         return RedisRuns(url, keep=keep_seconds)
     except ValueError as error:

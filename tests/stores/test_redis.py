@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from chat_nest.errors import LimiterUnavailable
+from chat_nest.extras import install
 from chat_nest.limits import Conflict, Duplicate, Granted, Line, Refused
 from chat_nest.records import Record
 from chat_nest.stores.memory import MemoryStore
@@ -817,7 +818,7 @@ except ValueError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert said.stdout == "store.url: Redis needs an extra, which pip installs as chat-nest[redis]\n"
+    assert said.stdout == f"store.url: Redis needs a package that is not installed: run: {install('redis')}\n"
 
 
 @pytest.mark.parametrize("options", [{"timeout": 1.0}, {"retention": 0.0}, {"prefix": "a{b}"}])

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
+from chat_nest.extras import install
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.stores.urls import open_store
@@ -92,6 +94,6 @@ def test_postgresql_without_its_package_says_what_to_install(monkeypatch):
     for name in ("chat_nest.stores.postgres", "chat_nest.stores.postgres_link"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ValueError, match=r"pip install 'chat-nest\[postgres\]'") as failure:
+    with pytest.raises(ValueError, match=re.escape(f"run: {install('postgres')}")) as failure:
         open_store("postgresql://user:hunter2@localhost/db")
     assert "hunter2" not in str(failure.value)

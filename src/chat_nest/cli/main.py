@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from chat_nest.extras import install
+
 SERVER_EXTRA = ("click", "uvicorn", "httptools", "uvloop")
 
 
@@ -14,7 +16,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in SERVER_EXTRA:
             raise
-        sys.exit(f"chat-nest needs the package {error.name}: pip install 'chat-nest[server]'")
+        sys.exit(f"chat-nest needs the package {error.name}, which is not installed: run: {install('server')}")
     chat_nest()
 
 

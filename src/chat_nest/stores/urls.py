@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from chat_nest.extras import install
 from chat_nest.protocols import Now, Store
 from chat_nest.records import RECORDS_DAYS
 from chat_nest.stores.memory import MemoryStore
@@ -48,7 +49,7 @@ def _open_redis(url: str) -> Store:
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] != "hiredis":
             raise
-        raise ValueError("store.url: Redis needs an extra, which pip installs as chat-nest[redis]") from None
+        raise ValueError(f"store.url: Redis needs a package that is not installed: run: {install('redis')}") from None
     return RedisStore(url)
 
 
@@ -56,5 +57,6 @@ def _open_postgres(url: str, now: Now, records_days: float) -> Store:
     try:
         from chat_nest.stores.postgres import PostgresStore  # noqa: PLC0415 - psycopg is an extra
     except ImportError as error:
-        raise ValueError("store.url: PostgreSQL needs an extra: pip install 'chat-nest[postgres]'") from error
+        command = install("postgres")
+        raise ValueError(f"store.url: PostgreSQL needs a package that is not installed: run: {command}") from error
     return PostgresStore(url, records_days=records_days, _now=None if now is time.time else now)
