@@ -110,12 +110,17 @@ def write_model(path: Path) -> None:
 @asynccontextmanager
 async def llama(directory: Path | None = None) -> AsyncIterator[str]:
     """A running server; yields its base URL. `directory` keeps the model between calls."""
+    from chat_nest.providers import demo_server  # here: this file's own process does without the package
+
     with tempfile.TemporaryDirectory() as temporary:
         model = (directory or Path(temporary)) / f"{MODEL}.gguf"
         if not model.exists():
             await asyncio.to_thread(write_model, model)
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(sys.executable, __file__, str(model), stdin=pipe, stdout=pipe)
+        environment = {**os.environ, "LD_LIBRARY_PATH": demo_server.library_path()}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, str(model), stdin=pipe, stdout=pipe, env=environment
+        )
         assert process.stdin is not None and process.stdout is not None
         try:
             async for line in process.stdout:

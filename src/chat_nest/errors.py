@@ -200,6 +200,20 @@ class UpstreamUnreachable(UpstreamError):
     code, retryable, text = "upstream_unreachable", True, "The model provider can't be reached"
 
 
+class UpstreamNotStarted(UpstreamUnreachable):
+    """A model that this server runs itself does not start, and retries within one request are useless.
+
+    `advice` is the reason, for /readyz: it holds no path and no command.
+    """
+
+    retryable = False
+    text = "The model on this server can't start"
+
+    def __init__(self, advice: str) -> None:
+        super().__init__(spent_nothing=True)
+        self.advice = advice
+
+
 class UpstreamRateLimited(UpstreamError):
     """The provider limits this server, not this caller."""
 

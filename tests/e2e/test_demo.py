@@ -24,7 +24,7 @@ from chat_nest.limits import Timeouts
 from chat_nest.messages import Message
 from chat_nest.protocols import Prompt
 from chat_nest.providers import demo_server
-from chat_nest.providers.demo import DemoProvider, start_demo_server
+from chat_nest.providers.demo import DemoProvider, environment, start_demo_server
 
 
 
@@ -231,7 +231,11 @@ async def test_it_prints_its_url_and_nothing_else_whatever_it_is_asked(model, tm
     said = tmp_path / "output"
     with said.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-P", demo_server.__file__], stdin=subprocess.PIPE, stdout=output, stderr=output
+            [sys.executable, "-P", demo_server.__file__],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment(),
         )
     try:
         await until(lambda: said.read_text().endswith("\n"))

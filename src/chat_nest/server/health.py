@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from chat_nest.errors import UpstreamAuth, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
+from chat_nest.errors import UpstreamAuth, UpstreamNotStarted, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
 from chat_nest.protocols import Identify, Provider, Store
 
 log = logging.getLogger("chat_nest.server")
@@ -139,6 +139,8 @@ class Health:
         match error:
             case UpstreamAuth():
                 advice = f"The provider refused the key: correct it in {self._key_from.get(name, 'its configuration')}"
+            case UpstreamNotStarted():
+                advice = f"{error.advice}: the log has the remedy"
             case UpstreamUnreachable():
                 advice = f"{error.message}: check base_url of [providers.{name}], and the network"
             case TimeoutError() | UpstreamTimeout():

