@@ -132,6 +132,25 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
         fail(str(error), code=error.code)
 
 
+@chat_nest.command(
+    hidden=True,
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@CONFIG
+@click.argument("command", default="")
+@click.argument("rest", nargs=-1)
+def parts(file: Path | None, command: str, rest: tuple[str, ...]) -> None:  # noqa: ARG001 - any command's arguments
+    """Print the parts of scripts/setup that a command with these arguments needs, for the scripts of a checkout."""
+    from chat_nest.server.parts import needed_parts  # noqa: PLC0415 - as above
+    from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above
+
+    try:
+        click.echo(" ".join(needed_parts(command, str(file or ""))))
+    except ConfigError:
+        return  # the command itself reports every problem
+
+
 def _load(file: Path | None, host: str | None = None, port: int | None = None) -> Config:
     from chat_nest.server.config import load  # noqa: PLC0415 - as above
     from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above

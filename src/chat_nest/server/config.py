@@ -111,7 +111,7 @@ def load(
     Raises ConfigError, which names every problem.
     """
     environ = os.environ if environ is None else environ
-    sources, values = _read(file, environ)
+    sources, values = read(file, environ)
     server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
     server = replace(server, host=host or server.host, port=server.port if port is None else port)
     _check_server(sources, server)
@@ -167,7 +167,7 @@ def load_store(file: str = "", environ: Mapping[str, str] | None = None) -> tupl
 
     Raises ConfigError.
     """
-    sources, values = _read(file, os.environ if environ is None else environ)
+    sources, values = read(file, os.environ if environ is None else environ)
     server, store = ServerSection(**values["server"]), StoreSection(**values["store"])
     _check_server(sources, server)
     _check_store(sources, store)
@@ -181,7 +181,7 @@ def load_identity(file: str = "", environ: Mapping[str, str] | None = None) -> t
     Raises ConfigError, also where there is no file of keys to manage.
     """
     environ = os.environ if environ is None else environ
-    sources, values = _read(file, environ)
+    sources, values = read(file, environ)
     identity = resolve_identity(sources, values["identity"], ServerSection(**values["server"]), environ)
     if not identity.section.keys_file and not sources.problems:
         name = "CHAT_NEST_IDENTITY_KEYS_FILE"
@@ -190,7 +190,7 @@ def load_identity(file: str = "", environ: Mapping[str, str] | None = None) -> t
     return identity, frozenset(values["groups"])
 
 
-def _read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:
+def read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:
     """The values by section, each of its type. Raises ConfigError."""
     sources = Sources(file, environ)
     values = {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
