@@ -2,7 +2,7 @@
 
 Run it with a key, and ask it:
 
-    pip install "chat-nest[server]"
+    python -m pip install '/path/to/checkout[server]'
     export OPENAI_API_KEY=...
     python 01_smallest.py
     curl -N localhost:8000/api/chat -H 'content-type: application/json' \

@@ -58,10 +58,15 @@ class Watched:
         await self._app(scope, receive, watch)
 
 
+def find_node() -> str | None:
+    """The node that scripts/setup put beside our Python because the system's is missing or too old, or the system's."""
+    return shutil.which("node", path=str(Path(sys.executable).parent)) or shutil.which("node")
+
+
 def command(file: str) -> list[str]:
     if file.endswith(".py"):
         return [sys.executable, str(CLIENTS / file)]
-    node = shutil.which("node")
+    node = find_node()
     if node is None or not (CLIENTS / "node_modules/.setup-clients").exists():
         if os.environ.get("CI"):
             pytest.fail("the clients in JavaScript are not installed: scripts/setup clients")

@@ -235,7 +235,11 @@ async def proxy(
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.append(asyncio.current_task())
-        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        try:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.transport.abort()  # Python closes it by itself only from 3.11.7 on
+            return
         writer.write(answer)
         if not target:
             await copy(reader, writer)
