@@ -292,7 +292,7 @@ def _check_store(sources: Sources, store: StoreSection) -> None:
     try:
         open_store(store.url)  # opens nothing before its first call
     except (OSError, ValueError) as error:
-        sources.problem(("store", "url"), str(error).removeprefix("store.url "))
+        sources.problem(("store", "url"), str(error).removeprefix("store.url").lstrip(": "))
     days = ("store", "records_days")
     if not keeps_records(store.url) and "records_days" in sources.values.get("store", {}):
         scheme = store.url.partition(":")[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chat_nest.extras import install
 from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Allowance, Limits, Timeouts
 from chat_nest.prices import price
 from chat_nest.server.config import Config, load, load_store
@@ -622,3 +624,12 @@ def test_the_store_alone_needs_no_key(tmp_path):
     (tmp_path / "chat.toml").write_text("[store]\nurll = 'x'\n")
     with pytest.raises(ConfigError, match="there is no such key"):
         load_store(str(tmp_path / "chat.toml"), {})
+
+
+def test_a_store_whose_driver_is_missing_is_named_once(tmp_path, monkeypatch):
+    for name in ("chat_nest.stores.redis", "chat_nest.stores.redis_link", "chat_nest.stores.redis_wire"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    [problem] = problems(tmp_path, '[store]\nurl = "redis://h"\n')
+    assert problem.endswith(f"store.url: Redis needs a package that is not installed: run: {install('redis')}")
+    assert problem.count("store.url") == 1
