@@ -179,6 +179,8 @@ class UpstreamError(ChatError):
     def __init__(self, message: str = "", *, spent_nothing: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.spent_nothing = spent_nothing
+        self.detail = ""
+        """The provider's HTTP status, and its own code and type: for the log, never for clients."""
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -226,9 +228,15 @@ class UpstreamAuth(UpstreamError):
 
 
 class UpstreamRejected(UpstreamError):
-    """Another 4xx: the provider does not accept the request (an unknown model, a parameter)."""
+    """Another 4xx: the provider does not accept the request (a parameter, its size)."""
 
     code, text = "upstream_rejected", "The model provider rejected the request"
+
+
+class UpstreamModelNotFound(UpstreamRejected):
+    """The provider has no such model, or not for this server's key."""
+
+    code, text = "upstream_model_not_found", "The model is not available at the model provider"
 
 
 class UpstreamProtocol(UpstreamError):

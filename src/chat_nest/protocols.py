@@ -42,8 +42,9 @@ class Provider(Protocol):
     """A source of model output: one method.
 
     Read where they exist: `abort_bills`, what an abandoned stream costs: "stops" (what was produced), "full" or
-    "unknown" (the whole hold; the default); `async check()`, which spends nothing and returns if the provider can be
-    reached and accepts our key, else raises UpstreamError; `async aclose()`.
+    "unknown" (the whole hold; the default); `async check()`, which spends nothing and returns the names of the models
+    that the provider lists (empty or None: not known) if it can be reached and accepts our key, else raises
+    UpstreamError; `async aclose()`.
     """
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:

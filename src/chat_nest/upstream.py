@@ -108,7 +108,7 @@ class _Opening:
                 else:
                     self._upstream.retry_budgets[name].succeeded(paid)
                     return batches
-                log.warning("provider %s: %s", name, error.code)
+                self._log(model, error)
                 if not error.spent_nothing and not self._may_repeat(error):
                     raise error
                 pause = max(error.retry_after or 0.0, random.uniform(0.0, 0.25 * 2**attempt))  # noqa: S311 - jitter
@@ -118,6 +118,13 @@ class _Opening:
                 paid = price
                 await asyncio.sleep(pause)
         raise error or UpstreamError("No model is configured", spent_nothing=True)
+
+    def _log(self, model: str, error: UpstreamError) -> None:
+        provider, name = split_model(model)
+        detail = f" ({error.detail})" if error.detail else ""
+        log.warning(
+            "request %s: provider %s: %s for model %s%s", self._held.claim.owner, provider, error.code, name, detail
+        )
 
     def _worth_waiting(self, error: UpstreamError, pause: float, name: str, price: int) -> bool:
         """Whether the same model is asked again; if so, that is paid for."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -103,7 +104,7 @@ KINDS = {
     "anthropic": Kind(
         make=lambda root: AnthropicProvider(KEY, root),
         path="/v1/messages",
-        check="/v1/models",
+        check="/v1/models?limit=1000",
         key=("x-api-key", KEY),
         begin=data({"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}),
         deltas=(
@@ -117,7 +118,7 @@ KINDS = {
     "gemini": Kind(
         make=lambda root: GeminiProvider(KEY, f"{root}/v1beta", abort_bills="stops"),
         path="/v1beta/models/my%20model:streamGenerateContent?alt=sse",
-        check="/v1beta/models?pageSize=1",
+        check="/v1beta/models?pageSize=1000",
         key=("x-goog-api-key", KEY),
         deltas=(data(gemini("Hel")), data(gemini("lo"))),
         end=data({**gemini("", finishReason="STOP"), "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2}}),
@@ -246,6 +247,24 @@ async def test_row_30_a_refused_key_echoed_is_nowhere_to_be_seen(kind: Kind) -> 
         assert json.loads(answer.body)["code"] == "upstream_auth"
         assert KEY not in repr(provider)
         assert len(server.requests) == 1
+
+
+@every_kind
+async def test_row_38_an_unknown_model_is_named_in_the_log_and_not_to_the_client(
+    kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps({"error": {"message": f"model 'x' not found {ECHO}", "code": KEY, "type": "not_found_error"}})
+    async with chat(kind, [http(404, body.encode())]) as (handler, _, _provider):
+        answer = await ask(handler)
+    assert answer.status == 502
+    assert json.loads(answer.body)["code"] == "upstream_model_not_found"
+    assert json.loads(answer.body)["error"] == "The model is not available at the model provider"
+    line = next(message for message in caplog.messages if message.startswith("request "))
+    assert re.fullmatch(
+        r"request [0-9a-f]{24}: provider \w+: upstream_model_not_found for model my model "
+        r"\(HTTP 404, not_found_error\)",
+        line,
+    )
 
 
 @every_kind

@@ -234,7 +234,7 @@ class DemoProvider:
     async def check(self) -> None:
         """Start the model unless it runs, and ask it for its models. Raises UpstreamError."""
         provider = await self._running()
-        await provider.check()
+        await provider.check()  # the demo model answers to any name
 
     async def aclose(self) -> None:
         """End the model's process and wait until it is gone. A later `open` starts it anew."""

@@ -32,6 +32,8 @@ class Preset(Struct, frozen=True, kw_only=True):
     media_type: str = EVENT_STREAM
     check_path: str = "/models"
     """A GET that costs nothing, and that needs the key where one is needed."""
+    lists_models: bool = True
+    """Whether the answer at `check_path` lists every name that a request may have as its model."""
     abort_bills: Literal["stops", "full", "unknown"] = "unknown"
     """What an abandoned answer costs; see Provider. Believed for `base_url`'s own host, and where not `hosted`."""
 
@@ -54,7 +56,7 @@ ANTHROPIC = Preset(
     key_header="x-api-key",
     key_prefix="",
     headers={"anthropic-version": "2023-06-01"},
-    check_path="/v1/models",
+    check_path="/v1/models?limit=1000",
     abort_bills="stops",
 )
 GEMINI = Preset(
@@ -63,7 +65,7 @@ GEMINI = Preset(
     key_env="GEMINI_API_KEY",
     key_header="x-goog-api-key",  # its other way, ?key=, ends up in the logs of every proxy
     key_prefix="",
-    check_path="/models?pageSize=1",
+    check_path="/models?pageSize=1000",
 )
 OLLAMA = Preset(
     wire="ollama",
@@ -97,6 +99,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
     "llamacpp": Preset(
         base_url="http://localhost:8080/v1",
+        lists_models=False,  # it answers to any name
         hosted=False,
         key_env="LLAMA_API_KEY",
         abort_bills="stops",
@@ -104,7 +107,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
     "groq": Preset(base_url="https://api.groq.com/openai/v1", key_env="GROQ_API_KEY", newer_token_field=False),
     # What an abandoned answer costs depends on whom the router chose.
-    "openrouter": Preset(base_url="https://openrouter.ai/api/v1", key_env="OPENROUTER_API_KEY", check_path="/key"),
+    "openrouter": Preset(
+        base_url="https://openrouter.ai/api/v1", key_env="OPENROUTER_API_KEY", check_path="/key", lists_models=False
+    ),
     # Refuses every field that it does not know, with 422, and sends its usage unasked.
     "mistral": Preset(
         base_url="https://api.mistral.ai/v1",
@@ -117,6 +122,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         key_header="api-key",
         key_prefix="",
         check_path="/openai/models",
+        lists_models=False,  # a request names a deployment
         deployments=True,
     ),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
@@ -13,6 +14,7 @@ import msgspec
 from chat_nest.errors import (
     UpstreamAuth,
     UpstreamError,
+    UpstreamModelNotFound,
     UpstreamProtocol,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -24,15 +26,33 @@ _PASSING: Final = frozenset({500, 502, 503, 504, 529})
 """The failures that the same request may survive a moment later; 529 is Anthropic's `overloaded_error`."""
 _UNCERTAIN: Final = frozenset({408, 504, *range(520, 528)})
 """A gateway gave up, or Cloudflare could not make sense of what it got: the model may have been at work."""
+_NO_MODEL: Final = frozenset({"model_not_found", "invalid_model", "model_decommissioned", "DeploymentNotFound"})
+"""OpenAI's and Groq's code, Mistral's type, Groq's code for a retired model, Azure's code."""
+_MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
+_WORD = re.compile(r"[A-Za-z]+(?:[_.-][A-Za-z]+)*|[0-9]{1,5}")
+"""A provider's code or type as it may be logged. A key has digits among its letters, and a prompt has blanks."""
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) -> UpstreamError:
-    """The error for an answer that is not 200. Nothing of the provider's text gets into it. `now` is Unix time."""
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes, now: float, secrets: Sequence[str] = ()
+) -> UpstreamError:
+    """The error for an answer that is not 200. `now` is Unix time.
+
+    Of the provider's text only its code and type get into it, as `detail`, and only where they look like identifiers
+    and are part of none of the `secrets`.
+    """
+    problem = _problem(body)
+    error = _refusal(status, headers, problem, now)
+    words = [word for word in _words(problem) if not any(word in secret for secret in secrets)]
+    error.detail = ", ".join((f"HTTP {status}", *words))
+    return error
+
+
+def _refusal(status: int, headers: Mapping[str, str], problem: _Problem, now: float) -> UpstreamError:
     wait = retry_after(headers.get("Retry-After"), now)
     if status in (401, 403):
         return UpstreamAuth(spent_nothing=True)
     if status == 429:
-        problem = _problem(body)
         limited = UpstreamRateLimited(spent_nothing=True, retry_after=wait if wait is not None else _delay(problem))
         if "insufficient_quota" in (problem.code, problem.type):  # OpenAI's account without credit; others copy it
             limited.retryable = False  # type: ignore[misc]  # the same class and code, but it does not pass by itself
@@ -42,8 +62,10 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, now: float) ->
         unavailable = UpstreamUnavailable(spent_nothing=status not in _UNCERTAIN, retry_after=wait)
         unavailable.retryable = status in _PASSING  # type: ignore[misc]  # as above
         return unavailable
-    if status == 400 and "API_KEY_INVALID" in _reasons(_problem(body)):  # Gemini's 401
+    if status == 400 and "API_KEY_INVALID" in _reasons(problem):  # Gemini's 401
         return UpstreamAuth(spent_nothing=True)
+    if _is_unknown_model(status, problem):
+        return UpstreamModelNotFound(spent_nothing=True)
     if status >= 400:
         return UpstreamRejected(spent_nothing=True)
     return UpstreamProtocol(spent_nothing=True)
@@ -67,19 +89,40 @@ def retry_after(value: str | None, now: float) -> float | None:
 class _Problem(msgspec.Struct):
     code: Any = None
     type: Any = None
+    status: Any = None
     details: Any = None
+    message: Any = None
 
 
-class _Body(msgspec.Struct):
-    error: _Problem | None = None
+class _Body(_Problem):
+    """vLLM and Mistral may leave out `error` and put its fields here; Ollama's `error` is the message."""
+
+    error: _Problem | str | None = None
 
 
 def _problem(body: bytes) -> _Problem:
-    """What an error body says, in OpenAI's or Google's form; empty where it says nothing that is understood."""
+    """What an error body says; empty where it says nothing that is understood."""
     try:
-        return msgspec.json.decode(body, type=_Body).error or _Problem()
+        whole = msgspec.json.decode(body, type=_Body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return _Problem()
+    if isinstance(whole.error, str):
+        return _Problem(message=whole.error)
+    return whole.error or whole
+
+
+def _is_unknown_model(status: int, problem: _Problem) -> bool:
+    """Whether the provider does not know the model. A 404 of a wrong base_url does not mention one."""
+    if any(isinstance(word, str) and word in _NO_MODEL for word in (problem.code, problem.type)):
+        return True
+    text = problem.message if isinstance(problem.message, str) else ""
+    # OpenRouter has only its text, with status 400.
+    return (status == 404 and _MODEL.search(text) is not None) or text.endswith(" is not a valid model ID")
+
+
+def _words(problem: _Problem) -> list[str]:
+    words = [str(word) for word in (problem.code, problem.type, problem.status) if type(word) in (str, int)]
+    return list(dict.fromkeys(word for word in words if len(word) <= 64 and _WORD.fullmatch(word)))
 
 
 def _details(problem: _Problem, name: str) -> list[str]:

@@ -16,6 +16,7 @@ from chat_nest.errors import UpstreamAuth, UpstreamError, UpstreamProtocol, Upst
 from chat_nest.limits import Timeouts
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.http import HTTPSession, HTTPStream
+from chat_nest.providers.model_list import model_names
 from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import refusal
 
@@ -28,6 +29,8 @@ END_SECONDS: Final = 0.05
 CHECK_SECONDS: Final = 10.0
 REST_LIMIT: Final = 1 << 16
 """Bytes that are read of what is not part of an answer."""
+LIST_LIMIT: Final = 1 << 20
+"""Bytes of a list of models; a longer one is not understood."""
 
 _OWN_HEADERS: Final = frozenset(
     ("accept-encoding", "connection", "content-length", "content-type", "expect", "host", "te", "transfer-encoding")
@@ -81,7 +84,7 @@ class ModelServer:
         try:
             async with asking as answer:
                 if answer.status != 200:
-                    raise await _refused(answer)
+                    raise await self._refused(answer)
                 media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 if media_type not in (self._preset.media_type, ""):
                     logger.warning("the provider answered 200 without a stream: %s", UpstreamProtocol.code)
@@ -93,10 +96,11 @@ class ModelServer:
             lost.spent_nothing = lost.spent_nothing or self._is_local
             raise
 
-    async def check(self) -> None:
-        """Ask for the list of models, which costs nothing. A server without one (404, 405) counts as reachable.
+    async def check(self) -> frozenset[str]:
+        """Ask for the list of models, which costs nothing, and return their names; none where there is no such list.
 
-        Raises UpstreamError; UpstreamAuth has a message for the operator. Takes 10 seconds at most.
+        A server that answers 404 or 405 counts as reachable. Takes 10 seconds at most. Raises UpstreamError;
+        UpstreamAuth has a message for the operator.
         """
         headers = {name: value for name, value in self._headers.items() if name != "content-type"}
         try:
@@ -104,10 +108,13 @@ class ModelServer:
                 async with self._session.request(
                     "GET", self._preset.check_path, headers=headers, connect_timeout=CHECK_SECONDS
                 ) as answer:
-                    if answer.status in (200, 404, 405, 429):
+                    if answer.status == 200:
+                        body = await _rest(answer, CHECK_SECONDS, LIST_LIMIT)
+                        return model_names(body) if self._preset.lists_models else frozenset()
+                    if answer.status in (404, 405, 429):
                         await _rest(answer, ERROR_BODY_SECONDS)
-                        return
-                    error = await _refused(answer)
+                        return frozenset()
+                    error = await self._refused(answer)
         except TimeoutError:
             error = UpstreamTimeout(spent_nothing=True)
         if isinstance(error, UpstreamAuth):
@@ -115,6 +122,12 @@ class ModelServer:
             where = f"api_key or {self._preset.key_env}" if self._preset.key_env else "api_key"
             error = UpstreamAuth(f"The model provider {said}. Check {where}.", spent_nothing=True)
         raise error
+
+    async def _refused(self, answer: HTTPStream) -> UpstreamError:
+        body = await _rest(answer, ERROR_BODY_SECONDS)
+        error = refusal(answer.status, answer.headers, body, time.time(), list(self._headers.values()))
+        logger.warning("the provider answered %d: %s", answer.status, error.code)
+        return error
 
     async def aclose(self) -> None:
         """Close every connection. A later request opens new ones."""
@@ -164,17 +177,11 @@ class _Batches:
             await _rest(self._answer, END_SECONDS)
 
 
-async def _refused(answer: HTTPStream) -> UpstreamError:
-    error = refusal(answer.status, answer.headers, await _rest(answer, ERROR_BODY_SECONDS), time.time())
-    logger.warning("the provider answered %d: %s", answer.status, error.code)
-    return error
-
-
-async def _rest(answer: HTTPStream, seconds: float) -> bytes:
+async def _rest(answer: HTTPStream, seconds: float, limit: int = REST_LIMIT) -> bytes:
     """The rest of the body, if it is short and comes soon: the connection can then be used again."""
     with suppress(UpstreamError, TimeoutError):
         async with asyncio.timeout(seconds):
-            return await answer.read_body(REST_LIMIT)
+            return await answer.read_body(limit)
     return b""
 
 

@@ -33,6 +33,7 @@ from chat_nest.server.openapi import PATH, document
 from chat_nest.server.page_files import PageFile, page_file, read_page
 from chat_nest.server.providers import ProviderConfig
 from chat_nest.stores.urls import open_store
+from chat_nest.upstream import split_model
 
 log = logging.getLogger("chat_nest.server")
 
@@ -147,7 +148,14 @@ def build(config: Config) -> ServerApp:
     )
     key_from = {name: provider.key_from for name, provider in config.providers.items()}
     store_seconds = config.timeouts.store
-    health = Health(handler.store, handler.providers, key_from, identify=identify, store_seconds=store_seconds)
+    health = Health(
+        handler.store,
+        handler.providers,
+        key_from,
+        models=_models(config),
+        identify=identify,
+        store_seconds=store_seconds,
+    )
     resumable = config.profiles["balanced"].on_disconnect != "cancel"
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
     described = document(
@@ -158,6 +166,16 @@ def build(config: Config) -> ServerApp:
     )
     files = {**read_page(), PATH: page_file(b"application/json", described)}
     return ServerApp(handler, health, files, info)
+
+
+def _models(config: Config) -> dict[str, list[str]]:
+    """The models of the profiles, by provider."""
+    models: dict[str, list[str]] = {}
+    for profile in config.profiles.values():
+        for full in (profile.model, *profile.fallbacks):
+            provider, name = split_model(full)
+            models.setdefault(provider, []).append(name)
+    return models
 
 
 def make_provider(config: ProviderConfig) -> Provider:

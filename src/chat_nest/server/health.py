@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from chat_nest.errors import UpstreamAuth, UpstreamNotStarted, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
 from chat_nest.protocols import Identify, Provider, Store
+from chat_nest.providers.model_list import unlisted
 
 log = logging.getLogger("chat_nest.server")
 
@@ -51,8 +52,9 @@ class Readiness(Struct, frozen=True):
 class Health:
     """Ready means: the store answers, so does every provider, and it can be told who asks.
 
-    `key_from` says where a provider's key is set. A provider without a `check` of its own counts as reachable, and so
-    does what `identify` reads. `clock` is in seconds.
+    `models` are the configured ones, by provider. One that the provider does not list is advice only: some lists are
+    incomplete. `key_from` says where a provider's key is set. A provider without a `check` of its own counts as
+    reachable, and so does what `identify` reads. `clock` is in seconds.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Health:
         providers: Mapping[str, Provider],
         key_from: Mapping[str, str],
         *,
+        models: Mapping[str, Sequence[str]] | None = None,
         identify: Identify | None = None,
         store_seconds: float = 1.0,
         provider_seconds: float = PROVIDER_SECONDS,
@@ -69,6 +72,7 @@ class Health:
         self._store = store
         self._providers = providers
         self._key_from = key_from
+        self._models = models or {}
         self._identify = identify
         self._store_seconds = store_seconds
         self._provider_seconds = provider_seconds
@@ -84,11 +88,13 @@ class Health:
         return await asyncio.shield(asking)  # whoever asked first may leave
 
     async def report(self) -> None:
-        """Log what is not ready, and what to do."""
+        """Log what is not ready, what may be wrong, and what to do."""
         found = await self.readiness()
         for name, part in (("store", found.store), *found.providers.items(), ("identity", found.identity)):
             if part is not None and part.status != "ok":
                 log.error("%s: %s: %s", name, part.status, part.advice)
+            elif part is not None and part.advice:
+                log.warning("%s: %s", name, part.advice)
 
     async def aclose(self) -> None:
         if self._asking is not None:
@@ -127,13 +133,13 @@ class Health:
             return Part("limiter_unavailable", "The file of keys can't be used, so nobody is let in: the log says why")
         return Part("ok")
 
-    async def _provider(self, name: str, check: Callable[[], Awaitable[None]]) -> Part:
+    async def _provider(self, name: str, check: Callable[[], Awaitable[frozenset[str] | None]]) -> Part:
         try:
             async with asyncio.timeout(self._provider_seconds):
-                await check()
+                listed = await check()
         except Exception as error:
             return self._failed(name, error)
-        return Part("ok")
+        return Part("ok", unlisted(self._models.get(name, ()), listed or frozenset()))
 
     def _failed(self, name: str, error: Exception) -> Part:
         match error:

@@ -36,6 +36,7 @@ from chat_nest.errors import (
     UpstreamAuth,
     UpstreamError,
     UpstreamIdle,
+    UpstreamModelNotFound,
     UpstreamPaused,
     UpstreamProtocol,
     UpstreamRateLimited,
@@ -73,7 +74,8 @@ CHAT: Errors = (
     *(RateLimited, TooManyStreams, RequestTooLarge, BudgetExceeded, LimiterUnavailable, Overloaded, Shutdown),
     *(InProgress, KeyReused, Lost, RunsUnavailable, Stopped, DeadlineExceeded),
     *(UpstreamError, UpstreamUnavailable, UpstreamPaused, UpstreamUnreachable, UpstreamRateLimited, UpstreamAuth),
-    *(UpstreamRejected, UpstreamProtocol, UpstreamTruncated, UpstreamTimeout, UpstreamIdle),
+    *(UpstreamRejected, UpstreamModelNotFound, UpstreamProtocol),
+    *(UpstreamTruncated, UpstreamTimeout, UpstreamIdle),
 )
 RUN: Errors = (NotFound, RunsUnavailable)
 KNOWN = ("x-request-id",)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from chat_nest.errors import (
     UpstreamAuth,
     UpstreamError,
+    UpstreamModelNotFound,
     UpstreamProtocol,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -54,6 +55,114 @@ def test_a_time_out_behind_a_gateway_may_have_been_billed(status: int) -> None:
     error = refusal(status, {}, b"", NOW)
     assert type(error) is UpstreamUnavailable
     assert (error.retryable, error.spent_nothing) == (status == 504, False)
+
+
+UNKNOWN_MODEL = {
+    # https://platform.openai.com/docs/guides/error-codes; the body as in github.com/Aider-AI/aider/issues/2030.
+    "openai": (
+        404,
+        b'{"error":{"message":"The model `m` does not exist or you do not have access to it.",'
+        b'"type":"invalid_request_error","param":null,"code":"model_not_found"}}',
+        "HTTP 404, model_not_found, invalid_request_error",
+    ),
+    # https://docs.anthropic.com/en/api/errors; the body as in github.com/anthropics/claude-code/issues/5349.
+    "anthropic": (
+        404,
+        b'{"type":"error","error":{"type":"not_found_error","message":"model: m"}}',
+        "HTTP 404, not_found_error",
+    ),
+    # https://ai.google.dev/gemini-api/docs/troubleshooting; the body as in github.com/google/adk-python/issues/200.
+    "gemini": (
+        404,
+        b'{"error":{"code":404,"message":"models/m is not found for API version v1beta, or is not supported for '
+        b'generateContent.","status":"NOT_FOUND"}}',
+        "HTTP 404, 404, NOT_FOUND",
+    ),
+    # https://docs.ollama.com/api/errors; the body as in github.com/TheBlewish/Automated-AI-Web-Researcher-Ollama/issues/42.
+    "ollama": (404, b'{"error":"model \'m\' not found"}', "HTTP 404"),
+    # github.com/netease-youdao/QAnything/issues/555
+    "ollama_v1": (
+        404,
+        b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}',
+        "HTTP 404, api_error",
+    ),
+    # github.com/vllm-project/vllm/issues/3485
+    "vllm": (
+        404,
+        b'{"object":"error","message":"The model `m` does not exist.","type":"NotFoundError","param":null,"code":404}',
+        "HTTP 404, 404, NotFoundError",
+    ),
+    # github.com/tmc/langchaingo/issues/1233
+    "mistral": (
+        400,
+        b'{"object":"error","message":"Invalid model: m","type":"invalid_model","param":null,"code":"1500"}',
+        "HTTP 400, 1500, invalid_model",
+    ),
+    # github.com/OpenRouterTeam/openrouter-examples/issues/74
+    "openrouter": (400, b'{"error":{"message":"m is not a valid model ID","code":400}}', "HTTP 400, 400"),
+    # https://learn.microsoft.com/azure/ai-foundry/openai/reference
+    "azure": (
+        404,
+        b'{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}',
+        "HTTP 404, DeploymentNotFound",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_MODEL)
+def test_an_unknown_model_has_a_code_of_its_own(kind: str) -> None:
+    status, body, detail = UNKNOWN_MODEL[kind]
+    error = refusal(status, {}, body, NOW)
+    assert (type(error), error.status, error.detail) == (UpstreamModelNotFound, 502, detail)
+    assert (error.retryable, error.spent_nothing) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":{"message":"Invalid URL (POST /v1/v1/chat/completions)","type":"invalid_request_error"}}',
+        b'{"type":"error","error":{"type":"not_found_error","message":"Not Found"}}',
+        b"<html>404 model</html>",
+        b"404 page not found",
+        b'{"error":5}',
+        b'{"error":{"code":["model_not_found"],"message":["model"]}}',
+    ],
+)
+def test_a_404_of_a_wrong_url_is_none(body: bytes) -> None:
+    assert type(refusal(404, {}, body, NOW)) is UpstreamRejected
+
+
+def test_a_400_that_mentions_a_model_is_none() -> None:
+    body = b'{"error":{"message":"This model takes no temperature","code":"unsupported_value"}}'
+    error = refusal(400, {}, body, NOW)
+    assert (type(error), error.detail) == (UpstreamRejected, "HTTP 400, unsupported_value")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "sk-proj-4f1d",
+        "a prompt of words",
+        "",
+        "x" * 65,
+        "new\nline",
+        "\x1b[31m",
+        ["list"],
+        {"a": 1},
+        123456,
+        None,
+        True,
+    ],
+)
+def test_only_what_looks_like_an_identifier_is_kept_for_the_log(word: object) -> None:
+    body = json.dumps({"error": {"code": word, "type": "invalid_request_error", "message": "canary"}}).encode()
+    error = refusal(400, {}, body, NOW)
+    assert error.detail == "HTTP 400, invalid_request_error"
+
+
+def test_a_part_of_a_secret_is_not_kept_for_the_log() -> None:
+    body = b'{"error":{"code":"openssesame","type":"other"}}'
+    assert refusal(400, {}, body, NOW, ["Bearer openssesame"]).detail == "HTTP 400, other"
 
 
 def google(status: str, *details: object) -> bytes:

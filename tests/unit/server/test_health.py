@@ -209,3 +209,28 @@ async def test_row24_not_ready_while_nobody_can_be_let_in(broken, caplog):
     assert (b'"identity":{"status":"ok"}' in found.body()) is not broken
     await health.report()
     assert ("identity: limiter_unavailable: The file of keys" in caplog.text) is broken
+
+
+class Listing(Checked):
+    async def check(self) -> frozenset[str]:
+        await super().check()
+        return frozenset({"gpt-4o-mini"})
+
+
+async def test_a_model_that_the_provider_does_not_list_is_advice_and_not_a_failure(caplog):
+    asked = Health(MemoryStore(), {"a": Listing()}, {}, models={"a": ["gpt-4o-mni"]}, clock=FakeClock())
+    found = await asked.readiness()
+    assert found.ready
+    assert found.providers["a"].status == "ok"
+    assert b"does not have gpt-4o-mni. Did you mean gpt-4o-mini?" in found.body()
+    await asked.report()
+    assert caplog.messages == ["a: The provider's list of models does not have gpt-4o-mni. Did you mean gpt-4o-mini?"]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+@pytest.mark.parametrize("provider", [Listing(), Checked(), Unchecked()])
+async def test_a_model_that_is_listed_or_of_which_nothing_is_known_needs_no_advice(provider, caplog):
+    asked = Health(MemoryStore(), {"a": provider}, {}, models={"a": ["gpt-4o-mini"]}, clock=FakeClock())
+    await asked.report()
+    assert (await asked.readiness()).providers["a"].advice == ""
+    assert caplog.messages == []
