@@ -269,7 +269,9 @@ class ScriptedProvider:
     def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> None:
         self.scripts = list(scripts or (answer("Hello"),))
         """The n-th POST gets the n-th; the last one answers all that follow. A test may change it at any time."""
-        self.models: Script = http(200, b'{"object":"list","data":[{"id":"scripted","object":"model"}]}')
+        self.models: Script = http(
+            200, b'{"object":"list","data":[{"id":"scripted","object":"model"},{"id":"gpt-4o-mini","object":"model"}]}'
+        )
         self.requests: list[Request] = []
         self.checks: list[Request] = []
         self.connections: list[Connection] = []

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from chat_nest.errors import ChatError, InProgress, LimiterUnavailable, LimitExc
 from chat_nest.ledger import AlreadyEnded, Ledger
 from chat_nest.limits import Claim, Line, Profile, Quota, Standing
 from chat_nest.messages import Caller, ChatRequest, Message
+from chat_nest.parts import KnownBugs, PartMisused, failure_text, kind_of, part_name
 from chat_nest.prices import Prices
 from chat_nest.profiles import Profiles
 from chat_nest.protocols import Dialect, Identify, Now, Observer, Prompt, RunLogs, Scope
@@ -54,6 +54,7 @@ class Chat:
         self.logs = logs
         self._observers = observers
         self._now = now
+        self._bugs = KnownBugs()
 
     async def serve(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         """Answer one request to its end. Raises nothing that a request, a provider or a reader can cause."""
@@ -70,7 +71,7 @@ class Chat:
 
     async def _story(self, run: Run, dialect: Dialect, scope: Scope, client: Client) -> None:
         loop = asyncio.get_running_loop()
-        caller = run.caller = await self._who(scope)  # who pays; the body has no say
+        caller = run.caller = await self.who(scope)  # who pays; the body has no say
         async with self._ledger.turn() as turn:  # few at a time get ready to ask the store
             request = dialect.parse(run.body)  # a bad field: 400, named, not echoed
             profile = run.profile = self._profiles.resolve(caller, request)  # what they may; a client only lowers it
@@ -175,17 +176,6 @@ class Chat:
         run.lines = [line for line, _ in standings]
         run.quotas = [Quota(line, each.room, max(0.0, each.resets_at - now)) for line, each in standings]
 
-    async def _who(self, scope: Scope) -> Caller:
-        caller = self._identify(scope)
-        if not isinstance(caller, Awaitable):
-            return caller
-        try:
-            async with asyncio.timeout(IDENTIFY_SECONDS):
-                return await caller
-        except TimeoutError:
-            log.error("identify took more than %s s", IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
-            raise LimiterUnavailable from None
-
     def _claim(self, run: Run, dialect: Dialect, caller: Caller, profile: Profile, prompt_tokens: int) -> Claim:
         run.started_at = self._now()
         run.lines = self._profiles.lines(caller, profile, prompt_tokens, run.started_at)
@@ -217,16 +207,25 @@ class Chat:
             try:
                 call(observer)
             except Exception as failure:
-                log.error("an observer failed: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
+                log.error("an observer failed: %s", self._bugs.explain(observer, failure))  # noqa: TRY400 - no values in logs
 
     async def who(self, scope: Scope) -> Caller:
-        """Who is asking. Raises what `identify` raises on purpose; ChatError for whatever else goes wrong there."""
+        """Identify the caller. Raises the ChatError that `identify` raises, and a plain one for any other failure."""
+        limit = asyncio.timeout(IDENTIFY_SECONDS)
         try:
-            return await self._who(scope)
+            caller: object = self._identify(scope)
+            if isinstance(caller, Awaitable):
+                async with limit:
+                    caller = await caller
+            return _checked_caller(caller)
         except ChatError:
             raise
         except Exception as bug:
-            _log_bug("identify", bug)
+            name = f"identify ({part_name(self._identify)})"
+            if limit.expired():
+                log.error("%s took more than %s s: the request is refused", name, IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
+                raise LimiterUnavailable from None
+            log.error("%s %s%s", name, "" if isinstance(bug, PartMisused) else "raised ", failure_text(bug))  # noqa: TRY400 - no values in logs
             raise ChatError from None
 
     async def standing(self, scope: Scope) -> list[tuple[Line, Standing]]:
@@ -263,8 +262,22 @@ def _keyed_id(caller: Caller, key: str) -> str:
 
 
 def _log_bug(where: str, bug: Exception) -> None:
-    """Its message may hold a prompt or a key: only its type and place are told."""
-    log.error("%s: %s\n%s", where, type(bug).__name__, "".join(traceback.format_tb(bug.__traceback__)))
+    log.error("%s: %s", where, failure_text(bug))
+
+
+def _checked_caller(caller: object) -> Caller:
+    """Raise PartMisused unless `identify` returned a Caller whose fields have their types."""
+    if isinstance(caller, ChatError):
+        raise PartMisused(f"returned {kind_of(caller)}; raise it instead")
+    if not isinstance(caller, Caller):
+        raise PartMisused(f"returned {kind_of(caller)}; return a chat_nest.Caller")
+    if not isinstance(caller.id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a struct does not check
+        raise PartMisused(f"returned a Caller whose id is {kind_of(caller.id)}; it must be a str")
+    for name in ("profile", "group"):
+        value: object = getattr(caller, name)
+        if value is not None and not isinstance(value, str):
+            raise PartMisused(f"returned a Caller whose {name} is {kind_of(value)}; it must be a str or None")
+    return caller
 
 
 def _prompt(request: ChatRequest, profile: Profile) -> tuple[Prompt, int, int]:

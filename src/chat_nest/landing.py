@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 from chat_nest.journal import Entry, Journal
+from chat_nest.parts import KnownBugs
 from chat_nest.protocols import Store
 
 log = logging.getLogger("chat_nest.landing")
@@ -33,6 +34,7 @@ class Landing:
         self._journal = journal
         self._patience = patience
         self._tasks: set[asyncio.Task[None]] = set()
+        self._bugs = KnownBugs()
 
     def land(self, entry: Entry, via: Store | None = None) -> asyncio.Task[None]:
         """Start to land the entry, on the store or on what stands in front of it."""
@@ -104,7 +106,7 @@ class Landing:
         except ValueError:
             log.error("the store refused a settlement: its lease will expire and the whole hold is charged")  # noqa: TRY400
         except Exception as failure:
-            log.warning("the store failed to settle, trying again: %s", type(failure).__name__)
+            log.warning("the store failed to settle, trying again: %s", self._bugs.explain(store, failure))
             return False
         return True
 

@@ -18,6 +18,7 @@ from chat_nest.errors import ChatError, InProgress, KeyReused, LimiterUnavailabl
 from chat_nest.journal import Entry
 from chat_nest.landing import LONGEST_RETRY, Landing
 from chat_nest.limits import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, Quota, Refused, Standing, Unit
+from chat_nest.parts import KnownBugs, PartMisused, kind_of, part_name
 from chat_nest.protocols import Store
 from chat_nest.records import Record
 from chat_nest.tokens import OutputMeter
@@ -162,6 +163,7 @@ class Ledger:
         self._live: dict[str, Claim] = {}
         self._landing = landing or Landing(store, patience=patience)
         self._keeper: asyncio.Task[None] | None = None
+        self._bugs = KnownBugs()
 
     def turn(self) -> Turn:
         """A place in line at the store: enter it before the work that a reservation needs, and pass it to `reserve`."""
@@ -218,7 +220,7 @@ class Ledger:
             async with asyncio.timeout_at(turn.deadline):
                 answer = await self.store.reserve(claim, self._lease)
             turn.answered()
-            return answer
+            return _checked_answer(answer, self.store)
         except BaseException as failure:
             if isinstance(failure, Exception):
                 turn.failed()
@@ -226,7 +228,7 @@ class Ledger:
             self._land(Entry(ending="release", claim=claim))
             if isinstance(failure, ChatError) or not isinstance(failure, Exception):
                 raise
-            log.error("the store failed to reserve: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
+            log.error("the store failed to reserve: %s", self._bugs.explain(self.store, failure))  # noqa: TRY400 - no values in logs
             raise LimiterUnavailable from None
 
     async def peek(self, lines: Sequence[Line]) -> Sequence[Standing]:
@@ -239,7 +241,7 @@ class Ledger:
         except ChatError:
             raise
         except Exception as failure:
-            log.error("the store failed to peek: %s", type(failure).__name__)  # noqa: TRY400 - no values in logs
+            log.error("the store failed to peek: %s", self._bugs.explain(self.store, failure))  # noqa: TRY400 - no values in logs
             raise LimiterUnavailable from None
 
     def _end(self, held: Reservation, record: Record | None) -> asyncio.Task[None]:
@@ -274,13 +276,21 @@ class Ledger:
                         await self.store.extend(list(self._live.values()), self._lease)
                     await self.store.sweep()
             except Exception as failure:
-                log.warning("the store failed to renew leases: %s", type(failure).__name__)
+                log.warning("the store failed to renew leases: %s", self._bugs.explain(self.store, failure))
 
     async def aclose(self, grace: float = 5.0) -> None:
         """Wait up to `grace` seconds for endings that have not landed. Start no reservation afterwards."""
         if self._keeper is not None:
             self._keeper.cancel()
         await self._landing.aclose(grace)
+
+
+def _checked_answer(answer: object, store: Store) -> Granted | Refused | Duplicate | Conflict:
+    if not isinstance(answer, Granted | Refused | Duplicate | Conflict):
+        raise PartMisused(
+            f"{part_name(store)}.reserve returned {kind_of(answer)}; return Granted, Refused, Duplicate or Conflict"
+        )
+    return answer
 
 
 def _concluded(conclude: Conclude, held: Reservation, failure: BaseException | None) -> Record | None:

@@ -9,15 +9,17 @@ tried when.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
 
 from msgspec.structs import replace
 
 from chat_nest.breaker import RETRY_COST, UNCERTAIN_RETRY_COST, Breaker, Outcome, RetryBudget
-from chat_nest.deltas import Batch, UsageDelta
+from chat_nest.deltas import Batch, Delta, UsageDelta
 from chat_nest.errors import (
     UpstreamAuth,
     UpstreamError,
@@ -28,6 +30,7 @@ from chat_nest.errors import (
 )
 from chat_nest.ledger import Reservation
 from chat_nest.limits import Granted, Timeouts
+from chat_nest.parts import PartMisused, kind_of, part_name
 from chat_nest.protocols import PassOn, Prompt, Provider
 from chat_nest.tokens import OutputMeter, counter_for, is_reasoning_model
 from chat_nest.usage import Usage
@@ -203,8 +206,11 @@ class _Opening:
         asked = replace(self._prompt, model=model_name, max_output_tokens=output)
         try:
             async with AsyncExitStack() as attempt:
-                batches = await attempt.enter_async_context(provider.open(asked, self._timeouts))
-                del asked
+                opening = provider.open(asked, self._timeouts)
+                _check_opening(opening, provider)
+                batches = await attempt.enter_async_context(opening)
+                del asked, opening
+                _check_batches(batches, provider)
                 opened = _Opened(aiter(batches), lost)
                 await opened.begin(held)
                 stack.push_async_exit(attempt.pop_all())
@@ -235,6 +241,7 @@ class _Opened:
                 batch = await self._next()
             except StopAsyncIteration:
                 break
+            _check_batch(batch)
             self._waiting.append(batch)
             for delta in self._with_lost(batch):
                 if not isinstance(delta, UsageDelta):
@@ -270,6 +277,35 @@ class _Opened:
 
     def _sum(self, usage: Usage) -> Usage:
         return replace(usage, input_tokens=usage.input_tokens + self._lost)
+
+
+def _check_opening(opening: object, provider: Provider) -> None:
+    if hasattr(opening, "__aenter__"):
+        return
+    came = kind_of(opening)
+    if inspect.iscoroutine(opening):
+        opening.close()  # else Python warns that nothing awaited it
+    raise PartMisused(
+        f"provider {part_name(provider)}: open returned {came}; decorate it with contextlib.asynccontextmanager, and "
+        "yield an async iterator of batches"
+    )
+
+
+def _check_batches(batches: object, provider: Provider) -> None:
+    if not hasattr(batches, "__aiter__"):
+        raise PartMisused(
+            f"provider {part_name(provider)}: open yielded {kind_of(batches)}; yield an async iterator of batches"
+        )
+
+
+def _check_batch(batch: object) -> None:
+    """The first one only: the path of a token has no checks."""
+    came = kind_of(batch)
+    if not isinstance(batch, list | tuple):
+        raise PartMisused(f"the provider's iterator yielded {came}; yield a list of deltas")
+    for delta in cast("Sequence[object]", batch):
+        if not isinstance(delta, Delta):
+            raise PartMisused(f"the provider's iterator yielded {came} with {kind_of(delta)}; yield a list of deltas")
 
 
 def _told_by(error: UpstreamError) -> Outcome:

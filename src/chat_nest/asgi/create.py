@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from chat_nest.asgi.arguments import check_arguments
 from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.chat import Chat
@@ -83,8 +84,9 @@ def create_chat_handler(
     The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key, a
     profile whose provider is unknown, a limit in dollars for a model whose price is not known, an unknown or a second
     dialect at the same path, a time zone, origin, store URL or journal that can't be used, or an allowance that
-    `limits` can't hold.
+    `limits` can't hold. Raises TypeError for an argument of the wrong type, or a part that lacks a method.
     """
+    check_arguments(locals())
     if providers is None:
         providers = {"openai": _openai(api_key, base_url)}
     elif api_key is not None or base_url is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -21,6 +24,7 @@ from chat_nest import (
     Timeouts,
     create_chat_handler,
 )
+from chat_nest.deltas import TextDelta
 from chat_nest.dialects.native import Native
 from chat_nest.testing import FakeClock, ScriptedProvider, answer, collect
 
@@ -373,6 +377,160 @@ async def test_identify_that_breaks_is_a_500_without_its_message(asked, caplog):
     assert "terces" not in caplog.text
     assert "KeyError" in caplog.text, "the operator is told what and where"
     await handler.aclose()
+
+
+class Who:
+    """A way to identify callers, which returns what it is given."""
+
+    def __init__(self, returned: object) -> None:
+        self.returned = returned
+
+    def __call__(self, _scope):
+        return self.returned
+
+
+def none_of_it(_scope):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("identify", "said"),
+    [
+        (none_of_it, "none_of_it) returned None; return a chat_nest.Caller"),
+        (Who("ada-secret"), "Who) returned a str; return a chat_nest.Caller"),
+        (partial(none_of_it), "none_of_it) returned None; return a chat_nest.Caller"),
+        (Who(Caller), "Who) returned the class Caller; return a chat_nest.Caller"),
+        (Who(Forbidden()), "Who) returned a Forbidden; raise it instead"),
+        (Who(Caller(id=5)), "Who) returned a Caller whose id is an int; it must be a str"),
+        (Who(Caller(id=None)), "Who) returned a Caller whose id is None; it must be a str"),
+        (Who(Caller(id="a", profile=BALANCED)), "Who) returned a Caller whose profile is a Profile; it must be a str or None"),
+        (Who(Caller(id="a", group=5)), "Who) returned a Caller whose group is an int; it must be a str or None"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "x",
+)  # fmt: skip
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/usage"])
+async def test_identify_that_returns_something_else_is_named_in_one_line(identify, said, asynchronous, path, caplog):
+    async def waiting(scope):
+        return identify(scope)
+
+    waiting.__qualname__ = said.partition(")")[0]
+    provider = ScriptedProvider(answer("a"))
+    handler = make(provider, identify=waiting if asynchronous else identify)
+    got = await collect(handler, BODY) if path == "/api/chat" else await get(handler, path)
+    await handler.aclose()
+    assert (got.status, json.loads(got.body)["code"]) == (500, "internal_error")
+    lines = [record.getMessage() for record in caplog.records if record.name == "chat_nest.chat"]
+    assert lines == [f"identify ({__name__}.{said}"]
+    assert provider.opened == 0
+    assert "secret" not in caplog.text
+
+
+async def test_identify_that_hangs_is_named(caplog, monkeypatch):
+    monkeypatch.setattr("chat_nest.chat.IDENTIFY_SECONDS", 0.01)
+
+    async def hangs(_scope):
+        await asyncio.Event().wait()
+
+    handler = make(identify=hangs)
+    assert (await collect(handler, BODY)).status == 503
+    await handler.aclose()
+    assert re.search(r"identify \(.*hangs\) took more than 0.01 s: the request is refused", caplog.text)
+
+
+async def test_a_time_out_of_identifys_own_is_its_bug(caplog):
+    async def fails(_scope):
+        raise TimeoutError
+
+    handler = make(identify=fails)
+    assert (await collect(handler, BODY)).status == 500
+    await handler.aclose()
+    assert re.search(r"identify \(.*fails\) raised TimeoutError\n", caplog.text)
+
+
+async def test_a_bug_in_a_store_is_told_once_with_its_place_and_is_no_outage(caplog):
+    class Buggy(MemoryStore):
+        async def reserve(self, claim, lease):
+            return claim.nonsense
+
+    handler = make(store=Buggy())
+    for _ in range(3):
+        got = await collect(handler, BODY)
+        assert (got.status, json.loads(got.body)["code"]) == (503, "limiter_unavailable")
+    await handler.aclose()
+    lines = [message for message in caplog.messages if "failed to reserve" in message]
+    first, *others = lines
+    assert re.match(r"the store failed to reserve: a bug in .*Buggy \(logged once\): AttributeError\n", first)
+    assert "test_handler.py" in first
+    assert others == ["the store failed to reserve: AttributeError"] * 2
+
+
+async def test_a_store_that_answers_nothing_fails_closed_and_is_named(caplog):
+    class Silent(MemoryStore):
+        async def reserve(self, claim, lease):
+            return None
+
+    provider = ScriptedProvider(answer("a"))
+    handler = make(provider, store=Silent())
+    assert (await collect(handler, BODY)).status == 503
+    await handler.aclose()
+    assert "Silent.reserve returned None; return Granted, Refused, Duplicate or Conflict" in caplog.text
+    assert provider.opened == 0
+
+
+async def test_an_outage_of_the_store_is_one_line_without_places(caplog):
+    class Down(MemoryStore):
+        async def reserve(self, claim, lease):
+            raise OSError("secret"[::-1])
+
+    handler = make(store=Down())
+    assert (await collect(handler, BODY)).status == 503
+    await handler.aclose()
+    assert [message for message in caplog.messages if "reserve" in message] == ["the store failed to reserve: OSError"]
+
+
+class Opens:
+    """A provider whose `open` is wrong in some way."""
+
+    def __init__(self, open) -> None:
+        self.open = open
+
+
+async def not_decorated(prompt, timeouts):
+    return []
+
+
+@asynccontextmanager
+async def yields_nothing(prompt, timeouts):
+    yield
+
+
+@asynccontextmanager
+async def yields(item, prompt, timeouts):
+    async def batches():
+        yield item
+
+    yield batches()
+
+
+@pytest.mark.parametrize(
+    ("open", "said"),
+    [
+        (not_decorated, "Opens: open returned a coroutine; decorate it with contextlib.asynccontextmanager"),
+        (yields_nothing, "Opens: open yielded None; yield an async iterator of batches"),
+        (partial(yields, "text"), "the provider's iterator yielded a str; yield a list of deltas"),
+        (partial(yields, TextDelta("text")), "the provider's iterator yielded a TextDelta; yield a list of deltas"),
+        (partial(yields, ["text"]), "the provider's iterator yielded a list with a str; yield a list of deltas"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "x",
+)
+async def test_a_provider_that_breaks_its_protocol_is_named(open, said, caplog):
+    handler = create_chat_handler(providers={"p": Opens(open)}, model="p:m")
+    got = await collect(handler, BODY)
+    await handler.aclose()
+    assert (got.status, json.loads(got.body)["code"]) == (500, "internal_error")
+    assert said in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_an_observer_that_breaks_breaks_nothing(caplog):
