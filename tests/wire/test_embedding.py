@@ -51,7 +51,7 @@ async def site(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-async def test_each_block_of_the_page_is_an_application_that_chats(provider, number, monkeypatch, tmp_path):
+async def test_each_block_of_the_page_is_an_application_that_chats(provider, number, monkeypatch, tmp_path, caplog):
     monkeypatch.chdir(tmp_path)
     block: dict[str, Any] = {"__name__": "block"}
     exec(compile(BLOCKS[number], "docs/embedding.md", "exec"), block)
@@ -75,6 +75,7 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
             async with connect(port) as client:
                 assert await (await client.request("GET", "/hello")).json() == "Hello"
     assert provider.active == 0, "the lifespan closed the provider's connections"
+    assert NOT_STARTED not in caplog.text
 
 
 def test_the_page_has_its_blocks():
@@ -144,7 +145,7 @@ def litestar_root(chat: ChatHandler) -> Any:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_each_way_of_mounting(provider, mounted, prefix, paths):
+async def test_each_way_of_mounting(provider, mounted, prefix, paths, caplog):
     """The first try has no redirect, whatever the method; the usage is beside the chat."""
     async with serve(mounted(create_chat_handler())) as port:
         for path in paths:
@@ -162,6 +163,51 @@ async def test_each_way_of_mounting(provider, mounted, prefix, paths):
             assert {"tokens_per_day", "requests_per_minute"} <= {
                 limit["name"] for limit in (await reply.json())["limits"]
             }
+    assert NOT_STARTED not in caplog.text
+
+
+NOT_STARTED = "the chat was not started, so nothing settles its open answers when the server stops: pass lifespan="
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        lambda chat: Starlette(routes=[Mount("/", chat)]),
+        lambda chat: Starlette(routes=[Route("/api/chat", chat)]),
+        lambda chat: mounted_in_fastapi(FastAPI(), chat),
+        lambda chat: Litestar([asgi("/", is_mount=True, copy_scope=True)(chat)]),
+    ],
+    ids=["starlette mount", "starlette route", "fastapi mount", "litestar mount"],
+)
+async def test_a_forgotten_lifespan_is_a_warning_at_the_first_request_and_only_there(provider, app, caplog):
+    async with create_chat_handler() as other:
+        assert other.running == 0
+    chat = create_chat_handler()
+    async with serve(app(chat)) as port:
+        assert (await ask(port)).status == 200
+        assert (await ask(port)).status == 200
+    assert caplog.text.count(NOT_STARTED) == 1
+    assert next(record for record in caplog.records if NOT_STARTED in record.message).levelname == "WARNING"
+    await chat.aclose()
+
+
+def mounted_in_fastapi(app: FastAPI, chat: ChatHandler) -> FastAPI:
+    app.mount("/", chat)
+    return app
+
+
+async def test_a_handler_that_was_started_or_closed_is_not_warned_of(provider, caplog):
+    async with serve(create_chat_handler()) as port:  # the server's own lifespan
+        assert (await ask(port)).status == 200
+    async with create_chat_handler() as chat, serve(Starlette(routes=[Mount("/", chat)])) as port:
+        assert (await ask(port)).status == 200
+    async with serve(Starlette(routes=[Mount("/", chat)])) as port:
+        assert (await ask(port)).status == 503
+    closed = create_chat_handler()
+    await closed.aclose()
+    async with serve(Starlette(routes=[Mount("/", closed)])) as port:
+        assert (await ask(port)).status == 503
+    assert NOT_STARTED not in caplog.text
 
 
 async def test_below_a_root_path_that_the_server_sets(provider):

@@ -46,7 +46,8 @@ class ChatHandler:
     """An ASGI application that answers chats; make one with `create_chat_handler`.
 
     Mounted somewhere, it answers at the mount point itself and at each dialect's path below it; `GET usage` tells a
-    caller what is left. It starts lazily and is closed by an ASGI lifespan, by `async with`, or by `aclose()`.
+    caller what is left. An ASGI lifespan or `async with` starts and closes it; without one it starts at the first
+    request, logs a warning, and `aclose()` closes it.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ChatHandler:
         self._runs: dict[str, Run] = {}
         self._run_routes = RunRoutes(chat, self._runs, timeouts)
         self._closing = False
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -87,6 +89,8 @@ class ChatHandler:
             raise RuntimeError(msg)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._started:
+            self._warn_of_no_lifespan()
         path = relative_path(scope)
         found = self._routes.find(path)
         run = Run(token_hex(12), asyncio.get_running_loop().time())
@@ -246,10 +250,20 @@ class ChatHandler:
 
     def start(self) -> None:
         """Do at once what the first request would start otherwise: keep leases, and settle what crashes have left."""
+        self._started = True
         self._closing = False
         self._ledger.start()
         if isinstance(self.store, Prefunded):
             self.store.start()
+
+    def _warn_of_no_lifespan(self) -> None:
+        """Warn once, at the first request: a mount gets no lifespan events, so nothing would call `aclose`."""
+        self._started = True
+        if not self._closing:
+            log.warning(
+                "the chat was not started, so nothing settles its open answers when the server stops: pass "
+                "lifespan=chat.lifespan to your application, or use `async with chat:` in its own lifespan"
+            )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
