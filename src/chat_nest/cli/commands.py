@@ -142,7 +142,7 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
 @click.argument("rest", nargs=-1)
 def parts(file: Path | None, command: str, rest: tuple[str, ...]) -> None:  # noqa: ARG001 - any command's arguments
     """Print the parts of scripts/setup that a command with these arguments needs, for the scripts of a checkout."""
-    from chat_nest.server.parts import needed_parts  # noqa: PLC0415 - as above
+    from chat_nest.server.setup_parts import needed_parts  # noqa: PLC0415 - as above
     from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:

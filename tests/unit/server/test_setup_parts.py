@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from chat_nest.cli.commands import chat_nest
-from chat_nest.server.parts import needed_parts
+from chat_nest.server.setup_parts import needed_parts
 
 KEY = {"OPENAI_API_KEY": "sk-canary"}
 
