@@ -27,7 +27,6 @@ from chat_nest.providers import demo_server
 from chat_nest.providers.demo import DemoProvider, environment, start_demo_server
 
 
-
 async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, serve, visit):
     page = await visit(await serve(), viewport={"width": 1100, "height": 760})
     await expect(page.locator("#demo")).to_contain_text("A tiny model on the server: fluent, and often wrong.")

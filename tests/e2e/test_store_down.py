@@ -32,7 +32,6 @@ SPENT = 8
 BUSY = 503, "limiter_unavailable"
 
 
-
 @pytest.fixture
 def redis():
     server = RedisServer()
