@@ -10,7 +10,7 @@ from sqlite_worker import chat, race, tell
 
 
 async def main(url, name, task):
-    store = PostgresStore(url, max_connections=4)
+    store = PostgresStore(url, max_connections=4, timeout=60.0)
     await {"race": race, "chat": chat}[task](store, name)
     await store.aclose()
 

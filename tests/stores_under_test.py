@@ -51,7 +51,7 @@ async def postgres(now):
 
     url = shared_url()
     empty(url)
-    store = PostgresStore(url, max_connections=4, _now=now)  # each plans its functions anew
+    store = PostgresStore(url, max_connections=4, timeout=60.0, _now=now)  # each plans its functions anew
     try:
         yield store
     finally:

@@ -61,8 +61,8 @@ class MethodNotAllowed(ChatError):
 
     code, status, text = "method_not_allowed", 405, "This method is not allowed here"
 
-    def __init__(self, allow: str) -> None:
-        super().__init__(f"Use {allow} here")
+    def __init__(self, allow: str, hint: str = "") -> None:
+        super().__init__(f"Use {allow} here{hint and f': {hint}'}")
         self.allow = allow
 
 

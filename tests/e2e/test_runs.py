@@ -286,11 +286,14 @@ async def ask_health(worker):
 
 
 async def open_stream(worker, run, user):
-    async with connect(worker.port) as client:
-        reply = await client.request("GET", f"/api/chat/{run}/stream", headers=user)
-        if reply.status == 200:
-            await reply.until("token")
-        return reply.status
+    """Ask again after a 503, as a client does: on a busy machine another worker may answer too late."""
+    while True:
+        async with connect(worker.port) as client:
+            reply = await client.request("GET", f"/api/chat/{run}/stream", headers=user)
+            if reply.status == 200:
+                await reply.until("token")
+            if reply.status != 503:
+                return reply.status
 
 
 # docs/runs.md

@@ -53,7 +53,9 @@ def whole(*, chunked: bool) -> list[Step]:
 
 async def say(path: str, fault: Fault, *, chunked: bool) -> None:
     body, mark = DIALECTS[path]
-    timeouts = Timeouts(idle=0.2, first_token=0.2, commit=0.1, heartbeat=0.1)
+    # Only a provider that goes silent may run into a time-out, on a busy machine too.
+    wait = 0.2 if fault.kind == "silent" else 60.0
+    timeouts = Timeouts(idle=wait, first_token=wait, commit=0.1, heartbeat=0.1)
     async with (
         ScriptedProvider(whole(chunked=chunked)) as provider,
         FaultProxy(provider.port, fault) as behind,
@@ -71,7 +73,7 @@ async def say(path: str, fault: Fault, *, chunked: bool) -> None:
             if finished:
                 assert b'"finish_reason":"stop"' in behind.said, "the provider's own signal had come"
                 assert said == 3, "every word arrived before the answer was said to be finished"
-            if not behind.broke:
+            if not behind.broke and fault.kind != "silent":
                 assert reply.status == 200 and finished
             used = (await settled(port, 10))["tokens_per_day"]["used"]
             if finished:

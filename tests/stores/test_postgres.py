@@ -113,7 +113,7 @@ async def test_an_operator_can_read_what_happened(store, url, clock):
 
 async def test_time_is_the_servers(url, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    store = PostgresStore(url)
+    store = PostgresStore(url, timeout=60.0)
     assert isinstance(await store.reserve(claim("a", LINE), 0.05), Granted)
     await store.reserve(claim("b", LINE), 60.0)
     [(behind, lease)] = rows(
@@ -183,7 +183,7 @@ async def test_a_call_charges_some_overdue_leases_and_its_own_and_a_sweep_the_re
 
 
 async def test_of_two_hundred_racing_duplicates_one_is_granted(url):
-    stores = [PostgresStore(url) for _ in range(2)]
+    stores = [PostgresStore(url, timeout=60.0) for _ in range(2)]
     streams = gauge(1_000)
     answers = await asyncio.gather(*(stores[n % 2].reserve(claim("a", LINE, streams), LEASE) for n in range(200)))
     assert sum(isinstance(answer, Granted) for answer in answers) == 1
@@ -195,7 +195,7 @@ async def test_of_two_hundred_racing_duplicates_one_is_granted(url):
 
 
 async def test_the_same_lines_in_different_orders_do_not_deadlock(url):
-    store = PostgresStore(url)
+    store = PostgresStore(url, timeout=60.0)
     lines = [window(10**9, key=f"line {n}", resets_at=LATER) for n in range(6)]
     before = rows(url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     spent = dict.fromkeys((line.key for line in lines), 0)
@@ -309,7 +309,7 @@ async def test_a_killed_process_loses_nothing_that_was_answered(url):
 
 
 async def test_a_newer_schema_is_refused_and_left_alone(fresh):
-    store = PostgresStore(fresh)
+    store = PostgresStore(fresh, timeout=60.0)
     await store.ping()
     await store.aclose()
     rows(fresh, "INSERT INTO chat_nest.migrations (version) VALUES (99)")
@@ -321,7 +321,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(fresh):
 
 
 async def test_a_dropped_schema_is_an_error_and_not_an_empty_budget(fresh):
-    store = PostgresStore(fresh)
+    store = PostgresStore(fresh, timeout=60.0)
     await store.reserve(claim("a", window(100, resets_at=LATER)), LEASE)
     rows(fresh, "DROP SCHEMA chat_nest CASCADE")
     with pytest.raises(LimiterUnavailable):
@@ -330,7 +330,7 @@ async def test_a_dropped_schema_is_an_error_and_not_an_empty_budget(fresh):
 
 
 async def test_a_role_that_may_only_use_the_schema_can_work_with_it(fresh):
-    store = PostgresStore(fresh)
+    store = PostgresStore(fresh, timeout=60.0)
     await store.ping()
     await store.aclose()
     role = f"guest_{os.getpid()}"

@@ -13,7 +13,7 @@ from chat_nest.asgi.arguments import check_arguments
 from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.chat import Chat
-from chat_nest.dialects.built_in import named
+from chat_nest.dialects.built_in import DialectName, named
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.journal import Journal
 from chat_nest.landing import Landing
@@ -57,8 +57,8 @@ def create_chat_handler(
     time_zone: str = "UTC",
     max_body_bytes: int = 262_144,
     max_streams: int | None = None,
-    dialect: Dialect | str = "native",
-    dialects: Sequence[Dialect | str] = (),
+    dialect: Dialect | DialectName = "native",
+    dialects: Sequence[Dialect | DialectName] = (),
     logs: RunLogs | str = "memory://",
     now: Now = time.time,
 ) -> ChatHandler:

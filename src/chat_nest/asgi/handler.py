@@ -68,10 +68,11 @@ class ChatHandler:
         self._chat = chat
         self._ledger = ledger
         self._routes = Routes(dialects)
+        self.dialects = dialects
+        self.max_body_bytes = max_body_bytes
         self._first_dialect = dialects[0]
         self._timeouts = timeouts
         self._cors = cors
-        self._max_body_bytes = max_body_bytes
         self._max_streams = max_streams
         self._now = now
         self._runs: dict[str, Run] = {}
@@ -109,7 +110,8 @@ class ChatHandler:
                     body, quotas = await self._usage(scope)
                     await respond(send, Answer(status=200, body=body), [*headers, *quotas])
             else:
-                raise NotFound
+                below = " below the path where it is mounted" if scope.get("root_path") else ""
+                raise NotFound(f"Nothing is here. The chat answers {self._routes.shown} and GET /api/usage{below}.")
         except ClientGone:
             return
         except ChatError as error:
@@ -119,7 +121,8 @@ class ChatHandler:
     async def _answer(
         self, run: Run, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if await self._preflight(scope, send, run, found.allow):
+        hint = "a chat is a POST with a JSON body" if "POST" in found.methods else ""
+        if await self._preflight(scope, send, run, found.allow, hint):
             return
         route = found.of(scope["method"])
         assert route is not None
@@ -130,7 +133,7 @@ class ChatHandler:
         else:
             await self._serve(run, dialect, what, headers, scope, receive, send)
 
-    async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str) -> bool:
+    async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str, hint: str = "") -> bool:
         """Answer OPTIONS and return True; raise MethodNotAllowed for a method that is not among `methods`."""
         if scope["method"] == "OPTIONS":
             request_id = (b"x-request-id", run.id.encode())
@@ -138,7 +141,7 @@ class ChatHandler:
             await respond(send, Answer(status=204, body=b""), [request_id, *preflight])
             return True
         if scope["method"] not in methods.split(", "):
-            raise MethodNotAllowed(methods)
+            raise MethodNotAllowed(methods, hint)
         return False
 
     async def _serve(
@@ -153,7 +156,7 @@ class ChatHandler:
     ) -> None:
         self._admit()
         run.key = idempotency_key(scope)
-        body = await read_json_body(scope, receive, self._max_body_bytes) if route.body is None else route.body(scope)
+        body = await read_json_body(scope, receive, self.max_body_bytes) if route.body is None else route.body(scope)
         if body is None:
             await respond(send, Answer(status=204, body=b""), headers)
             return

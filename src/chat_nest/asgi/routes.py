@@ -48,6 +48,8 @@ class Routes:
                     msg = f"two dialects answer {route.method} {route.path}: give one of them another path"
                     raise ValueError(msg)
                 methods[route.method] = (dialect, route)
+        self.shown = ", ".join(f"{route.method} {route.path}" for dialect in dialects for route in dialect.routes)
+        """Every method and path, for a client at another one."""
         if len(dialects) == 1:
             paths.setdefault("/", paths[_lookup(dialects[0].routes[0].path)])
         self._found = {path: Found(methods) for path, methods in paths.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Literal
 
 from chat_nest.dialects.ag_ui import AGUI
 from chat_nest.dialects.ai_sdk import AISDK
@@ -11,6 +13,8 @@ from chat_nest.dialects.blog import Blog
 from chat_nest.dialects.native import Native
 from chat_nest.dialects.openai import OpenAI
 from chat_nest.protocols import Dialect
+
+DialectName = Literal["native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog"]
 
 DIALECTS: Mapping[str, Callable[..., Dialect]] = {
     "native": Native,
@@ -22,12 +26,13 @@ DIALECTS: Mapping[str, Callable[..., Dialect]] = {
 }
 
 
-def named(dialect: Dialect | str) -> Dialect:
+def named(dialect: Dialect | DialectName) -> Dialect:
     """The dialect with this name, at its own path. Raises ValueError, which lists the names, for another."""
     if not isinstance(dialect, str):
         return dialect
-    made = DIALECTS.get(dialect)
-    if made is None:
-        msg = f"there is no dialect {dialect!r}: there are {', '.join(DIALECTS)}"
+    if dialect not in DIALECTS:
+        near = get_close_matches(dialect, DIALECTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        msg = f"there is no dialect {dialect!r}: {hint}there are {', '.join(DIALECTS)}"
         raise ValueError(msg)
-    return made()
+    return DIALECTS[dialect]()

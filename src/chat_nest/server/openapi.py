@@ -6,12 +6,14 @@ Paths and methods come from the dialects' routes, statuses from what the dialect
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from chat_nest import __version__
-from chat_nest.asgi.handler import USAGE_PATHS
+from chat_nest.asgi.handler import USAGE_PATHS, ChatHandler
+from chat_nest.dialects.built_in import DIALECTS as BUILT_IN
 from chat_nest.errors import (
     BadRequest,
     BodyTooLarge,
@@ -73,7 +75,15 @@ CHAT: Errors = (
     *(BadRequest, BodyTooLarge, UnsupportedMediaType),
     *(RateLimited, TooManyStreams, RequestTooLarge, BudgetExceeded, LimiterUnavailable, Overloaded, Shutdown),
     *(InProgress, KeyReused, Lost, RunsUnavailable, Stopped, DeadlineExceeded),
-    *(UpstreamError, UpstreamUnavailable, UpstreamPaused, UpstreamUnreachable, UpstreamRateLimited, UpstreamAuth),
+    *(
+        UpstreamError,
+        UpstreamUnavailable,
+        UpstreamPaused,
+        UpstreamUnreachable,
+        UpstreamNotStarted,
+        UpstreamRateLimited,
+        UpstreamAuth,
+    ),
     *(UpstreamRejected, UpstreamModelNotFound, UpstreamProtocol),
     *(UpstreamTruncated, UpstreamTimeout, UpstreamIdle),
 )
@@ -106,14 +116,7 @@ def document(
 
     With `bearer`, that header is `Authorization: Bearer`.
     """
-    about = About(dialects, max_body_bytes, CALLER if names_callers else CALLER[1:])
-    paths: dict[str, Found] = {}
-    for name, dialect in dialects.items():
-        for route in dialect.routes:
-            for path, operations in about.route(name, route).items():
-                paths.setdefault(path, {}).update(operations)
-    for path in USAGE_PATHS:
-        paths[path] = {"get": about.usage()}
+    paths, components = _described(dialects, max_body_bytes, CALLER if names_callers else CALLER[1:])
     for operations in paths.values() if bearer else ():
         for each in operations.values():
             each["security"] = [{"bearer": []}]
@@ -123,17 +126,45 @@ def document(
             "info": {"title": TITLE, "version": __version__, "description": ABOUT},
             "paths": {**paths, **own_paths()},
             "components": {
-                "schemas": {
-                    **{f"{name}_request": REQUESTS[name] for name in dialects},
-                    **{f"{name}_error": answers.ERRORS[name] for name in dialects},
-                    **{f"{name}_answer": schema for name, schema in answers.WHOLE.items() if name in dialects},
-                    "refused": answers.REFUSED,
-                },
-                "headers": HEADERS,
+                **components,
                 **({"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}} if bearer else {}),
             },
         }
     )
+
+
+def add_chat(document: dict[str, Any], chat: ChatHandler, prefix: str = "") -> dict[str, Any]:
+    """Add the chat's paths, below the `prefix` where it is mounted, and their components to an application's document.
+
+    Changes the document and returns it. Dialects of your own are left out.
+    """
+    names: dict[object, str] = {made: name for name, made in BUILT_IN.items()}
+    dialects = {names[type(each)]: each for each in chat.dialects if type(each) in names}
+    if dialects:
+        paths, components = _described(dialects, chat.max_body_bytes, CALLER)
+        document.setdefault("paths", {}).update({prefix + path: operations for path, operations in paths.items()})
+        for kind, parts in components.items():
+            document.setdefault("components", {}).setdefault(kind, {}).update(parts)
+    return document
+
+
+def _described(dialects: Mapping[str, Dialect], max_body_bytes: int, caller: Errors) -> tuple[dict[str, Found], Found]:
+    """The paths of the dialects, and the components that they refer to."""
+    about = About(dialects, max_body_bytes, caller)
+    paths: dict[str, Found] = {}
+    for name, dialect in dialects.items():
+        for route in dialect.routes:
+            for path, operations in about.route(name, route).items():
+                paths.setdefault(path, {}).update(operations)
+    for path in USAGE_PATHS:
+        paths[path] = {"get": about.usage()}
+    schemas: dict[str, Schema] = {
+        **{f"{name}_request": REQUESTS[name] for name in dialects},
+        **{f"{name}_error": answers.ERRORS[name] for name in dialects},
+        **{f"{name}_answer": schema for name, schema in answers.WHOLE.items() if name in dialects},
+        "refused": answers.REFUSED,
+    }
+    return paths, {"schemas": schemas, "headers": HEADERS}
 
 
 class About:

@@ -570,3 +570,43 @@ async def test_a_server_that_cancels_the_request_ends_it_as_a_shutdown():
     assert b'"code":"shutdown"' in sent[-1]
     assert (await standing(handler))["tokens_per_day"]["held"] == 0
     await handler.aclose()
+
+
+# What is here.
+
+
+async def test_another_path_and_another_method_say_what_is_here():
+    handler = make()
+    there = json.loads((await get(handler, "/nowhere")).body)
+    assert (there["code"], there["error"]) == (
+        "not_found",
+        "Nothing is here. The chat answers POST /api/chat and GET /api/usage.",
+    )
+    for path in ("/api/chat", "/"):
+        got = await get(handler, path)
+        assert (got.status, got.headers["allow"]) == (405, "POST, OPTIONS")
+        assert json.loads(got.body)["error"] == "Use POST, OPTIONS here: a chat is a POST with a JSON body"
+    got = await get(handler, "/api/usage", "DELETE")
+    assert json.loads(got.body)["error"] == "Use GET, OPTIONS here"
+    await handler.aclose()
+
+
+async def test_below_a_mount_no_path_of_the_clients_is_repeated():
+    async def mounted(scope, receive, send):
+        await handler({**scope, "root_path": "/tenant-secret"}, receive, send)
+
+    handler = make(dialects=["native", "openai"])
+    got = await get(mounted, "/tenant-secret/nowhere")
+    assert json.loads(got.body)["error"] == (
+        "Nothing is here. The chat answers POST /api/chat, POST /v1/chat/completions, GET /v1/models and "
+        "GET /api/usage below the path where it is mounted."
+    )
+    await handler.aclose()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("opnai", "did you mean 'openai'? "), ("Native", "did you mean 'native'? "), ("xyz", "")]
+)
+def test_a_dialect_that_is_not_there_is_met_with_a_similar_one(name, hint):
+    with pytest.raises(ValueError, match=f"^there is no dialect '{name}': {re.escape(hint)}there are native, openai"):
+        make(dialect=name)

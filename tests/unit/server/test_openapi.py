@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,13 @@ import jsonschema_rs
 import pytest
 import schemathesis
 
+from chat_nest import create_chat_handler
 from chat_nest.asgi.handler import USAGE_PATHS
 from chat_nest.asgi.request import idempotency_key
 from chat_nest.asgi.run_routes import METHODS
 from chat_nest.dialects.built_in import DIALECTS
+from chat_nest.dialects.native import Native
+from chat_nest.dialects.openai import OpenAI
 from chat_nest.errors import (
     BadRequest,
     ChatError,
@@ -30,7 +34,7 @@ from chat_nest.protocols import Dialect
 from chat_nest.server.app import ServerApp, build
 from chat_nest.server.config import load
 from chat_nest.server.front_ends import PATHS, make_dialects
-from chat_nest.server.openapi import CALLER, CHAT, PATH, RUN, document
+from chat_nest.server.openapi import add_chat, CALLER, CHAT, PATH, RUN, document
 from chat_nest.server.openapi_parts import CONNECTION
 from chat_nest.server.page_files import read_page
 from chat_nest.server.request_schemas import EXAMPLES
@@ -210,3 +214,28 @@ def test_a_key_is_asked_for_where_callers_are_told_by_one() -> None:
     assert "security" not in described["paths"]["/healthz"]["get"]
     _, described = made()
     assert "securitySchemes" not in described["components"]
+
+
+def test_the_chat_in_an_applications_own_document():
+    app = {"openapi": "3.1.0", "paths": {"/hello": {"get": {}}}, "components": {"schemas": {"Hello": {}}}}
+    chat = create_chat_handler(base_url="http://127.0.0.1:1/v1", dialects=[Native(), OpenAI(), Own()])
+    assert add_chat(app, chat, "/ai") is app
+    assert {"/hello", "/ai/api/chat", "/ai/v1/chat/completions", "/ai/api/usage"} <= set(app["paths"])
+    assert not {"/ai/healthz", "/ai/readyz", "/healthz"} & set(app["paths"])
+    assert {"Hello", "native_request", "openai_error"} <= set(app["components"]["schemas"])
+    refs = set(re.findall(r'"#/components/(\w+)/(\w[\w-]*)"', json.dumps(app)))
+    assert refs
+    assert all(name in app["components"][kind] for kind, name in refs), "every reference leads somewhere"
+
+
+def test_a_document_without_paths_gets_them():
+    chat = create_chat_handler(base_url="http://127.0.0.1:1/v1")
+    assert "/api/chat" in add_chat({}, chat)["paths"]
+    assert add_chat({}, create_chat_handler(base_url="http://127.0.0.1:1/v1", dialect=Own())) == {}
+
+
+class Own(Native):
+    """A dialect of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__("/own")
