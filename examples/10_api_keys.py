@@ -12,8 +12,13 @@ Keys are made, listed and revoked by `chat-nest keys`; the file has only their h
 from __future__ import annotations
 
 import os
+import sys
 
 from chat_nest import ApiKeys, create_chat_handler
 
-keys = ApiKeys(os.environ["CHAT_NEST_IDENTITY_KEYS_FILE"], os.environ["CHAT_NEST_IDENTITY_SECRET"])
+try:
+    file, secret = os.environ["CHAT_NEST_IDENTITY_KEYS_FILE"], os.environ["CHAT_NEST_IDENTITY_SECRET"]
+except KeyError as missing:
+    sys.exit(f"Set {missing.args[0]} first, and make a key: the top of this file has the commands")
+keys = ApiKeys(file, secret)
 app = create_chat_handler(identify=keys)

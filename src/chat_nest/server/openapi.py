@@ -39,6 +39,7 @@ from chat_nest.errors import (
     UpstreamError,
     UpstreamIdle,
     UpstreamModelNotFound,
+    UpstreamNotStarted,
     UpstreamPaused,
     UpstreamProtocol,
     UpstreamRateLimited,
