@@ -211,7 +211,7 @@ class UpstreamNotStarted(UpstreamUnreachable):
     retryable = False
     text = "The model on this server can't start"
 
-    def __init__(self, advice: str) -> None:
+    def __init__(self, advice: str = "") -> None:
         super().__init__(spent_nothing=True)
         self.advice = advice
 
