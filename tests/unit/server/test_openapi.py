@@ -34,7 +34,7 @@ from chat_nest.protocols import Dialect
 from chat_nest.server.app import ServerApp, build
 from chat_nest.server.config import load
 from chat_nest.server.front_ends import PATHS, make_dialects
-from chat_nest.server.openapi import add_chat, CALLER, CHAT, PATH, RUN, document
+from chat_nest.server.openapi import CALLER, CHAT, PATH, RUN, add_chat, document
 from chat_nest.server.openapi_parts import CONNECTION
 from chat_nest.server.page_files import read_page
 from chat_nest.server.request_schemas import EXAMPLES
