@@ -45,6 +45,8 @@ def main() -> int:
                 return 0
             elif name == "error":
                 why = f"{data['message']} ({data['code']})"
+    except httpx.ConnectError:
+        why = f"nothing answers at {url}: start one of the other examples first"
     except httpx.HTTPError as error:
         why = str(error)
     print(f"\nfailed: {why}", file=sys.stderr)

@@ -16,9 +16,14 @@ import sys
 
 from chat_nest import ApiKeys, create_chat_handler
 
-try:
-    file, secret = os.environ["CHAT_NEST_IDENTITY_KEYS_FILE"], os.environ["CHAT_NEST_IDENTITY_SECRET"]
-except KeyError as missing:
-    sys.exit(f"Set {missing.args[0]} first, and make a key: the top of this file has the commands")
-keys = ApiKeys(file, secret)
+
+def setting(name: str) -> str:
+    """The variable's value; without one the program ends with a sentence."""
+    value = os.environ.get(name)
+    if not value:
+        sys.exit(f"{name} is not set: export it, as the beginning of {__file__} shows")
+    return value
+
+
+keys = ApiKeys(setting("CHAT_NEST_IDENTITY_KEYS_FILE"), setting("CHAT_NEST_IDENTITY_SECRET"))
 app = create_chat_handler(identify=keys)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,28 @@ async def site(scope: Any, receive: Any, send: Any) -> None:
 # The page's code.
 
 
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """A block of the page configures logging."""
+    ours, root = logging.getLogger("chat_nest"), logging.getLogger()
+    level, handlers = ours.level, list(root.handlers)
+    yield
+    ours.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("logging_as_before")
+async def test_the_lines_of_the_page_have_level_and_name(provider, monkeypatch, capsys):
+    [block] = [block for block in BLOCKS if "basicConfig" in block]
+    logging.getLogger().handlers.clear()  # pytest's own, which basicConfig would leave alone
+    made: dict[str, Any] = {}
+    exec(compile(block, "docs/embedding.md", "exec"), made)
+    async with serve(made["app"], log_config=None) as port:
+        assert (await ask(port)).status == 200
+    assert re.search(r"^\d{4}-\S+ \S+ INFO chat_nest: finished id=", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 async def test_each_block_of_the_page_is_an_application_that_chats(provider, number, monkeypatch, tmp_path, caplog):
     monkeypatch.chdir(tmp_path)
@@ -74,12 +97,19 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
         if "/hello" in BLOCKS[number]:
             async with connect(port) as client:
                 assert await (await client.request("GET", "/hello")).json() == "Hello"
+        if "add_chat" in BLOCKS[number]:
+            async with connect(port) as client:
+                document = await (await client.request("GET", "/openapi.json")).json()
+            assert {"/api/chat", "/api/usage"} <= set(document["paths"])
+            assert "native_request" in document["components"]["schemas"]
+            async with connect(port) as client:
+                assert (await client.request("GET", "/docs")).status == 200
     assert provider.active == 0, "the lifespan closed the provider's connections"
     assert NOT_STARTED not in caplog.text
 
 
 def test_the_page_has_its_blocks():
-    assert len(BLOCKS) == 11
+    assert len(BLOCKS) == 13
     assert len(NGINX) == 2
 
 

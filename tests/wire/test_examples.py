@@ -189,6 +189,7 @@ async def test_09_client(provider):
         assert "not_found" in errors
     code, _, errors = await run_client(f"http://127.0.0.1:{free_port()}/api/chat")
     assert code == 1
+    assert "nothing answers at http" in errors
     assert "Traceback" not in errors
 
 
@@ -203,3 +204,20 @@ async def test_10_api_keys(provider, tmp_path, monkeypatch):
         assert (await ask(port)).status == 401
         assert not provider.requests
         await check(port, provider, {"authorization": f"Bearer {made.stdout.strip()}"})
+
+
+@pytest.mark.parametrize("missing", ["CHAT_NEST_IDENTITY_KEYS_FILE", "CHAT_NEST_IDENTITY_SECRET"])
+def test_10_api_keys_without_its_variables_says_what_to_set(missing, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAT_NEST_IDENTITY_KEYS_FILE", str(tmp_path / "keys.json"))
+    monkeypatch.setenv("CHAT_NEST_IDENTITY_SECRET", "0123456789abcdef" * 4)
+    monkeypatch.delenv(missing)
+    with pytest.raises(SystemExit, match=f"^{missing} is not set: export it, as the beginning of .*10_api_keys.py"):
+        load("10_api_keys")
+
+
+@pytest.mark.parametrize("name", ["01_smallest", "02_fastapi", "03_starlette", "04_litestar", "05_your_users"])
+def test_an_example_without_a_key_says_what_to_set(name, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ValueError, match='^no API key: pass api_key=.*"A model without a key" in docs/embedding.md'):
+        load(name)

@@ -146,7 +146,10 @@ def _openai(api_key: str | None, base_url: str | None) -> OpenAIProvider:
     api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     if api_key is None and base_url == OPENAI_URL:
-        msg = "no API key: pass api_key=..., or set OPENAI_API_KEY; a local server needs base_url=... instead"
+        msg = (
+            "no API key: pass api_key=..., or set OPENAI_API_KEY; a local server needs base_url=... instead. "
+            'Without either, see "A model without a key" in docs/embedding.md'
+        )
         raise ValueError(msg)
     return OpenAIProvider(api_key, base_url)
 
