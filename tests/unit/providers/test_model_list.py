@@ -24,7 +24,7 @@ LISTED = frozenset({"gpt-4o", "gpt-4o-mini", "GPT-OSS-20B", "claude-sonnet-4-202
         (b"\xff", set()),
         (b'{"x":' * 10_000, set()),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else "names",
 )
 def test_lists(body: bytes, names: set[str]) -> None:
     assert model_names(body) == names
