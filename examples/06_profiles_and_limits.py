@@ -12,7 +12,7 @@ from chat_nest.limits import Limits
 
 app = create_chat_handler(
     profiles={
-        # What every caller gets who does not ask for another one.
+        # The default profile: a caller gets it unless the request names another one that is open.
         "balanced": Profile(
             model="openai:gpt-4o-mini",
             max_output_tokens=300,
@@ -20,8 +20,9 @@ app = create_chat_handler(
             requests_per_minute=6,
             concurrent_streams=2,
         ),
-        # A client asks for it with "profile": "short". It can choose among these, and lower what they allow.
+        # A client asks for it with "profile": "short". Without open=True no client may choose it.
         "short": Profile(
+            open=True,
             model="openai:gpt-4o-mini",
             fallbacks=("openai:gpt-4.1-nano",),
             max_output_tokens=60,

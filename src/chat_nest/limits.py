@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chat_nest.records import Record
 
@@ -55,6 +56,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     """What one kind of caller may ask for, and the counters of each such caller: see Limits."""
 
     name: str = "balanced"
+    open: bool | None = None
+    """Whether a caller without a profile of its own may choose it. None: only where it is the default profile."""
     model: str = "openai:gpt-4o-mini"
     """PROVIDER:MODEL."""
     fallbacks: tuple[str, ...] = ()
@@ -105,7 +108,8 @@ EXPANDED = Profile(
     tokens_per_day=200_000,
     requests_per_minute=60,
 )
-BUILT_IN_PROFILES = {profile.name: profile for profile in (CONSTRAINED, BALANCED, EXPANDED)}
+BUILT_IN_PROFILES = {profile.name: replace(profile, open=True) for profile in (CONSTRAINED, BALANCED, EXPANDED)}
+"""The profiles where the operator names none: every caller may choose each."""
 
 
 class HardCaps(Struct, frozen=True, kw_only=True):

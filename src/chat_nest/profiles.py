@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -53,6 +53,7 @@ COUNTERS: tuple[tuple[str, Unit, WindowKind | None], ...] = (
 """Each limit that a Profile or Limits can have: what it counts, and in which window. Told in this order."""
 RATES = ("requests_per_minute", "tokens_per_minute")
 """They refill evenly; all other windows are calendar windows."""
+CLOSED_TO_STRANGERS = "This chat is not open to you"
 MONEY = tuple(name for name, unit, _ in COUNTERS if unit == "nanousd")
 BUDGET_TEXTS = {
     "minute": "AI budget exceeded. Try again in a minute.",
@@ -71,8 +72,9 @@ class Profiles:
     """The operator's profiles under the operator's caps. Days begin at midnight in `time_zone` (an IANA name).
 
     `groups` are the limits that the callers of one group share, by the group's name; those of the group `default` hold
-    for each group that is not named. Raises ValueError if `default` is not one of the profiles, the time zone is
-    unknown, a rate is too high to be computed exactly, or there is a limit in dollars and a model without a price.
+    for each group that is not named. `default` names the default profile: see `default_name`. Raises ValueError if it
+    is closed while another profile is open, the time zone is unknown, a rate is too high to be computed exactly, or
+    there is a limit in dollars and a model without a price.
     """
 
     def __init__(
@@ -81,12 +83,15 @@ class Profiles:
         limits: Limits,
         hard_caps: HardCaps,
         time_zone: str,
-        default: str = "balanced",
+        default: str | None = None,
         *,
         groups: Mapping[str, Limits] | None = None,
         prices: Prices | None = None,
     ) -> None:
+        name = default_name(profiles, default)
         self._profiles = {_name(name): _capped(profile, hard_caps) for name, profile in profiles.items()}
+        self._default = self._profiles[name]
+        self._open = {name: profile for name, profile in self._profiles.items() if self._is_open(profile)}
         self._limits = limits
         self._groups = dict(groups or {})
         self._prices = prices or Prices()
@@ -100,14 +105,22 @@ class Profiles:
             _check(f"group {name!r}", shared)
         _check("limits", limits)
         self._check_prices()
-        chosen = self._find(default)
-        if chosen is None:
-            raise ValueError(f"the default profile {default!r} is not one of the profiles")
-        self._default = chosen
+
+    @property
+    def open(self) -> tuple[Profile, ...]:
+        """The profiles that a caller without a profile of its own may choose, under the hard caps."""
+        return tuple(self._open.values())
 
     def offered(self, caller: Caller) -> tuple[Profile, ...]:
-        """The profiles among which this caller may choose. Raises Forbidden if the caller's own does not exist."""
-        return tuple(self._profiles.values()) if caller.profile is None else (self._ceiling(caller.profile),)
+        """The profiles whose models this caller may choose: its own, or the open ones.
+
+        Raises Forbidden if the caller's own does not exist, or if it has none and no profile is open.
+        """
+        if caller.profile is not None:
+            return (self._ceiling(caller.profile),)
+        if not self._open:
+            raise Forbidden(CLOSED_TO_STRANGERS)
+        return self.open
 
     def model_names(self, caller: Caller) -> tuple[str, ...]:
         """What this caller may name as a model: the models that are offered, then the profiles."""
@@ -118,19 +131,19 @@ class Profiles:
     def resolve(self, caller: Caller, request: ChatRequest) -> Profile:
         """The profile that this request runs under: nothing in the request can raise any of its numbers.
 
-        Without a ceiling in `caller` the request chooses among the operator's profiles. Under a ceiling the chosen
-        profile can only lower the ceiling's numbers, and the models are the ceiling's. Raises BadRequest for a model
-        that is not offered, and for a role or tools that the profile does not allow; Forbidden if the caller's profile
-        does not exist.
+        Without a ceiling in `caller` the request chooses among the open profiles; any other name means the default.
+        Under a ceiling it may name any profile, which can only lower the ceiling's numbers: the models are the
+        ceiling's. Raises BadRequest for a model that is not offered, and for a role or tools that the profile does not
+        allow; Forbidden as `offered` does.
         """
-        chosen = None if request.profile is None else self._find(request.profile)
+        offered = self.offered(caller)
+        chosen = None if request.profile is None else self._choice(request.profile, caller)
         if request.model is not None:
-            chosen = self._named(request.model, caller, chosen)
+            chosen = self._named(request.model, caller, offered, chosen)
         if caller.profile is None:
             profile = chosen or self._default
         else:
-            ceiling = self._ceiling(caller.profile)
-            profile = ceiling if chosen is None else _lowered(ceiling, chosen)
+            profile = offered[0] if chosen is None else _lowered(offered[0], chosen)
         _check_roles(request.messages, profile)
         if request.system_prompt and request.system_field and not profile.allow_system_prompt:
             raise BadRequest("is not accepted from this caller", field=request.system_field)
@@ -241,29 +254,65 @@ class Profiles:
                     raise ValueError(f"profile {profile.name!r}: {said}: {how_to_add(model)}")
 
     def _ceiling(self, name: str) -> Profile:
-        ceiling = self._find(name)
-        if ceiling is None:
+        found = find_name(self._profiles, name)
+        if found is None:
             raise Forbidden("The profile of this caller does not exist")
-        return ceiling
+        return self._profiles[found]
 
-    def _named(self, model: str, caller: Caller, chosen: Profile | None) -> Profile:
+    def _named(
+        self, model: str, caller: Caller, offered: tuple[Profile, ...], chosen: Profile | None
+    ) -> Profile:
         """The profile that offers what a client calls a model: a profile's name, PROVIDER:MODEL, or MODEL."""
-        offered = self.offered(caller)
-        if chosen is None and caller.profile is None and self._default in offered:
-            offered = (self._default, *offered)
-        elif chosen is not None and caller.profile is None:
-            offered = (chosen,)
+        if caller.profile is None:
+            offered = (self._default, *offered) if chosen is None else (chosen,)
         for profile in offered:
             if model in (profile.model, profile.model.partition(":")[2]):
                 return chosen or profile
-        named = self._profiles.get(model)
+        named = self._allowed(caller).get(model)
         if named is None or (chosen is not None and chosen is not named):
             raise BadRequest("must be a model that is offered here", field="model")
         return named
 
-    def _find(self, name: str) -> Profile | None:
-        name = _name(name)
-        return self._profiles.get(name) or self._profiles.get(OLD_NAMES.get(name, name))
+    def _choice(self, name: str, caller: Caller) -> Profile | None:
+        """The profile that a request names; None where the caller may not choose one of that name."""
+        found = find_name(self._profiles, name)
+        return None if found is None else self._allowed(caller).get(found)
+
+    def _allowed(self, caller: Caller) -> Mapping[str, Profile]:
+        """The profiles that a request may name. Under a ceiling each of them can only lower it, so closed ones too."""
+        return self._open if caller.profile is None else self._profiles
+
+    def _is_open(self, profile: Profile) -> bool:
+        return profile is self._default if profile.open is None else profile.open
+
+
+def default_name(profiles: Mapping[str, Profile], named: str | None = None) -> str:
+    """Return the lower-case name of the default profile, which a caller without a profile of its own gets.
+
+    It is `named`, else `balanced`, else the only profile, else the only one with `open=True`. Raises ValueError, which
+    names `default_profile`, if that is no profile, or is closed while another profile is open.
+    """
+    names = [_name(name) for name in profiles]
+    open_names = [_name(name) for name, profile in profiles.items() if profile.open]
+    if named is not None:
+        name = find_name(names, named)
+        if name is None:
+            raise ValueError(f"default_profile must name one of the profiles: {', '.join(names)}")
+    else:
+        only = next((each[0] for each in (names, open_names) if len(each) == 1), None)
+        name = "balanced" if "balanced" in names else only
+        if name is None:
+            raise ValueError(f"default_profile must name the profile of a caller without its own: {', '.join(names)}")
+    if open_names and any(_name(each) == name and profile.open is False for each, profile in profiles.items()):
+        msg = f"default_profile is {name}, which is closed, while {open_names[0]} is open: name an open one"
+        raise ValueError(f"{msg}, or close every profile")
+    return name
+
+
+def find_name(names: Collection[str], asked: str) -> str | None:
+    """Return the name of the profile that `asked` means, in any case and by chat-nest-server's old names."""
+    name = _name(asked)
+    return next((each for each in (name, OLD_NAMES.get(name, name)) if each in names), None)
 
 
 def _check(where: str, numbers: Profile | Limits) -> None:

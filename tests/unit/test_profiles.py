@@ -31,7 +31,7 @@ from chat_nest.limits import (
 )
 from chat_nest.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
 from chat_nest.prices import Prices, price
-from chat_nest.profiles import COUNTERS, RATES, Profiles
+from chat_nest.profiles import COUNTERS, RATES, Profiles, default_name
 
 WIDE = HardCaps(
     max_output_tokens=10**6,
@@ -70,38 +70,117 @@ def ask(profile: str | None = None, **fields: object) -> ChatRequest:
 @pytest.mark.parametrize(
     ("name", "profile"),
     [
-        (None, BALANCED),
-        ("constrained", CONSTRAINED),
-        ("balanced", BALANCED),
-        ("expanded", EXPANDED),
-        ("  ExPanDed \n", EXPANDED),
-        ("budget", CONSTRAINED),
-        ("MODERATE", BALANCED),
-        ("Free", EXPANDED),
-        ("", BALANCED),
-        ("nosuch", BALANCED),
-        ("constructor", BALANCED),
-        ("__proto__", BALANCED),
-        ("__class__", BALANCED),
+        (None, "balanced"),
+        ("constrained", "constrained"),
+        ("balanced", "balanced"),
+        ("expanded", "expanded"),
+        ("  ExPanDed \n", "expanded"),
+        ("budget", "constrained"),
+        ("MODERATE", "balanced"),
+        ("Free", "expanded"),
+        ("", "balanced"),
+        ("nosuch", "balanced"),
+        ("constructor", "balanced"),
+        ("__proto__", "balanced"),
+        ("__class__", "balanced"),
     ],
 )
-def test_a_profile_is_found_by_its_name_or_is_the_default(name: str | None, profile: Profile) -> None:
-    assert built_in().resolve(CALLER, ask(name)) == profile
+def test_a_profile_is_found_by_its_name_or_is_the_default(name: str | None, profile: str) -> None:
+    assert built_in().resolve(CALLER, ask(name)) == BUILT_IN_PROFILES[profile]
 
 
 def test_an_operator_may_give_an_old_name_to_a_profile_of_their_own() -> None:
-    own = Profile(name="Free", max_output_tokens=7, min_output_tokens=7)
+    own = Profile(name="Free", open=True, max_output_tokens=7, min_output_tokens=7)
     profiles = Profiles({**BUILT_IN_PROFILES, "Free": own}, Limits(), HARD_CAPS, "UTC", default="free")
     assert profiles.resolve(CALLER, ask("free")) == own
     assert profiles.resolve(CALLER, ask()) == own
 
 
 def test_a_configuration_that_can_not_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="'nosuch' is not one of the profiles"):
+    with pytest.raises(ValueError, match="default_profile must name one of the profiles: constrained, balanced, expan"):
         Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", default="nosuch")
     for zone in ("Mars/Olympus", "", "../etc/passwd", "America"):
         with pytest.raises(ValueError, match="not a known time zone"):
             built_in(time_zone=zone)
+
+
+# Who may choose it.
+
+
+CHEAP = Profile(name="cheap", model="a:cheap")
+DEAR = Profile(name="dear", model="b:dear", tokens_per_day=9, temperature=0.1)
+OPEN = Profile(name="free", model="a:free", open=True)
+
+
+def own(*profiles: Profile, default: str | None = None) -> Profiles:
+    return Profiles({profile.name: profile for profile in profiles}, Limits(), WIDE, "UTC", default)
+
+
+def test_a_stranger_may_choose_the_default_profile_and_those_that_are_open() -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    assert rules.open == rules.offered(CALLER) == (CHEAP, OPEN)
+    assert rules.model_names(CALLER) == ("cheap", "free")
+    assert [rules.resolve(CALLER, ask(name)) for name in (None, "free", "dear", "nosuch")] == [CHEAP, OPEN, CHEAP, CHEAP]
+
+
+@pytest.mark.parametrize("model", ["dear", "b:dear", "nosuch"])
+def test_the_model_of_a_closed_profile_is_offered_no_more_than_an_unknown_one(model: str) -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    for profile in (None, "cheap", "free", "dear"):
+        with pytest.raises(BadRequest, match="must be a model that is offered here"):
+            rules.resolve(CALLER, ask(profile, model=model))
+    assert rules.resolve(CALLER, ask(model="free")) == OPEN
+
+
+@pytest.mark.parametrize("name", ["profile", "model"])
+def test_a_closed_profile_lowers_a_caller_with_a_profile_of_its_own_but_keeps_its_model_to_itself(name: str) -> None:
+    rules = own(CHEAP, DEAR, default="dear")
+    caller = Caller(id="a", profile="cheap")
+    asked = ask("dear") if name == "profile" else ask(model="dear")
+    assert rules.resolve(caller, asked) == replace(CHEAP, tokens_per_day=9, temperature=0.1)
+    with pytest.raises(BadRequest):
+        rules.resolve(caller, ask("dear", model="b:dear"))
+
+
+def test_where_every_profile_is_closed_only_callers_with_one_of_their_own_chat() -> None:
+    rules = own(replace(CHEAP, open=False), DEAR, default="cheap")
+    assert rules.open == ()
+    for call in (lambda: rules.resolve(CALLER, ask()), lambda: rules.offered(CALLER), lambda: rules.model_names(CALLER)):
+        with pytest.raises(Forbidden, match="not open to you"):
+            call()
+    assert rules.resolve(Caller(id="a", profile="dear"), ask()) == DEAR
+
+
+@pytest.mark.parametrize(
+    ("profiles", "named", "default"),
+    [
+        ([CHEAP, BALANCED, OPEN], None, "balanced"),
+        ([CHEAP], None, "cheap"),
+        ([CHEAP, DEAR, OPEN], None, "free"),
+        ([CHEAP, DEAR], "DEAR ", "dear"),
+        ([CHEAP, EXPANDED], "free", "expanded"),
+    ],
+)
+def test_the_default_profile(profiles: list[Profile], named: str | None, default: str) -> None:
+    assert default_name({profile.name: profile for profile in profiles}, named) == default
+
+
+@pytest.mark.parametrize(
+    ("profiles", "named", "said"),
+    [
+        ([CHEAP, DEAR], None, "default_profile must name the profile of a caller without its own: cheap, dear"),
+        ([CHEAP, OPEN, replace(DEAR, open=True)], None, "default_profile must name the profile of a caller"),
+        ([CHEAP, DEAR], "nosuch", "default_profile must name one of the profiles: cheap, dear"),
+        (
+            [replace(CHEAP, open=False), OPEN],
+            "cheap",
+            "default_profile is cheap, which is closed, while free is open: name an open one, or close every profile",
+        ),
+    ],
+)
+def test_a_default_profile_that_can_not_be(profiles: list[Profile], named: str | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        own(*profiles, default=named)
 
 
 # What a client can change.
@@ -110,7 +189,7 @@ def test_a_configuration_that_can_not_be_is_refused() -> None:
 def test_the_numbers_of_a_request_lower_the_profile() -> None:
     asked = ask(tokens_per_day=9, tokens_per_request=8, max_output_tokens=7, temperature=0.1)
     assert built_in().resolve(CALLER, asked) == replace(
-        BALANCED,
+        BUILT_IN_PROFILES["balanced"],
         tokens_per_day=9,
         tokens_per_request=8,
         max_output_tokens=7,
@@ -122,12 +201,12 @@ def test_the_numbers_of_a_request_lower_the_profile() -> None:
 @pytest.mark.parametrize("name", ["tokens_per_day", "tokens_per_request", "max_output_tokens", "temperature"])
 def test_one_number_alone_lowers_the_profile(name: str) -> None:
     value = 0.25 if name == "temperature" else 20
-    assert built_in().resolve(CALLER, ask(**{name: value})) == replace(BALANCED, **{name: value})
+    assert built_in().resolve(CALLER, ask(**{name: value})) == replace(BUILT_IN_PROFILES["balanced"], **{name: value})
 
 
 def test_the_numbers_of_a_request_do_not_raise_the_profile() -> None:
     asked = ask(tokens_per_day=10**30, tokens_per_request=10**30, max_output_tokens=10**30, temperature=99.0)
-    assert built_in().resolve(CALLER, asked) == BALANCED
+    assert built_in().resolve(CALLER, asked) == BUILT_IN_PROFILES["balanced"]
 
 
 def test_a_request_sets_a_limit_that_the_profile_leaves_open() -> None:
@@ -222,9 +301,10 @@ def test_no_request_raises_a_number(
     three: tuple[Profile, Profile, Profile], request: ChatRequest, ceiling: str | None
 ) -> None:
     own = dict(zip(("constrained", "balanced", "expanded"), three, strict=True))
+    own["constrained"] = replace(own["constrained"], open=True)
     profile = Profiles(own, Limits(), WIDE, "UTC").resolve(Caller(id="a", profile=ceiling), request)
     assert no_higher(profile, WIDE)
-    bounds = [own["expanded"]] if ceiling else list(three)
+    bounds = [own["expanded"]] if ceiling else [own["constrained"], own["balanced"]]
     assert any(
         no_higher(profile, bound)
         and (profile.model, profile.fallbacks) == (bound.model, bound.fallbacks)
@@ -248,8 +328,9 @@ def test_a_client_speaks_as_the_system_only_where_the_profile_allows_it(role: Ro
 
 
 def test_a_ceiling_that_allows_no_system_prompt_holds_for_every_chosen_profile() -> None:
-    profiles = Profiles({**BUILT_IN_PROFILES, "open": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
-    request = ChatRequest(messages=(Message(role="system", content="obey"), *HELLO), profile="open")
+    able = Profile(name="able", open=True, allow_system_prompt=True)
+    profiles = Profiles({**BUILT_IN_PROFILES, "able": able}, Limits(), HARD_CAPS, "UTC")
+    request = ChatRequest(messages=(Message(role="system", content="obey"), *HELLO), profile="able")
     assert profiles.resolve(CALLER, request).allow_system_prompt
     with pytest.raises(BadRequest):
         profiles.resolve(Caller(id="a", profile="balanced"), request)
@@ -547,7 +628,7 @@ def test_a_refusal_says_which_window_is_spent(line: str, kind: type[LimitExceede
 
 
 def test_row17_a_client_may_name_a_model_that_is_offered_and_no_other() -> None:
-    paid = Profile(name="paid", model="openai:gpt-4o")
+    paid = Profile(name="paid", open=True, model="openai:gpt-4o")
     rules = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
 
     def named(model: str, profile: str | None = None, ceiling: str | None = None) -> str:
@@ -578,7 +659,8 @@ def test_a_profiles_name_under_a_ceiling_only_lowers_it() -> None:
 
 
 def test_row18_tools_are_for_profiles_that_allow_them() -> None:
-    rules = Profiles({"balanced": BALANCED, "able": Profile(name="able", allow_tools=True)}, Limits(), HARD_CAPS, "UTC")
+    able = Profile(name="able", open=True, allow_tools=True)
+    rules = Profiles({"balanced": BALANCED, "able": able}, Limits(), HARD_CAPS, "UTC")
     asked = ask(tools=(Tool(name="weather"),))
     with pytest.raises(BadRequest) as refused:
         rules.resolve(CALLER, asked)

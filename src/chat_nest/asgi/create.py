@@ -66,12 +66,14 @@ def create_chat_handler(
 
     `api_key` and `base_url` name an OpenAI-compatible provider (else OPENAI_API_KEY and OPENAI_BASE_URL do); `model` is
     the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
-    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded; `default_profile` is
-    that of a caller who names none (`balanced`, or the first one). `store` is a URL (`memory://`,
-    `sqlite:///chat-nest.db`) or a Store; `lease` seconds after a process died, what it held is charged. `identify` says
-    from the ASGI scope who asks; the default is the peer's address. `limits` are for all callers together, `groups`
-    for the callers of each group together, by its name (`default` is for groups without limits of their own); windows
-    begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
+    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded, which are open to every
+    caller. `default_profile` is that of a caller who names none (`balanced`, the only one, or the only one with
+    `open=True`); of your own profiles a caller without a `Caller.profile` may choose it and those with `open=True`.
+
+    `store` is a URL (`memory://`, `sqlite:///chat-nest.db`) or a Store; `lease` seconds after a process died, what it
+    held is charged. `identify` returns the Caller of an ASGI scope; the default is by the peer's IP address. `limits`
+    are for all callers together, `groups` for the callers of each group together, by its name (`default` is for groups
+    without limits of their own); windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
     those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
     a Dialect; `dialects` are several of them, each at paths of its own. A chat that comes while `max_streams` answers
     run is refused (503 `overloaded`) before anything is reserved.
@@ -82,9 +84,9 @@ def create_chat_handler(
     `logs` is where runs are kept that readers may come back to: a URL (see `chat_nest.run_logs.open_runs`) or RunLogs.
 
     The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key, a
-    profile whose provider is unknown, a limit in dollars for a model whose price is not known, an unknown or a second
-    dialect at the same path, a time zone, origin, store URL or journal that can't be used, or an allowance that
-    `limits` can't hold. Raises TypeError for an argument of the wrong type, or a part that lacks a method.
+    profile whose provider is unknown, a default profile that is missing or closed, a limit in dollars for a model
+    whose price is not known, an unknown or a second dialect at the same path, a time zone, origin, store URL or journal
+    that can't be used, or an allowance that `limits` can't hold. Raises TypeError for an argument of the wrong type, or a part that lacks a method.
     """
     check_arguments(locals())
     if providers is None:
@@ -109,8 +111,7 @@ def create_chat_handler(
                 raise ValueError(msg)
             counter_for(split_model(full)[1])  # builds its tables now, not in the first request
             known.of(full)
-    default = default_profile or ("balanced" if "balanced" in profiles else next(iter(profiles)))
-    rules = Profiles(profiles, limits, hard_caps, time_zone, default, groups=groups, prices=known)
+    rules = Profiles(profiles, limits, hard_caps, time_zone, default_profile, groups=groups, prices=known)
     opened = open_store(store, now) if isinstance(store, str) else store
     kept = None if journal is None else Journal(journal)
     landing = Landing(opened, journal=kept, patience=timeouts.store)

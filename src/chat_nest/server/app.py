@@ -129,6 +129,7 @@ def build(config: Config) -> ServerApp:
         dialects=dialects,
         providers=providers,
         profiles=config.profiles,
+        default_profile=config.default_profile,
         limits=config.limits,
         groups=config.groups,
         prices=config.prices,
@@ -156,7 +157,7 @@ def build(config: Config) -> ServerApp:
         identify=identify,
         store_seconds=store_seconds,
     )
-    resumable = config.profiles["balanced"].on_disconnect != "cancel"
+    resumable = config.profiles[config.default_profile].on_disconnect != "cancel"
     info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
     described = document(
         dict(zip(config.dialects, dialects, strict=True)),

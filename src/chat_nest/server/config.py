@@ -28,7 +28,7 @@ from chat_nest.server.front_ends import resolve_dialects
 from chat_nest.server.identity import Identity, check_identity, resolve_identity
 from chat_nest.server.models import resolve_profiles
 from chat_nest.server.providers import ProviderConfig, resolve_providers
-from chat_nest.server.schema import NAMED, SECTIONS, Keys, RunsSection, ServerSection, StoreSection
+from chat_nest.server.schema import NAMED, SECTIONS, TOP, Keys, RunsSection, ServerSection, StoreSection
 from chat_nest.server.sources import Path, Sources, hint, is_table
 from chat_nest.stores.allowance import check_allowance
 from chat_nest.stores.urls import keeps_records, open_store
@@ -36,6 +36,7 @@ from chat_nest.usage import Price
 
 DEFAULT_JOURNAL = "chat-nest-journal"
 NO_JOURNAL = "off"
+ABOVE = "put it above the first [section]: in TOML a key belongs to the section that it follows"
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -56,6 +57,8 @@ class Config(Struct, frozen=True, kw_only=True):
     runs: RunsSection
     providers: Mapping[str, ProviderConfig]
     profiles: Mapping[str, Profile]
+    default_profile: str
+    """Of a caller without a profile of its own."""
     limits: Limits
     groups: Mapping[str, Limits]
     prices: Mapping[str, Price]
@@ -69,8 +72,8 @@ class Config(Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> str:
-        """PROVIDER:MODEL for those who ask for no profile."""
-        return self.profiles["balanced"].model
+        """PROVIDER:MODEL of the default profile."""
+        return self.profiles[self.default_profile].model
 
     @property
     def runs_url(self) -> str:
@@ -94,6 +97,7 @@ class Config(Struct, frozen=True, kw_only=True):
             self.limits,
             self.hard_caps,
             self.server.time_zone,
+            self.default_profile,
             groups=self.groups,
             prices=self.known_prices(),
         )
@@ -128,7 +132,9 @@ def load(
     hard_caps = HardCaps(**values["hard_caps"])
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ)
     sources.raise_problems()
-    profiles = resolve_profiles(sources, values["profiles"], providers, environ)
+    profiles, default_profile = resolve_profiles(
+        sources, values["profiles"], values[""].get("default_profile"), providers, environ
+    )
     prices = _prices(sources, values["prices"], providers)
     _note_capped_values(sources, values["profiles"], hard_caps)
     check_identity(sources, server, identity)
@@ -146,6 +152,7 @@ def load(
         runs=runs,
         providers=providers,
         profiles=profiles,
+        default_profile=default_profile,
         limits=limits,
         groups={name: Limits(**table) for name, table in values["groups"].items()},
         prices=prices,
@@ -191,9 +198,11 @@ def load_identity(file: str = "", environ: Mapping[str, str] | None = None) -> t
 
 
 def read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:
-    """The values by section, each of its type. Raises ConfigError."""
+    """The values by section, each of its type; those above all sections under "". Raises ConfigError."""
     sources = Sources(file, environ)
-    values = {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
+    top = {key: value for key, value in sources.values.items() if key in TOP}
+    values = {"": _table(sources, (), top, TOP)}
+    values |= {section: _section(sources, section, keys) for section, keys in SECTIONS.items()}
     _refuse_unknown_sections(sources)
     sources.raise_problems()
     return sources, values
@@ -211,6 +220,9 @@ def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
 
 def _table(sources: Sources, path: Path, table: Any, keys: Keys) -> dict[str, Any]:
     """The table's values, converted; what is wrong is noted and left out."""
+    if path and path[-1] in TOP and not is_table(table):
+        sources.problem(path, ABOVE)
+        return {}
     if not is_table(table):
         inside = f", with keys such as {next(iter(keys))}" if path[0] in NAMED else ""
         sources.problem(path, f"must be a table: [{'.'.join(path)}]{inside}")
@@ -219,6 +231,9 @@ def _table(sources: Sources, path: Path, table: Any, keys: Keys) -> dict[str, An
     for key, value in table.items():
         here = (*path, key)
         rule = keys.get(key)
+        if rule is None and key in TOP:
+            sources.problem(here, ABOVE)
+            continue
         if rule is None:
             sources.problem(here, f"there is no such key{hint(key, keys)}")
             continue
@@ -231,10 +246,10 @@ def _table(sources: Sources, path: Path, table: Any, keys: Keys) -> dict[str, An
 
 def _refuse_unknown_sections(sources: Sources) -> None:
     for name in sources.values:
-        if name in SECTIONS:
+        if name in SECTIONS or name in TOP:
             continue
         homes = [f"[{section}]" for section, keys in SECTIONS.items() if name in keys and section not in NAMED]
-        advice = f"; it belongs into {' or '.join(homes)}" if homes else hint(name, SECTIONS)
+        advice = f"; it belongs into {' or '.join(homes)}" if homes else hint(name, (*SECTIONS, *TOP))
         sources.problem((name,), f"there is no such section{advice}")
 
 
@@ -247,12 +262,12 @@ def _check_server(sources: Sources, server: ServerSection) -> None:
             try:
                 check((entry,))
             except ValueError as error:
-                sources.problem(("server", key), str(error).removeprefix(f"{key}: "))
+                sources.refused(("server", key), error)
     if server.caller_header or server.group_header:
         try:
             TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header)
         except ValueError as error:
-            sources.problem(("server", "caller_header"), str(error).removeprefix("caller_header "))
+            sources.refused(("server", "caller_header"), error)
     try:
         ZoneInfo(server.time_zone)
     except (KeyError, ValueError, OSError):
@@ -285,14 +300,14 @@ def _check_runs(sources: Sources, runs: RunsSection) -> None:
     try:
         open_runs(runs.url or "memory://", runs.keep_seconds)
     except ValueError as error:
-        sources.problem(("runs", "url"), str(error).removeprefix("runs.url").lstrip(": "))
+        sources.refused(("runs", "url"), error)
 
 
 def _check_store(sources: Sources, store: StoreSection) -> None:
     try:
         open_store(store.url)  # opens nothing before its first call
     except (OSError, ValueError) as error:
-        sources.problem(("store", "url"), str(error).removeprefix("store.url").lstrip(": "))
+        sources.refused(("store", "url"), error)
     days = ("store", "records_days")
     if not keeps_records(store.url) and "records_days" in sources.values.get("store", {}):
         scheme = store.url.partition(":")[0]

@@ -79,7 +79,7 @@ def _secret(sources: Sources, section: IdentitySection, environ: Mapping[str, st
         try:
             checked_secret(secret)
         except ValueError as error:
-            sources.problem(here, f"{str(error).removeprefix('the secret ')}; {ADVICE}")
+            sources.problem(here, f"{error}; {ADVICE}")
     elif section.keys_file:
         sources.problem((SECTION, "keys_file"), f"needs a secret, with which the keys' hashes are made: {ADVICE}")
     return Secret(secret)

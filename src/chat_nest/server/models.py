@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from chat_nest.limits import BALANCED, BUILT_IN_PROFILES, Profile
+from chat_nest.profiles import default_name
 from chat_nest.server.providers import NAME, ProviderConfig, Tables
 from chat_nest.server.sources import MODEL_VARIABLE, Sources, hint
 
@@ -18,29 +19,41 @@ DEMO_TOKENS_PER_REQUEST = 8_192
 
 
 def resolve_profiles(
-    sources: Sources, tables: Tables, providers: Mapping[str, ProviderConfig], environ: Mapping[str, str]
-) -> dict[str, Profile]:
-    """The built-in profiles and the file's, by name in lower case, each with its model. Notes problems."""
-    given: dict[str, Mapping[str, Any]] = {name: {} for name in BUILT_IN_PROFILES}
+    sources: Sources,
+    tables: Tables,
+    default: str | None,
+    providers: Mapping[str, ProviderConfig],
+    environ: Mapping[str, str],
+) -> tuple[dict[str, Profile], str]:
+    """The profiles, by name in lower case, each with its model, and the name of the default one. Notes problems.
+
+    The built-in profiles are there only where the configuration names none.
+    """
+    given: dict[str, Mapping[str, Any]] = {} if tables else {name: {"open": True} for name in BUILT_IN_PROFILES}
     for name, table in tables.items():
         if not NAME.fullmatch(name):
             sources.problem(("profiles", name), "a profile's name must be letters, digits, - and _")
-        elif given.get(name.lower()):
+        elif name.lower() in given:
             sources.problem(("profiles", name), "this profile is there twice: names are compared in lower case")
         else:
             _check_models(sources, name, table, providers)
             given[name.lower()] = table
     if sources.problems:
-        return {}
+        return {}, ""
     model = _default_model(sources, given, providers, environ)
     profiles: dict[str, Profile] = {}
     for name, table in given.items():
         # A key left out keeps the built-in profile's value; a new profile starts from balanced, as the file has it.
-        own = table if name in BUILT_IN_PROFILES else {**given["balanced"], **table}
-        profile = replace(BUILT_IN_PROFILES.get(name, BALANCED), **{"model": model, **own, "name": name})
+        own = table if name in BUILT_IN_PROFILES else {**given.get("balanced", {}), **table}
+        fixed = {"name": name, "open": table.get("open")}
+        profile = replace(BUILT_IN_PROFILES.get(name, BALANCED), **{"model": model, **own, **fixed})
         known = providers.get(profile.model.partition(":")[0])
         profiles[name] = _for_demo(profile, own) if known is not None and known.kind == "demo" else profile
-    return profiles
+    try:
+        return profiles, default_name(profiles, default)
+    except ValueError as error:
+        sources.refused(("default_profile",), error)
+        return {}, ""
 
 
 def _check_models(
@@ -63,19 +76,22 @@ def _default_model(
 ) -> str:
     """PROVIDER:MODEL of the profiles that name none. Notes a problem if there is none to take."""
     asked = environ.get(MODEL_VARIABLE, "").strip()
+    lacking = [name for name, table in profiles.items() if "model" not in table]
     named = {table["model"] for table in profiles.values() if "model" in table}
     provider = "openai" if "openai" in providers else next(iter(providers)) if len(providers) == 1 else ""
     kind = providers[provider].kind if provider else None
     missing = ""
-    if asked and kind not in (None, "demo"):
-        if all("model" in table for table in profiles.values()):
-            sources.notes.append(f"{MODEL_VARIABLE} has no effect: every profile names its own model")
-        return f"{provider}:{asked}"
     if asked and kind == "demo":
         missing = f"{MODEL_VARIABLE}: is set, but no provider is: set OPENAI_API_KEY or OPENAI_BASE_URL"
-    elif asked:
+    elif not lacking:
+        if asked:
+            sources.notes.append(f"{MODEL_VARIABLE} has no effect: every profile names its own model")
+        return ""
+    elif asked and kind is None:
         missing = f"{MODEL_VARIABLE}: there are several providers: name the models in [profiles.NAME] instead"
-    elif "model" in profiles["balanced"]:
+    elif asked:
+        return f"{provider}:{asked}"
+    elif "model" in profiles.get("balanced", {}):
         return str(profiles["balanced"]["model"])
     elif len(named) == 1:
         return str(named.pop())
@@ -84,7 +100,7 @@ def _default_model(
     elif provider == "openai":
         return f"openai:{OPENAI_MODEL}"
     else:
-        here = sources.where(("profiles", "balanced", "model"))
+        here = sources.where(("profiles", "balanced" if "balanced" in lacking else lacking[0], "model"))
         missing = f'{here}: is missing: write "{provider or "PROVIDER"}:MODEL"'
         missing += f", or set {MODEL_VARIABLE}" if provider else ""
     sources.problems.append(missing)

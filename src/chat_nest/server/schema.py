@@ -46,6 +46,7 @@ BY_TYPE: Mapping[Any, Rule] = {
     float: SECONDS,
     OnDisconnect: Rule(OnDisconnect, 'one of "cancel", "grace", "finish"'),
     float | None: USD,
+    bool | None: SWITCH,
 }
 Keys = Mapping[str, Rule]
 
@@ -148,6 +149,8 @@ PROVIDER: Keys = {
 }
 PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
 
+TOP: Keys = {"default_profile": TEXT}
+"""The keys above all sections."""
 SECTIONS: Mapping[str, Keys] = {
     "server": SERVER,
     "identity": IDENTITY,

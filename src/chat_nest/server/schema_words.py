@@ -34,7 +34,7 @@ MODEL: Schema = {
 }
 PROFILE: Schema = {
     **NAME,
-    "description": "A profile's name; one that is not known means the default",
+    "description": "A profile's name; one that is not known or not open means the default",
     "examples": ["balanced"],
 }
 JSON_SCHEMA: Schema = {"type": "object", "description": "A JSON Schema"}

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any, TypeGuard
 
-from chat_nest.server.schema import NAMED, SECTIONS, TEXTS
+from chat_nest.server.schema import NAMED, SECTIONS, TEXTS, TOP
 
 Path = tuple[str, ...]
 """The tables and the key that lead to a value: ("profiles", "balanced", "model")."""
@@ -48,6 +48,15 @@ class Sources:
         """Note that the value at `path` breaks a rule; the sentence goes on after the path."""
         self.problems.append(f"{self.where(path)}: {sentence}")
 
+    def refused(self, path: Path, error: Exception) -> None:
+        """Note why a part refuses the value at `path`. The name of the key in front is left out: the place has it."""
+        sentence = str(error)
+        for name in (dotted_path(path), path[-1]):
+            if re.match(rf"{re.escape(name)}[: ]", sentence):
+                sentence = sentence[len(name) :].lstrip(": ")
+                break
+        self.problem(path, sentence)
+
     def raise_problems(self) -> None:
         """Raises ConfigError with all that was noted, if anything was."""
         if self.problems:
@@ -72,12 +81,14 @@ class Sources:
         for name in path[:-1]:
             table = table.setdefault(name, {}) if is_table(table) else None  # a wrong table is told elsewhere
         if is_table(table):
-            listed = SECTIONS[path[0]][path[-1]] is TEXTS
+            listed = len(path) > 1 and SECTIONS[path[0]][path[-1]] is TEXTS
             table[path[-1]] = [part.strip() for part in value.split(",") if part.strip()] if listed else value
             self.variables[path] = variable
 
     def _path_of(self, rest: str) -> Path | None:
         """SERVER_PORT to (server, port); PROVIDERS_MY_ONE_API_KEY to (providers, my_one, api_key)."""
+        if rest.isupper() and rest.lower() in TOP:
+            return (rest.lower(),)
         for section, keys in SECTIONS.items():
             start = f"{section}_".upper()
             if not rest.startswith(start):
@@ -99,7 +110,7 @@ class Sources:
         return shouted.lower()
 
     def _known_variables(self) -> list[str]:
-        known = [CONFIG_VARIABLE, MODEL_VARIABLE]
+        known = [CONFIG_VARIABLE, MODEL_VARIABLE, *(f"{PREFIX}{key}".upper() for key in TOP)]
         for section, keys in SECTIONS.items():
             found = self.values.get(section)
             names = [*(found if is_table(found) else ()), *DEFAULT_NAMES.get(section, ())]

@@ -14,6 +14,8 @@ api_key = "sk-canary"
 model = "local:llama"
 tokens_per_day = 1000
 max_output_tokens = 9000
+[profiles.constrained]
+[profiles.expanded]
 [limits]
 tokens_per_day = 5000
 """
@@ -29,10 +31,10 @@ def test_the_effective_limits_are_a_table(tmp_path):
     result = run("check", "--config", str(tmp_path / "chat.toml"))
     assert result.exit_code == 0
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
-    assert rows["constrained"] == ["balanced", "expanded", "all", "callers"]
+    assert rows["balanced"] == ["constrained", "expanded", "all", "callers"]
     assert rows["model"] == ["local:llama"] * 3
-    assert rows["tokens_per_day"] == ["30,000", "1,000", "200,000", "5,000"]
-    assert rows["max_output_tokens"] == ["150", "4,096", "3,000", "-"]  # under the hard cap
+    assert rows["tokens_per_day"] == ["1,000", "30,000", "200,000", "5,000"]
+    assert rows["max_output_tokens"] == ["4,096", "150", "3,000", "-"]  # under the hard cap
     assert rows["tokens_per_minute"] == ["-", "-", "-", "-"]
     assert rows["local"] == ["openai", "http://127.0.0.1:8081/v1", "with", "a", "key"]
     assert "hard_caps.max_output_tokens is lower and wins" in result.stdout

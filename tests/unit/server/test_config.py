@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_nest.extras import install
-from chat_nest.limits import BALANCED, CONSTRAINED, EXPANDED, HARD_CAPS, Allowance, Limits, Timeouts
+from chat_nest.limits import BALANCED, BUILT_IN_PROFILES, EXPANDED, HARD_CAPS, Allowance, Limits, Timeouts
 from chat_nest.prices import price
 from chat_nest.server.config import Config, load, load_store
 from chat_nest.server.sources import ConfigError
@@ -53,7 +53,7 @@ def test_a_key_in_the_environment_is_openai_with_the_profiles_as_they_are_built_
     assert not config.is_demo
     assert config.providers["openai"].base_url == "https://api.openai.com/v1"
     assert config.providers["openai"].api_key.reveal() == KEY
-    assert list(config.profiles.values()) == [CONSTRAINED, BALANCED, EXPANDED]
+    assert list(config.profiles.values()) == list(BUILT_IN_PROFILES.values())
     assert config.model == "openai:gpt-4o-mini"
 
 
@@ -99,6 +99,9 @@ def test_every_section_is_read(tmp_path):
         fallbacks = ["demo:smollm2"]
         tokens_per_day = 5
 
+        [profiles.expanded]
+        open = true
+
         [profiles.Support]
         concurrent_streams = 2
         allow_system_prompt = true
@@ -137,6 +140,7 @@ def test_every_section_is_read(tmp_path):
     assert (support.model, support.tokens_per_day, support.concurrent_streams) == ("local:a:b", 5, 2)
     assert support.name == "support"
     assert support.allow_system_prompt
+    assert (balanced.open, expanded.open, support.open) == (None, True, None)
     assert (expanded.model, expanded.fallbacks, expanded.tokens_per_day) == ("local:a:b", (), EXPANDED.tokens_per_day)
     assert config.limits == Limits(
         tokens_per_day=9_000_000, tokens_per_minute=8, requests_per_minute=7, concurrent_streams=6
@@ -147,7 +151,7 @@ def test_every_section_is_read(tmp_path):
 
 
 def test_what_the_operator_decided_for_a_demo_profile_stays(tmp_path):
-    config = loaded(tmp_path, "[profiles.balanced]\ntemperature = 0.5\ntokens_per_request = 100\n")
+    config = loaded(tmp_path, "[profiles.balanced]\ntemperature = 0.5\ntokens_per_request = 100\n[profiles.expanded]\n")
     assert (config.profiles["balanced"].temperature, config.profiles["balanced"].tokens_per_request) == (0.5, 100)
     assert config.profiles["expanded"].temperature == 0
 
@@ -163,8 +167,76 @@ def test_a_profile_on_another_model_does_not_inherit_what_suits_the_demo(tmp_pat
 
 
 def test_the_only_model_that_the_file_names_is_everyones(tmp_path):
-    text = '[providers.a]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.own]\nmodel = "a:m"\n'
-    assert {profile.model for profile in loaded(tmp_path, text).profiles.values()} == {"a:m"}
+    text = '[providers.a]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.own]\nmodel = "a:m"\n[profiles.balanced]\n'
+    assert {name: each.model for name, each in loaded(tmp_path, text).profiles.items()} == {"own": "a:m", "balanced": "a:m"}
+
+
+# Which profiles there are, and who may choose them.
+
+
+def test_once_a_profile_is_named_the_built_in_ones_are_gone_and_only_the_default_one_is_open(tmp_path):
+    config = loaded(tmp_path, "[profiles.balanced]\ntokens_per_day = 5\n[profiles.expanded]\n[profiles.own]\nopen = true\n")
+    assert list(config.profiles) == ["balanced", "expanded", "own"]
+    assert [profile.name for profile in config.rules().open] == ["balanced", "own"]
+    named = load("", {"CHAT_NEST_PROFILES_EXPANDED_TOKENS_PER_DAY": "5"})
+    assert (list(named.profiles), named.default_profile) == (["expanded"], "expanded")
+    assert [profile.name for profile in load("", {}).rules().open] == ["constrained", "balanced", "expanded"]
+
+
+def test_a_profile_does_not_inherit_that_balanced_is_open(tmp_path):
+    config = loaded(tmp_path, "[profiles.balanced]\nopen = true\n[profiles.paid]\n")
+    assert [profile.name for profile in config.rules().open] == ["balanced"]
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "default"),
+    [
+        ("", {}, "balanced"),
+        ("", {"CHAT_NEST_DEFAULT_PROFILE": "Expanded"}, "expanded"),
+        ("[profiles.own]\n", {}, "own"),
+        ("[profiles.own]\n[profiles.guest]\nopen = true\n", {}, "guest"),
+        ("[profiles.own]\n[profiles.guest]\nopen = true\n[profiles.balanced]\n", {}, "balanced"),
+        ("default_profile = 'OWN'\n[profiles.own]\n[profiles.guest]\nopen = true\n", {}, "own"),
+        ("default_profile = 'own'\n[profiles.own]\n[profiles.b]\n", {"CHAT_NEST_DEFAULT_PROFILE": "b"}, "b"),
+    ],
+)
+def test_the_default_profile(tmp_path, text, environ, default):
+    assert loaded(tmp_path, text, **environ).default_profile == default
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[profiles.a]\n[profiles.b]\n",
+            "chat.toml: default_profile: must name the profile of a caller without its own: a, b",
+        ),
+        ("default_profile = 'c'\n[profiles.a]\n", "chat.toml:1: default_profile: must name one of the profiles: a"),
+        (
+            "default_profile = 'a'\n[profiles.a]\nopen = false\n[profiles.b]\nopen = true\n",
+            "chat.toml:1: default_profile: is a, which is closed, while b is open: name an open one, or close every profile",
+        ),
+        ("default_profile = 3\n", "chat.toml:1: default_profile: must be a string that is not empty"),
+        ("defaultprofile = 'a'\n", "chat.toml:1: defaultprofile: there is no such section; did you mean default_profile?"),
+        (
+            "[server]\ndefault_profile = 'a'\n",
+            "chat.toml:2: server.default_profile: put it above the first [section]: in TOML a key belongs to the section "
+            "that it follows",
+        ),
+        (
+            "[profiles]\ndefault_profile = 'a'\n",
+            "chat.toml:2: profiles.default_profile: put it above the first [section]: in TOML a key belongs to the section "
+            "that it follows",
+        ),
+        (
+            "[profiles.a]\ndefault_profile = 'a'\n",
+            "chat.toml:2: profiles.a.default_profile: put it above the first [section]: in TOML a key belongs to the "
+            "section that it follows",
+        ),
+    ],
+)  # fmt: skip
+def test_a_default_profile_that_can_not_be(tmp_path, text, said):
+    assert problems(tmp_path, text) == [said]
 
 
 def test_a_value_above_a_hard_cap_is_told_not_refused(tmp_path):
