@@ -20,7 +20,7 @@ chat = create_chat_handler(
     base_url=f"{os.environ['STANDIN']}/v1",
     profiles={
         "balanced": replace(BALANCED, model="openai:gpt-4o-mini", **HIGH),
-        "expanded": replace(EXPANDED, model="openai:gpt-4o-mini", max_output_tokens=4_096, **HIGH),
+        "expanded": replace(EXPANDED, open=True, model="openai:gpt-4o-mini", max_output_tokens=4_096, **HIGH),
     },
     hard_caps=HardCaps(**HIGH),
 )

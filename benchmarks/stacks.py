@@ -141,6 +141,7 @@ tokens_per_day = 1_000_000_000_000_000
 requests_per_minute = 100_000_000
 
 [profiles.expanded]
+open = true
 model = "standin:gpt-4o-mini"
 max_output_tokens = 4096
 tokens_per_request = 1_000_000

@@ -40,7 +40,7 @@ REFUSED = '[checks]\nnegative_data_rejection.expected-statuses = ["4xx", "204"]\
 CHATS = [route.path for made in make_dialects(PATHS, blog_get=False) for route in made.routes if route.models is None]
 MOST = 10**12
 NO_LIMIT = f"requests_per_minute = 1000000\ntokens_per_day = {MOST}\ntokens_per_request = {MOST}\n"
-PROFILE = f'{NO_LIMIT}allow_tools = true\nallow_system_prompt = true\non_disconnect = "finish"\n'
+PROFILE = f'{NO_LIMIT}open = true\nallow_tools = true\nallow_system_prompt = true\non_disconnect = "finish"\n'
 CONFIG = f"""\
 [dialects]
 blog = true

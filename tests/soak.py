@@ -351,7 +351,7 @@ async def server(folder: Path, provider: Provider) -> AsyncIterator[tuple[int, P
         config += f'\n[providers.{name}]\nbase_url = "{provider.url}"\napi_key = "k"\nabort_bills = "stops"\n'
     for name in ("balanced", "flood", "poor", "bad"):
         section = f"[profiles.{name}]\n"
-        model = f'{section}model = "{"bad" if name == "bad" else "good"}:m"\n'
+        model = f'{section}open = true\nmodel = "{"bad" if name == "bad" else "good"}:m"\n'
         config = config.replace(section, model) if section in config else f"{config}\n{model}"
     (folder / "chat.toml").write_text(config)
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

@@ -259,9 +259,7 @@ class Profiles:
             raise Forbidden("The profile of this caller does not exist")
         return self._profiles[found]
 
-    def _named(
-        self, model: str, caller: Caller, offered: tuple[Profile, ...], chosen: Profile | None
-    ) -> Profile:
+    def _named(self, model: str, caller: Caller, offered: tuple[Profile, ...], chosen: Profile | None) -> Profile:
         """The profile that offers what a client calls a model: a profile's name, PROVIDER:MODEL, or MODEL."""
         if caller.profile is None:
             offered = (self._default, *offered) if chosen is None else (chosen,)

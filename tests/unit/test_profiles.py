@@ -120,7 +120,12 @@ def test_a_stranger_may_choose_the_default_profile_and_those_that_are_open() -> 
     rules = own(CHEAP, DEAR, OPEN, default="cheap")
     assert rules.open == rules.offered(CALLER) == (CHEAP, OPEN)
     assert rules.model_names(CALLER) == ("cheap", "free")
-    assert [rules.resolve(CALLER, ask(name)) for name in (None, "free", "dear", "nosuch")] == [CHEAP, OPEN, CHEAP, CHEAP]
+    assert [rules.resolve(CALLER, ask(name)) for name in (None, "free", "dear", "nosuch")] == [
+        CHEAP,
+        OPEN,
+        CHEAP,
+        CHEAP,
+    ]
 
 
 @pytest.mark.parametrize("model", ["dear", "b:dear", "nosuch"])
@@ -145,7 +150,11 @@ def test_a_closed_profile_lowers_a_caller_with_a_profile_of_its_own_but_keeps_it
 def test_where_every_profile_is_closed_only_callers_with_one_of_their_own_chat() -> None:
     rules = own(replace(CHEAP, open=False), DEAR, default="cheap")
     assert rules.open == ()
-    for call in (lambda: rules.resolve(CALLER, ask()), lambda: rules.offered(CALLER), lambda: rules.model_names(CALLER)):
+    for call in (
+        lambda: rules.resolve(CALLER, ask()),
+        lambda: rules.offered(CALLER),
+        lambda: rules.model_names(CALLER),
+    ):
         with pytest.raises(Forbidden, match="not open to you"):
             call()
     assert rules.resolve(Caller(id="a", profile="dear"), ask()) == DEAR

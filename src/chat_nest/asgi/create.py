@@ -73,8 +73,8 @@ def create_chat_handler(
     `store` is a URL (`memory://`, `sqlite:///chat-nest.db`) or a Store; `lease` seconds after a process died, what it
     held is charged. `identify` returns the Caller of an ASGI scope; the default is by the peer's IP address. `limits`
     are for all callers together, `groups` for the callers of each group together, by its name (`default` is for groups
-    without limits of their own); windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.prices.price`), win over
-    those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
+    without limits of their own); windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:*
+    (see `chat_nest.prices.price`), win over those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
     a Dialect; `dialects` are several of them, each at paths of its own. A chat that comes while `max_streams` answers
     run is refused (503 `overloaded`) before anything is reserved.
 
@@ -86,7 +86,8 @@ def create_chat_handler(
     The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key, a
     profile whose provider is unknown, a default profile that is missing or closed, a limit in dollars for a model
     whose price is not known, an unknown or a second dialect at the same path, a time zone, origin, store URL or journal
-    that can't be used, or an allowance that `limits` can't hold. Raises TypeError for an argument of the wrong type, or a part that lacks a method.
+    that can't be used, or an allowance that `limits` can't hold. Raises TypeError for an argument of the wrong type, or
+    a part that lacks a method.
     """
     check_arguments(locals())
     if providers is None:

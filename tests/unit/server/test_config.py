@@ -168,14 +168,19 @@ def test_a_profile_on_another_model_does_not_inherit_what_suits_the_demo(tmp_pat
 
 def test_the_only_model_that_the_file_names_is_everyones(tmp_path):
     text = '[providers.a]\nbase_url = "http://127.0.0.1:1/v1"\n[profiles.own]\nmodel = "a:m"\n[profiles.balanced]\n'
-    assert {name: each.model for name, each in loaded(tmp_path, text).profiles.items()} == {"own": "a:m", "balanced": "a:m"}
+    assert {name: each.model for name, each in loaded(tmp_path, text).profiles.items()} == {
+        "own": "a:m",
+        "balanced": "a:m",
+    }
 
 
 # Which profiles there are, and who may choose them.
 
 
 def test_once_a_profile_is_named_the_built_in_ones_are_gone_and_only_the_default_one_is_open(tmp_path):
-    config = loaded(tmp_path, "[profiles.balanced]\ntokens_per_day = 5\n[profiles.expanded]\n[profiles.own]\nopen = true\n")
+    config = loaded(
+        tmp_path, "[profiles.balanced]\ntokens_per_day = 5\n[profiles.expanded]\n[profiles.own]\nopen = true\n"
+    )
     assert list(config.profiles) == ["balanced", "expanded", "own"]
     assert [profile.name for profile in config.rules().open] == ["balanced", "own"]
     named = load("", {"CHAT_NEST_PROFILES_EXPANDED_TOKENS_PER_DAY": "5"})
