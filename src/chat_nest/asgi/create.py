@@ -74,9 +74,9 @@ def create_chat_handler(
     held is charged. `identify` returns the Caller of an ASGI scope; the default is by the peer's IP address. `limits`
     are for all callers together, `groups` for the callers of each group together, by its name (`default` is for groups
     without limits of their own); windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:*
-    (see `chat_nest.prices.price`), win over those of genai-prices. `dialect` is the wire format: "native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog", or
-    a Dialect; `dialects` are several of them, each at paths of its own. A chat that comes while `max_streams` answers
-    run is refused (503 `overloaded`) before anything is reserved.
+    (see `chat_nest.prices.price`), win over those of genai-prices. `dialect` is the wire format: "native", "openai",
+    "ai_sdk", "ag_ui", "anthropic", "blog", or a Dialect; `dialects` are several of them, each at paths of its own. A
+    chat that comes while `max_streams` answers run is refused (503 `overloaded`) before anything is reserved.
 
     `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
     from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
