@@ -211,8 +211,8 @@ class UpstreamNotStarted(UpstreamUnreachable):
     retryable = False
     text = "The model on this server can't start"
 
-    def __init__(self, advice: str = "") -> None:
-        super().__init__(spent_nothing=True)
+    def __init__(self, advice: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(spent_nothing=True, retry_after=retry_after)
         self.advice = advice
 
 

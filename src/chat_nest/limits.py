@@ -84,7 +84,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     on_disconnect: OnDisconnect = "cancel"
     """What happens to an answer whose reader leaves: it is cancelled at once, or after `grace_seconds` without a
     reader, or it is finished. Unless it is `cancel`, the answer is kept for readers who come back."""
-    grace_seconds: int = 30
+    grace_seconds: float = 30
     allow_tools: bool = False
     """Whether a client may offer tools, and send the results of calling them."""
 

@@ -147,7 +147,7 @@ PROVIDER: Keys = {
     "api_version": TEXT,
     "abort_bills": TEXT,
 }
-PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE)
+PROFILE = keys_of(Profile, but=frozenset({"name", "min_output_tokens"}), temperature=TEMPERATURE, grace_seconds=COUNT)
 
 TOP: Keys = {"default_profile": TEXT}
 """The keys above all sections."""

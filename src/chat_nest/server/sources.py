@@ -77,12 +77,13 @@ class Sources:
         if path is None:
             self.problems.append(f"{variable}: there is no such setting{hint(variable, self._known_variables())}")
             return
+        *tables, key = path
         table: Any = self.values
-        for name in path[:-1]:
+        for name in tables:
             table = table.setdefault(name, {}) if is_table(table) else None  # a wrong table is told elsewhere
         if is_table(table):
-            listed = len(path) > 1 and SECTIONS[path[0]][path[-1]] is TEXTS
-            table[path[-1]] = [part.strip() for part in value.split(",") if part.strip()] if listed else value
+            listed = bool(tables) and SECTIONS[tables[0]][key] is TEXTS
+            table[key] = [part.strip() for part in value.split(",") if part.strip()] if listed else value
             self.variables[path] = variable
 
     def _path_of(self, rest: str) -> Path | None:
