@@ -27,13 +27,18 @@ def own(*names: str, **how):
 
 @pytest.mark.parametrize(
     ("names", "default", "model"),
-    [(("gold", "balanced"), None, "balanced"), (("gold", "iron"), None, "gold"), (("gold", "iron"), "iron", "iron")],
+    [(("gold", "balanced"), None, "balanced"), (("gold",), None, "gold"), (("gold", "iron"), "iron", "iron")],
 )
 async def test_the_profile_of_a_caller_who_names_none(names, default, model) -> None:
     provider, handler = own(*names, default_profile=default)
     async with handler:
         assert (await collect(handler, BODY)).status == 200
     assert provider.prompts[0].model == model
+
+
+def test_of_two_profiles_the_application_names_the_default() -> None:
+    with pytest.raises(ValueError, match="default_profile"):
+        own("gold", "iron")
 
 
 @pytest.mark.parametrize("path", ["/talk", "/talk/", "/Talk"])
