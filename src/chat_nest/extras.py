@@ -73,8 +73,24 @@ def missing_library(text: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
+def explain(need: str, extra: str, error: ImportError) -> str:
+    """Return why a package of an extra can't be imported, and the remedy. `need` begins the sentence: `Redis needs`."""
+    reason = " ".join(str(error).split())
+    if library := missing_library(reason):
+        return f"{need} {library}, which is missing: {library_remedy(library)}"
+    if isinstance(error, ModuleNotFoundError) or "No module named" in reason:  # psycopg tries several modules
+        return f"{need} a package that is not installed: run: {install(extra)}"
+    return f"{need} a package that can't be loaded: {reason}"
+
+
+def library_remedy(library: str) -> str:
+    """Return how the operator installs a shared library."""
+    command = library_command(library)
+    return f"run: {command}" if command else f"install the package of this system that has {library}"
+
+
 def library_command(library: str) -> str:
-    """Return the command that installs a shared library from this system's packages."""
+    """Return the command that installs a shared library from this system's packages, or nothing if it is unknown."""
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     for manager, *arguments in (
         ("apt-get", "install", "-y", debian_package(library)),
@@ -84,7 +100,7 @@ def library_command(library: str) -> str:
     ):
         if shutil.which(manager):
             return shlex.join([*sudo, manager, *arguments])
-    return f"install the package of your system that has {library}"
+    return ""
 
 
 def debian_package(library: str) -> str:

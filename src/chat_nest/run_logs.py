@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chat_nest.extras import install
+from chat_nest.extras import explain
 from chat_nest.local_runs import LocalRuns
 from chat_nest.protocols import RunLogs
 from chat_nest.stream_log import MemoryRuns
@@ -32,10 +32,10 @@ def open_runs(url: str, keep_seconds: float = 300.0) -> RunLogs:
 def _open_redis(url: str, keep_seconds: float) -> RunLogs:
     try:
         from chat_nest.stores.redis_runs import RedisRuns  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] != "hiredis":
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "hiredis":
             raise
-        raise ValueError(f"runs.url: Redis needs a package that is not installed: run: {install('redis')}") from None
+        raise ValueError(f"runs.url: {explain('Redis needs', 'redis', error)}") from None
     try:
         return RedisRuns(url, keep=keep_seconds)
     except ValueError as error:

@@ -550,7 +550,7 @@ NO_LIBRARY = "raise ImportError('libnone2.so.7: cannot open shared object file: 
     ("native", "reason"),
     [
         ("raise ModuleNotFoundError('xllamacpp')\n", "the demo model is not installed: to install it (127 MB), run: "),
-        (NO_LIBRARY, "the demo model can't be loaded: libnone2.so.7 is missing: to install it, run: "),
+        (NO_LIBRARY, "the demo model can't be loaded: libnone2.so.7 is missing: "),
         ("import os\nos.abort()\n", "the demo model did not start: its native code ended with exit code -6"),
     ],
 )

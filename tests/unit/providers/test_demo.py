@@ -191,8 +191,9 @@ async def test_a_missing_library_is_named_with_the_command_that_installs_it(nati
     provider = DemoProvider()
     error = await refusal(provider)
     assert error.advice == "the demo model can't be loaded: libnone.so.1 is missing"
-    command = extras.setup_command("demo") or extras.library_command("libnone.so.1")
-    assert caplog.messages == [f"{error.advice}: to install it, run: {command}"]
+    command = extras.setup_command("demo")
+    remedy = f"run: {command}" if command else extras.library_remedy("libnone.so.1")
+    assert caplog.messages == [f"{error.advice}: {remedy}"]
     await provider.aclose()
 
 
@@ -201,6 +202,17 @@ def test_check_demo_imports_the_native_code(native, tmp_path):
     (tmp_path / "xllamacpp.py").write_text("import os; os.abort()")
     with pytest.raises(demo.DemoFailure, match="its native code ended with exit code -6"):
         demo.check_demo()
+
+
+async def test_a_process_that_can_not_be_started_is_a_failure_like_any_other(native, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(demo.sys, "executable", str(tmp_path / "removed"))
+    reason = "the demo model did not start: its process can't be started: No such file or directory"
+    with pytest.raises(demo.DemoFailure, match=reason):
+        demo.check_demo()
+    provider = DemoProvider()
+    error = await refusal(provider)
+    assert (error.advice, caplog.messages) == ("the demo model did not start", [reason])
+    await provider.aclose()
 
 
 def test_run_by_hand_without_the_wheels_it_says_so():
