@@ -205,7 +205,7 @@ class UpstreamUnreachable(UpstreamError):
 class UpstreamNotStarted(UpstreamUnreachable):
     """A model that this server runs itself does not start, and retries within one request are useless.
 
-    `advice` is the reason, for /readyz: it holds no path and no command.
+    `advice` is the reason, for /readyz: it holds no path and no command. `retry_after` is the time to the next start.
     """
 
     retryable = False

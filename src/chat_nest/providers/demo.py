@@ -276,8 +276,9 @@ class DemoProvider:
         if self._provider is not None and (self._given is not None or (self._server and self._server.alive)):
             return self._provider
         if self._starting is None:
-            if self._failure is not None and self._clock() < self._retry_at:
-                raise UpstreamNotStarted(self._failure.reason)
+            pause = self._retry_at - self._clock()
+            if self._failure is not None and pause > 0:
+                raise UpstreamNotStarted(self._failure.reason, retry_after=pause)
             self._starting = asyncio.create_task(self._start())
             self._starting.add_done_callback(started)
         return await asyncio.shield(self._starting)  # whoever asked first may leave: others wait for the same start
@@ -292,7 +293,7 @@ class DemoProvider:
         except DemoFailure as error:
             if server is self._server:  # else we closed it, which is no failure
                 self._failed(error)
-                raise UpstreamNotStarted(error.reason) from None
+                raise UpstreamNotStarted(error.reason, retry_after=self._pause) from None
         finally:
             self._starting = None
         if server is not self._server or not server.alive:

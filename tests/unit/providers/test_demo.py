@@ -245,7 +245,7 @@ async def test_a_start_that_failed_is_tried_again_after_growing_pauses_and_logge
         with pytest.raises(UpstreamNotStarted):
             await provider.check()
         clock.advance(pause - 1)
-        await refusal(provider)
+        assert (await refusal(provider)).retry_after == 1
         clock.advance(1)
     assert starts.read_text() == 8 * "x"
     assert caplog.messages == ["the demo model did not start: no such file"]
