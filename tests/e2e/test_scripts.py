@@ -101,6 +101,17 @@ def test_where_the_environment_can_not_be_made_setup_says_how_to_choose_another(
     assert said.endswith("choose another folder: VENV_DIR=$HOME/chat-nest-venv, before the command\n")
 
 
+@pytest.mark.parametrize(("user", "sudo"), [("0", ""), ("1000", "sudo ")])
+def test_a_python_that_can_not_make_an_environment_has_a_remedy(program, tmp_path, user, sudo):
+    program("python-without-venv", f'case "$*" in *venv*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac')
+    program("id", f"echo {user}")
+    program("apt-get", 'case "$*" in *install*) exit 100 ;; esac')
+    code, said = run("scripts/setup", VENV_DIR=str(tmp_path / "venv"), PYTHON="python-without-venv")
+    assert code == 1
+    assert said.splitlines()[-1].endswith(f"install its module venv (Debian: {sudo}apt-get install -y python3-venv)")
+    assert not (tmp_path / "venv").exists()
+
+
 def test_any_command_runs_through_the_script(tmp_path):
     (tmp_path / "chat.toml").write_text('[store]\nurl = "memory://"\n')
     code, said = run("scripts/chat-nest", "check", "--config", str(tmp_path / "chat.toml"), OPENAI_API_KEY="sk-x")
