@@ -109,6 +109,27 @@ async def get(served: Served, path: str) -> tuple[int, bytes]:
 # What a running server answers and says.
 
 
+@pytest.mark.parametrize("name", ["balanced", "expanded", "free", "constrained"])
+async def test_the_readmes_configuration_limits_a_caller_whatever_profile_it_names(tmp_path, name):
+    readme = Path(__file__).parents[2] / "README.md"
+    [block] = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert "tokens_per_day = 50_000 " in block
+    spent = stream(chunk("Hello"), finish(), usage(40, 49_950), DONE)
+    async with ScriptedProvider(spent, answer("Hello", 9)) as provider:
+        config = block.replace("[providers.openai]\n", f'[providers.openai]\nbase_url = "{provider.url}"\n')
+        (tmp_path / "chat-nest.toml").write_text(config)
+        async with serving(tmp_path, "--config", "chat-nest.toml", OPENAI_API_KEY=KEY) as served:
+            async with connect(served.port) as client:
+                reply = await client.post({**HELLO, "profile": name})
+                assert (reply.status, (await reply.events())[-1].name) == (200, "done")
+            assert (await settled(served.port, 10))["tokens_per_day"]["limit"] == 50_000
+            async with connect(served.port) as client:
+                reply = await client.post({**HELLO, "profile": name})
+                assert (reply.status, json.loads(await reply.body())["code"]) == (429, "budget_exceeded")
+            assert await served.stop() == 0
+    assert len(provider.requests) == 1
+
+
 async def test_a_server_with_a_provider(tmp_path):
     async with ScriptedProvider(answer("Hello", 3)) as provider, serving(tmp_path, **using(provider)) as served:
         assert await get(served, "/healthz") == (200, b'{"status":"ok"}')
