@@ -7,12 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 
-from benchmarks import formats, goals, peers, report, stacks
+from benchmarks import formats, goals, peers, report, stacks, telemetry
 from benchmarks.processes import Cores, Failed, Missing
 from benchmarks.programs import BUILD, StandIn, compile_programs
 from benchmarks.report import Results
@@ -36,6 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--dialects", action="store_true", help="the built-in wire formats instead of the stacks")
     parser.add_argument("--stores", action="store_true", help="a request with each store instead of the stacks")
+    parser.add_argument("--telemetry", action="store_true", help="metrics and traces instead of the stacks")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="a checkout of another commit, as one more stack")
     asked = parser.parse_args()
     sizes = QUICK if asked.quick else Sizes()
@@ -48,7 +49,7 @@ def main() -> int:
         if asked.peers:
             peers.install()
         cores = Cores()  # before any database starts, which then shares the load's
-        with formats.stores() if asked.stores else nullcontext([]) as stored:
+        with more_stacks(asked) as stored:
             chosen = [*choose(asked), *stored]
             usual = [name for name in (*SCENARIOS, MEMORY) if any(takes_part(stack, name) for stack in chosen[1:])]
             results = measure(chosen, asked.only or usual, sizes, cores)
@@ -70,9 +71,16 @@ def main() -> int:
     return 0
 
 
+def more_stacks(asked: argparse.Namespace) -> AbstractContextManager[list[Stack]]:
+    """Start what the chosen stacks need besides their own servers, and yield them."""
+    if asked.stores:
+        return formats.stores()
+    return telemetry.stacks() if asked.telemetry else nullcontext([])
+
+
 def choose(asked: argparse.Namespace) -> list[Stack]:
     """What to measure, but for the stores; the floor is always there."""
-    if asked.stores or asked.dialects:
+    if asked.stores or asked.dialects or asked.telemetry:
         floor = [stack for stack in STACKS if stack.name == FLOOR]
         return floor + list(formats.DIALECTS if asked.dialects else ())
     chosen = [stack for stack in STACKS if not asked.stack or stack.name in (FLOOR, *asked.stack)]

@@ -23,6 +23,10 @@ def _openai(steering: str) -> Any:
     return openai_body(steering) | {"model": _profile(steering)}
 
 
+def _responses(steering: str) -> Any:
+    return {"model": _profile(steering), "input": conversation(steering), "stream": True}
+
+
 def _ai_sdk(steering: str) -> Any:
     turns = [
         {"id": str(at), "role": turn["role"], "parts": [{"type": "text", "text": turn["content"]}]}
@@ -62,6 +66,7 @@ def _with_blog(directory: Path, port: int, provider: str) -> list[str]:
 DIALECTS = (
     Stack(name="native", prepare=chat_nest("memory://"), scenarios=COST_ONLY, **NATIVE),
     _dialect("openai", "/v1/chat/completions", _openai, OPENAI["mark"], OPENAI["done"]),
+    _dialect("responses", "/v1/responses", _responses, '"logprobs":[],"delta":"', "event: response.completed"),
     _dialect("ai_sdk", "/api/ai", _ai_sdk, '"type":"text-delta","id":"0","delta":"', "data: [DONE]"),
     _dialect("ag_ui", "/api/ag-ui", _ag_ui, '-0","delta":"', '"type":"RUN_FINISHED"'),
     _dialect("anthropic", "/v1/messages", _anthropic, '"type":"text_delta","text":"', "event: message_stop"),

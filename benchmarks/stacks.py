@@ -136,6 +136,7 @@ api_key = "none"
 
 [profiles.balanced]
 model = "standin:gpt-4o-mini"
+max_output_tokens = 400
 tokens_per_request = 1_000_000
 tokens_per_day = 1_000_000_000_000_000
 requests_per_minute = 100_000_000

@@ -79,7 +79,7 @@ def main() -> int:
         compile_programs()
         imports = repeated(runs, lambda: imported(programs))
         ready = {store: repeated(runs, lambda store=store: seconds_to_ready(store, programs)) for store in STORES}
-        sizes = {name: installed(extra) for name, extra in variants().items()} if asked.sizes else {}
+        sizes = {name: installed(extras) for name, extras in variants().items()} if asked.sizes else {}
     except Missing as e:
         print(e, file=sys.stderr)
         return 2
@@ -144,24 +144,26 @@ def readyz(port: int) -> int | None:
         connection.close()
 
 
-def variants() -> dict[str, str]:
-    """What can be installed, by how the table names it: the plain package, each extra, all of them."""
+def variants() -> dict[str, list[str]]:
+    """The extras that are installed, by how the table names them: none, each alone, all of them."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = list(tomllib.load(file)["project"]["optional-dependencies"])
-    return {"plain": "", **{f"[{name}]": f"[{name}]" for name in extras}, "all extras": f"[{','.join(extras)}]"}
+    return {"plain": [], **{f"[{name}]": [name] for name in extras}, "all extras": extras}
 
 
-def installed(extra: str) -> Size:
-    """Install a wheel's worth of this checkout into an environment of its own. Raises Failed where that fails."""
+def installed(extras: list[str]) -> Size:
+    """Install a wheel of this checkout into an environment of its own. Raises Failed where that fails."""
+    own_pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(prefix="sizes-", dir=BUILD) as place:
-        made = [sys.executable, "-m", "venv", place]
+        run(sys.executable, "-m", "venv", place)
+        run(*own_pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", f"{place}/own", ROOT)
+        needed = Path(place, "requirements.txt")
+        needed.write_text(run(sys.executable, ROOT / "scripts" / "locked", "core", *extras), "utf-8")
         pip = [f"{place}/bin/python", "-m", "pip", "--disable-pip-version-check"]
-        install = [*pip, "install", "--quiet", "--no-compile", "-c", ROOT / "constraints.txt", f"{ROOT}{extra}"]
-        for command in (made, install):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise Failed(f"installing {extra or 'the plain package'} failed.\n{done.stderr}")
-        listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
+        install = [*pip, "install", "--quiet", "--no-compile"]
+        run(*install, "--require-hashes", "--only-binary", ":all:", "-r", needed)
+        run(*install, "--no-deps", "--no-index", "--find-links", f"{place}/own", "chat-nest")
+        listed = run(*pip, "list", "--format=freeze")
         names = [line.partition("==")[0] for line in listed.split()]
         own = {"pip", "setuptools", "wheel"}
         packages = next(Path(place).glob("lib/python*/site-packages"))
@@ -171,6 +173,14 @@ def installed(extra: str) -> Size:
             if path.is_file() and path.relative_to(packages).parts[0].partition("-")[0] not in {*own, "pkg_resources"}
         )
     return Size(distributions=sorted(set(names) - own), megabytes=total / 1e6)
+
+
+def run(*command: str | Path) -> str:
+    """What the command prints. Raises Failed where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"{' '.join(map(str, command))} failed.\n{done.stderr}")
+    return done.stdout
 
 
 def markdown(imports: list[Imported], ready: dict[str, list[float]]) -> str:

@@ -29,16 +29,16 @@ import psycopg
 from benchmarks.databases import Commits, Database, start_postgres, start_redis
 from benchmarks.processes import Failed, Missing
 from benchmarks.report import machine
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Claim, Granted, Line
-from chat_nest.protocols import Store
-from chat_nest.records import Record
+from chat_nest.core.claims import Claim, Granted, Line
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.protocols import Store
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Usage
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.postgres import PostgresStore
 from chat_nest.stores.redis import RedisStore
-from chat_nest.stores.redis_wire import Login
+from chat_nest.stores.redis.resp import Login
 from chat_nest.stores.sqlite import SQLiteStore
-from chat_nest.usage import Usage
 
 CROWD = 200
 CASES = {

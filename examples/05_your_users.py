@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from http.cookies import CookieError, SimpleCookie
 
-from chat_nest import Caller, Unauthorized, create_chat_handler
-from chat_nest.protocols import Scope
+from chat_nest import Caller, Scope, Unauthorized, create_chat_handler
 
 SESSIONS = {  # yours are random and stand in a database: `identify` may be an async function
     "ada": Caller(id="user-1", profile="expanded"),
@@ -34,4 +33,4 @@ def identify(scope: Scope) -> Caller:
 
 
 # No other site's pages may use the cookie, so no other origin is let in.
-app = create_chat_handler(identify=identify, cors_origins=())
+app = create_chat_handler(identify=identify, origins=())

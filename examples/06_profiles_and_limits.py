@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 
-from chat_nest import Profile, create_chat_handler
-from chat_nest.limits import Limits
+from chat_nest import Limits, Profile, create_chat_handler
 
 app = create_chat_handler(
     profiles={

@@ -6,10 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from chat_nest import Timeouts, create_chat_handler
-from chat_nest.deltas import Batch, FinishDelta, TextDelta, UsageDelta
-from chat_nest.protocols import Prompt
-from chat_nest.usage import Usage
+from chat_nest import Batch, FinishDelta, Prompt, TextDelta, Timeouts, Usage, UsageDelta, create_chat_handler
 
 
 class Parrot:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 
-from chat_nest import Caller, ChatError, create_chat_handler
-from chat_nest.protocols import Ending
+from chat_nest import Caller, ChatError, Ending, create_chat_handler
 
 
 class Lines:

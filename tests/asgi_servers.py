@@ -16,8 +16,13 @@ from typing import Any
 import uvicorn
 from ports import free_port
 
+from chat_nest.server.http.context import ServerContext
+from chat_nest.server.http.server import HttpServer
+
 TESTS = Path(__file__).parent
 SERVERS = ("uvicorn", "granian", "hypercorn")
+PYTHON = os.environ.get("SERVERS_PYTHON", sys.executable)
+"""The interpreter that has the servers: scripts/lowest-servers has others than the tests."""
 
 
 class InProcess(uvicorn.Server):
@@ -67,9 +72,26 @@ async def serve(app: Any, **options: Any) -> AsyncIterator[int]:
             await running
 
 
+@asynccontextmanager
+async def serve_http(app: Any, **context: Any) -> AsyncIterator[tuple[int, ServerContext]]:
+    """Run the server of `chat-nest serve` around `app` on this loop; yields the port and what connections share."""
+    shared = ServerContext(app, **context)
+    server = HttpServer(shared)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+        listening.bind(("127.0.0.1", 0))
+        await server.start(listening)
+        try:
+            yield listening.getsockname()[1], shared
+        finally:
+            server.drain()
+            while shared.connections or shared.running:
+                await asyncio.sleep(0.001)
+            await server.stop()
+
+
 def command(server: str, app: str, port: int) -> list[str]:
     """How each server is started around `app`, MODULE:NAME."""
-    python = [sys.executable, "-m"]
+    python = [PYTHON, "-m"]
     match server:
         case "uvicorn":
             return [*python, "uvicorn", app, "--port", str(port), "--timeout-graceful-shutdown", "1"]
@@ -124,7 +146,7 @@ async def serve_process(
 
 
 async def _accepting(served: Served) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while True:
             if served.process.returncode is not None:
                 raise RuntimeError(served.log.read_text())

@@ -3,10 +3,11 @@
 import asyncio
 
 import pytest
+from example_counts import examples
 from hypothesis import settings
 
 # How long an example takes depends on the machine more than on the code.
-settings.register_profile("chat-nest", deadline=None)
+settings.register_profile("chat-nest", deadline=None, max_examples=examples())
 settings.load_profile("chat-nest")
 
 

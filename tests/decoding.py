@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from chat_nest.deltas import Delta
-from chat_nest.errors import UpstreamError
+from chat_nest.core.deltas import Delta
+from chat_nest.core.errors import UpstreamError
 from chat_nest.providers.codec import Codec
 
 SECRET = "canary-2f7c"
 
 
-def decode(codec: Codec, *reads: bytes) -> tuple[list[Delta], type[UpstreamError] | None]:
+def decode(codec: Codec, *reads: bytes, whole: bool = False) -> tuple[list[Delta], type[UpstreamError] | None]:
+    """`whole`: the body's framing says that it is all there."""
     deltas: list[Delta] = []
     try:
         for read in reads:
             if codec.over:
                 break
             deltas += codec.feed(read)
-        codec.end()
+        deltas += codec.end(whole=whole)
+        deltas += codec.end(whole=whole)  # a failure is raised once what came before it was returned
     except UpstreamError as error:
         assert SECRET not in repr(error) + str(error)
         assert error.__context__ is None

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from chat_nest.deltas import Batch, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
-from chat_nest.protocols import Encoder, Ending
-from chat_nest.usage import Usage
+from chat_nest.core.deltas import Batch, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.protocols import Encoder, Ending
+from chat_nest.core.usage import Usage
 
 
 def ending(**fields: object) -> Ending:

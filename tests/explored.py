@@ -21,7 +21,7 @@ from raw_client import settled
 from scripted_provider import ScriptedProvider, answer
 from serve_command import command
 
-from chat_nest.server.front_ends import make_dialects, PATHS
+from chat_nest.server.config.front_ends import make_dialects, PATHS
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CHECKS = (
@@ -37,7 +37,12 @@ CHECKS = (
 )
 REFUSED = '[checks]\nnegative_data_rejection.expected-statuses = ["4xx", "204"]\n'
 """Statuses for what the document forbids. 204: an EventSource that asks again is sent away whatever it asks."""
-CHATS = [route.path for made in make_dialects(PATHS, blog_get=False) for route in made.routes if route.models is None]
+CHATS = [
+    route.path
+    for made in make_dialects(PATHS, blog_get=False)
+    for route in made.routes
+    if route.models is route.count is None and not route.kept
+]
 MOST = 10**12
 NO_LIMIT = f"requests_per_minute = 1000000\ntokens_per_day = {MOST}\ntokens_per_request = {MOST}\n"
 PROFILE = f'{NO_LIMIT}open = true\nallow_tools = true\nallow_system_prompt = true\non_disconnect = "finish"\n'

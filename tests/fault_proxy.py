@@ -3,7 +3,8 @@
 async with FaultProxy(port, Fault("cut", at=100)) as proxy:
     ...  # speak to proxy.port; after 100 bytes of the answer both sides are closed
 
-It stands between a client and the server, or between the server and a provider: `port` is the one that listens behind.
+It stands between a client and the server, or between the server and a provider: `port` is the one that listens behind;
+`source` is the address that it sees.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ class Fault(NamedTuple):
 class FaultProxy:
     """`said` is what has gone through of the answers, `passed` how many bytes that is; `broke` whether a fault kept some back."""
 
-    def __init__(self, port: int, fault: Fault) -> None:
+    def __init__(self, port: int, fault: Fault, *, source: str = "127.0.0.1") -> None:
         self.port = 0
         self.fault = fault
         self.said = b""
         self.passed = 0
         self.broke = False
         self._behind = port
+        self._source = source
         self._running: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> FaultProxy:
@@ -55,7 +57,7 @@ class FaultProxy:
         assert task
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        their_reader, theirs = await asyncio.open_connection("127.0.0.1", self._behind)
+        their_reader, theirs = await asyncio.open_connection("127.0.0.1", self._behind, local_addr=(self._source, 0))
         asked = asyncio.create_task(self._pass(reader, theirs))
         answered = asyncio.create_task(self._answer(their_reader, writer))
         try:

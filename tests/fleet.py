@@ -34,8 +34,8 @@ from raw_client import JSON, Client, Cut, Reply, connect
 from redis_servers import RedisCluster, RedisServer
 from scripted_provider import DONE, END, Connection, Request, ScriptedProvider, chunk, finish, head, piece, usage
 
-from chat_nest.messages import Message
-from chat_nest.tokens import counter_for, prompt_bound
+from chat_nest.core.messages import Message
+from chat_nest.counting.tokens import counter_for, prompt_bound
 
 COMMAND = Path(sys.executable).with_name("chat-nest")
 LISTENING = re.compile(r"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
@@ -105,12 +105,15 @@ class CountingProvider(ScriptedProvider):
         words = asked["messages"][-1]["content"].split()
         made = Made(int(words[1]), int(words[3]), asked["max_tokens"])
         self.made.append(made)
+        if not await self.begins(made, connection):
+            return
         made.input_tokens = self.input_tokens
         tokens = max(1, int(asked["max_tokens"] * self.share))
         await connection.send(head())
         made.output_tokens = 1
         await connection.send(piece(chunk("x")))
-        await self.go_on.wait()
+        if not await self.goes_on(made, connection):
+            return
         left = tokens - 1
         for number in range(self.pieces, 0, -1):
             await asyncio.sleep(self.pause)
@@ -122,6 +125,15 @@ class CountingProvider(ScriptedProvider):
         end = finish("length") + usage(made.input_tokens, made.output_tokens) + DONE
         await connection.send(piece(end) + END)
         made.whole = True
+
+    async def begins(self, _made: Made, _connection: Connection) -> bool:
+        """Whether there is an answer; what comes instead is sent here."""
+        return True
+
+    async def goes_on(self, _made: Made, _connection: Connection) -> bool:
+        """Whether an answer goes on behind its first token."""
+        await self.go_on.wait()
+        return True
 
     @property
     def total(self) -> int:
@@ -142,131 +154,6 @@ class CountingProvider(ScriptedProvider):
         """Listen again, at the same port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(self), "127.0.0.1", self.port, backlog=1024)
-
-
-# Stores.
-
-
-class RedisStoreServer:
-    """The counters of a fleet in Redis, read with Redis's own words."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self.server = server
-        self.url = server.url
-
-    def counters(self) -> dict[str, tuple[int, int]]:
-        """The used and held of each window."""
-        found = {}
-        for name in self.server.ask("KEYS", "*:window:*"):
-            used, held = self.server.ask("HMGET", name, "used", "held")
-            found[name.decode().partition(":window:")[2]] = int(used or 0), int(held or 0)
-        return found
-
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """It answers nobody while this is open."""
-        self.server.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.server.signal(signal.SIGCONT)
-
-    def claims(self) -> dict[str, Claimed]:
-        """What it keeps of each request, by its id."""
-        names = self.server.ask("KEYS", "*:claim:*")
-        packed = self.server.ask("MGET", *names) if names else []
-        found = {}
-        for name, one in zip(names, packed, strict=True):
-            claim = msgspec.msgpack.decode(one, type=_Claim)
-            found[name.decode().partition(":claim:")[2]] = Claimed(claim.state, _tokens(claim), claim.source)
-        return found
-
-
-class ClusterStoreServer:
-    """The counters of a fleet in a Redis Cluster, as its masters have them now."""
-
-    def __init__(self, cluster: RedisCluster) -> None:
-        self.cluster = cluster
-        self.url = cluster.url
-
-    def counters(self) -> dict[str, tuple[int, int]]:
-        """The used and held of each window."""
-        found = {}
-        for node in self.cluster.nodes:
-            if node.process.poll() is None and node.ask("ROLE")[0] == b"master":
-                found |= RedisStoreServer(node).counters()
-        return found
-
-
-class _Claim(msgspec.Struct):
-    """What is of interest here of a claim in Redis."""
-
-    state: str
-    source: str = ""
-    actual: Any = None
-    holds: Any = ()
-
-
-def _tokens(claim: _Claim) -> int:
-    if claim.state == "settled":
-        return claim.actual["tokens"]
-    return next((hold["held"] for hold in claim.holds or () if hold["unit"] == "tokens"), 0)
-
-
-class PostgresStoreServer:
-    """The same in PostgreSQL."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def counters(self) -> dict[str, tuple[int, int]]:
-        found = rows(self.url, "SELECT key, used, held FROM chat_nest.counters WHERE kind = 'window'")
-        return {key: (used, held) for key, used, held in found}
-
-    @asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """It answers nobody while this is open."""
-        async with await psycopg.AsyncConnection.connect(self.url) as connection:
-            await connection.execute("LOCK TABLE chat_nest.reservations, chat_nest.counters")
-            yield
-
-    def claims(self) -> dict[str, Claimed]:
-        """What it keeps of each request, by its id."""
-        found = rows(
-            self.url,
-            "SELECT r.id, r.state, max(coalesce(l.actual, l.held)), r.source FROM chat_nest.reservations r"
-            " LEFT JOIN chat_nest.reservation_lines l ON l.id = r.id AND l.unit = 'tokens' GROUP BY r.id",
-        )
-        return {id: Claimed(state, tokens or 0, source or "") for id, state, tokens, source in found}
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A request as the store keeps it: what it was charged or, while it is open, what it holds."""
-
-    state: str
-    tokens: int
-    source: str
-
-
-Store = RedisStoreServer | PostgresStoreServer
-
-
-@asynccontextmanager
-async def new_store(kind: str) -> AsyncIterator[Store]:
-    """An empty store of this kind: a Redis server, or a database, of its own."""
-    if kind == "redis":
-        server = RedisServer()
-        try:
-            yield RedisStoreServer(server)
-        finally:
-            server.stop()
-    else:
-        url, remove = new_database(shared_url())
-        try:
-            yield PostgresStoreServer(url)
-        finally:
-            remove()
 
 
 # Servers.
@@ -312,20 +199,25 @@ def config(store_url: str, provider: ScriptedProvider, sections: str, *, lease: 
     """
 
 
-PROFILE = f"""
-        [profiles.balanced]
+def profile(name: str) -> str:
+    """Sections for `config`, which may go on with more keys of this profile."""
+    return f"""
+        [profiles.{name}]
         model = "{MODEL}"
         max_output_tokens = {FULL}
         requests_per_minute = 1_000_000
+        open = true
         """
-"""Sections for `config` may go on with more keys of this profile."""
+
+
+PROFILE = profile("balanced")
 
 
 @asynccontextmanager
-async def fleet(folder: Path, text: str, *, workers: int = 4) -> AsyncIterator[Fleet]:
+async def fleet(folder: Path, text: str, *, workers: int = 4, seconds: float | None = 240) -> AsyncIterator[Fleet]:
     """Run a fleet with this config behind nginx until the end of the context; whatever it says is in its log.
 
-    What hangs is ended after 50 s: pytest-timeout's exception, raised in the middle of a busy loop, may only be logged.
+    What hangs is ended after `seconds`: pytest-timeout's exception, raised in a busy loop, may only be logged.
     """
     folder.mkdir(exist_ok=True)
     (folder / "chat.toml").write_text(text)
@@ -343,14 +235,14 @@ async def fleet(folder: Path, text: str, *, workers: int = 4) -> AsyncIterator[F
         while not (found := LISTENING.search((folder / "serve.out").read_text())):
             assert process.returncode is None, served.log
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(60), nginx(folder / "nginx", int(found[1])) as served.port:
+        async with asyncio.timeout(seconds), nginx(folder / "nginx", int(found[1])) as served.port:
             yield served
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), 10)
+                await asyncio.wait_for(process.wait(), 60)
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -376,14 +268,13 @@ async def nginx(folder: Path, upstream: int) -> AsyncIterator[int]:
     )
     process = await asyncio.create_subprocess_exec(program, "-e", f"{folder}/errors.log", "-c", folder / "nginx.conf")
     try:
-        async with asyncio.timeout(60):
-            while True:
-                assert process.returncode is None, (folder / "errors.log").read_text()
-                try:
-                    async with connect(port):
-                        break
-                except OSError:
-                    await asyncio.sleep(0.02)
+        while True:
+            assert process.returncode is None, (folder / "errors.log").read_text()
+            try:
+                async with connect(port):
+                    break
+            except OSError:
+                await asyncio.sleep(0.02)
         yield port
     finally:
         process.terminate()
@@ -392,9 +283,8 @@ async def nginx(folder: Path, upstream: int) -> AsyncIterator[int]:
 
 async def ready(provider: ScriptedProvider, workers: int = 4) -> None:
     """Wait until this many workers serve: each looks for its provider when it starts."""
-    async with asyncio.timeout(60):
-        while len(provider.checks) < workers:
-            await asyncio.sleep(0.02)
+    while len(provider.checks) < workers:
+        await asyncio.sleep(0.02)
 
 
 # Clients.
@@ -429,18 +319,18 @@ def fields(caller: int, key: str = "") -> dict[str, str]:
     return {**JSON, "x-forwarded-for": address(caller), **({"idempotency-key": key} if key else {})}
 
 
-def body(caller: int, number: int = 0) -> Any:
-    return {"messages": [{"role": "user", "content": text_of(caller, number)}]}
+def body(caller: int, number: int = 0, profile: str = "balanced") -> Any:
+    return {"messages": [{"role": "user", "content": text_of(caller, number)}], "profile": profile}
 
 
-async def storm(port: int, callers: Sequence[int], on_head: Any = None) -> list[Answer]:
+async def storm(port: int, callers: Sequence[int], on_head: Any = None, profile: str = "balanced") -> list[Answer]:
     """Open a socket for each of the callers, then ask on all of them at once; the answers in their order."""
     everybody = asyncio.Barrier(len(callers))
 
     async def one(caller: int) -> Answer:
         async with connect(port) as client:
             await everybody.wait()
-            client.send("POST", "/api/chat", body(caller), fields(caller))
+            client.send("POST", "/api/chat", body(caller, 0, profile), fields(caller))
             return await answered(client, caller, on_head)
 
     return await asyncio.gather(*map(one, callers))

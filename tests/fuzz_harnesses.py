@@ -8,14 +8,14 @@ from functools import partial
 from decoding import cut, decode
 
 from chat_nest.dialects.built_in import DIALECTS, named
-from chat_nest.errors import BadRequest
+from chat_nest.core.errors import BadRequest
 from chat_nest.providers.anthropic import anthropic_codec
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.gemini import gemini_codec
 from chat_nest.providers.ndjson import LineDecoder
 from chat_nest.providers.ollama import ollama_codec
 from chat_nest.providers.openai_codec import openai_codec
-from chat_nest.sse import Decoder, EventTooLong
+from chat_nest.core.sse import Decoder, EventTooLong
 
 MOST = 256
 """Bytes that a splitter may keep, here: small, so that a short input passes it."""

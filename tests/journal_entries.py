@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from chat_nest.journal import Entry
-from chat_nest.limits import Claim, Line
-from chat_nest.records import Record
-from chat_nest.usage import Usage
+from chat_nest.ledger.journal import Entry
+from chat_nest.core.claims import Claim, Line
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Usage
 
 
 def entry(id: str = "a", ending="settle") -> Entry:

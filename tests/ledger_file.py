@@ -22,7 +22,7 @@ def recorded(folder: Path) -> list[Recorded]:
 
 def counters(folder: Path) -> int:
     """How many counters there are: a few for each caller who was ever admitted."""
-    return _rows(folder, "SELECT count(*) FROM counters")[0][0]
+    return _rows(folder, "SELECT count(*) FROM counters WHERE key <> ''")[0][0]
 
 
 def _rows(folder: Path, query: str) -> list[tuple]:

@@ -68,7 +68,7 @@ class PostgresServer:
                  "-D", self._directory / "data", *(f"--{name}={value}" for name, value in settings.items())],
                 cwd="/", stdout=log, stderr=log, start_new_session=True,  # away from Ctrl-C
             )  # fmt: skip
-        give_up = time.monotonic() + 15
+        give_up = time.monotonic() + 240
         while subprocess.run([self._programs / "pg_isready", "-q", "-d", self.url]).returncode:
             if self._process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"PostgreSQL did not start:\n{(self._directory / 'log').read_text()}")
@@ -128,7 +128,9 @@ def empty(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT to_regclass('chat_nest.counters') IS NOT NULL").fetchone() == (True,):
             connection.execute(
-                "DELETE FROM chat_nest.counters; DELETE FROM chat_nest.reservations; DELETE FROM chat_nest.requests"
+                "DELETE FROM chat_nest.counters; DELETE FROM chat_nest.reservations; DELETE FROM chat_nest.requests;"
+                "DELETE FROM chat_nest.controls; DELETE FROM chat_nest.firsts; DELETE FROM chat_nest.reports;"
+                "DELETE FROM chat_nest.acts"
             )
 
 

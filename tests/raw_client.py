@@ -219,11 +219,12 @@ async def standing(port: int, headers: Mapping[str, str] | None = None) -> dict[
         return {limit["name"]: limit for limit in (await reply.json())["limits"]}
 
 
-async def settled(
-    port: int, seconds: float = 5.0, headers: Mapping[str, str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Wait until nothing of the caller's limits is held any more, and return how they stand."""
-    async with asyncio.timeout(seconds):
+async def settled(port: int, *, headers: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Wait until nothing of the caller's limits is held any more, and return how they stand.
+
+    A minute is no bound on our speed: it is less than the lease after which a hold that was forgotten is charged.
+    """
+    async with asyncio.timeout(60):
         while True:
             limits = await standing(port, headers)
             if not any(limit["held"] for limit in limits.values()):

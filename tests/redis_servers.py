@@ -99,7 +99,7 @@ def read(file):
     return None if rest == b"-1" else [read(file) for _ in range(int(rest))]
 
 
-def until(true, seconds=15):
+def until(true, seconds=240):
     """Return what is true at last."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -9,11 +9,11 @@ import asyncio
 import random
 import sys
 
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Granted, Line
-from chat_nest.records import Record
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.claims import Granted, Line
+from chat_nest.core.records import Record
 from chat_nest.stores.redis import RedisStore
-from chat_nest.usage import Usage
+from chat_nest.core.usage import Usage
 from msgspec.structs import replace
 from sqlite_worker import insist, tell
 from stores_under_test import claim

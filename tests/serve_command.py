@@ -31,12 +31,16 @@ class Command:
             self._news.set()
         self._news.set()
 
-    async def listening(self) -> None:
-        while not (found := LISTENING.search(self.said)):
+    async def until(self, pattern: bytes, times: int = 1) -> re.Match[bytes]:
+        """Wait until it has written what the pattern matches, so many times; return the last match."""
+        while len(found := list(re.finditer(pattern, self.said))) < times:
             assert not self._reading.done(), self.said
             await self._news.wait()
             self._news.clear()
-        self.port = int(found[1])
+        return found[times - 1]
+
+    async def listening(self) -> None:
+        self.port = int((await self.until(LISTENING.pattern))[1])
 
     async def kill(self) -> None:
         """SIGKILL, if it still runs, and wait for the rest of its output."""
@@ -49,22 +53,31 @@ class Command:
         return await self.process.wait()
 
 
-@asynccontextmanager
-async def command(
-    folder: Path, url: str, key: str = "sk-served", *options: str, **environ: str
-) -> AsyncIterator[Command]:
-    """Serve in `folder`, with the provider at `url`; killed at the end if it still runs."""
+async def start(folder: Path, *options: str, **environ: str) -> Command:
+    """Begin to serve in `folder`."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         *(COMMAND, "serve", "--port", "0", *options),
         cwd=folder,
-        env={**clean, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, **environ},
+        env={**clean, **environ},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    served = Command(process)
+    return Command(process)
+
+
+@asynccontextmanager
+async def command(
+    folder: Path, url: str, key: str = "sk-served", *options: str, wait: bool = True, **environ: str
+) -> AsyncIterator[Command]:
+    """Serve in `folder`, with the provider at `url`; killed at the end if it still runs.
+
+    Without `wait` it may have failed to start.
+    """
+    served = await start(folder, *options, **{"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key, **environ})
     try:
-        await served.listening()
+        if wait:
+            await served.listening()
         yield served
     finally:
         await served.kill()

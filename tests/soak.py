@@ -1,5 +1,7 @@
 """Thousands of mixed requests against a real `chat-nest serve`, and whether it is as it was before: `scripts/soak`.
 
+With `--faults`: pairs of faults instead, and whether every store's ledger still agrees with the provider (`fault_pairs`).
+
 Every request is one of KINDS: answers read to their end, readers who leave at each point, refusals, broken bodies,
 broken framing, slow readers, and providers that fail. The server is then left alone, and its file descriptors, threads,
 memory and connections must return to where they were after the warm-up.
@@ -22,6 +24,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fault_pairs
 from raw_client import HELLO, JSON, Cut, ask, connect, standing
 from scripted_provider import (
     HANG,
@@ -43,6 +46,7 @@ from scripted_provider import (
 Kind = Callable[[int], Awaitable[str]]
 
 AT_ONCE = 24
+STORES = list(dict.fromkeys(kind for kind, _, _ in fault_pairs.all_pairs()))
 MEMORY_MB = 16.0
 """How much more memory than after the warm-up is no leak: caches that fill, and what the allocator keeps."""
 CLAIM_KB = 3.0
@@ -238,7 +242,7 @@ async def slow_reader(port: int) -> str:
         return "done"
 
 
-START = b"POST /api/chat HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+START = b"POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 KINDS: dict[str, tuple[int, Kind, set[str]]] = {
     # How many of a hundred or so, what it does, and what may come of it. A provider that fails after [timeouts] commit,
     # as on a busy machine, is told by an error event instead of a status.
@@ -299,7 +303,7 @@ class Soak:
             (name,) = self._random.choices(names, weights)
             _, kind, expected = KINDS[name]
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):
                     outcome = await kind(self.port)
             except (Cut, OSError, AssertionError, TimeoutError) as error:
                 outcome = type(error).__name__
@@ -364,7 +368,7 @@ async def server(folder: Path, provider: Provider) -> AsyncIterator[tuple[int, P
         reading = asyncio.create_task(process.stdout.read())
         yield int(first.rpartition(":")[2]), process
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             await asyncio.gather(process.wait(), reading)
     finally:
         if process.returncode is None:
@@ -402,14 +406,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
     parser.add_argument("--requests", type=int, default=0, help="so many requests instead")
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of the mixture")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(1_000_000), help="of the mixture, or of the pairs' order"
+    )
+    parser.add_argument(
+        "--faults", action="store_true", help="pairs of a broken store and a process that ends, instead"
+    )
+    parser.add_argument("--store", choices=STORES, help="only this store's pairs")
+    parser.add_argument("--pair", default="", metavar="FAULT,EVENT", help="only this one, once: frozen,killed")
     options = parser.parse_args()
+    if options.faults:
+        stores = [options.store] if options.store else STORES
+        return tell(fault_pairs.soak(options.minutes, options.seed, stores, options.pair), "every ledger agrees")
     with tempfile.TemporaryDirectory() as folder:
         seconds = 0.0 if options.requests else 60 * options.minutes
         wrong = asyncio.run(soak(Path(folder), requests=options.requests, seconds=seconds, seed=options.seed))
+    return tell(wrong, "as before")
+
+
+def tell(wrong: list[str], well: str) -> int:
     for line in wrong:
         print(f"soak: wrong: {line}")
-    print("soak:", "failed" if wrong else "as before")
+    print("soak:", "failed" if wrong else well)
     return 1 if wrong else 0
 
 

@@ -11,8 +11,8 @@ import random
 import sys
 import time
 
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Granted
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.claims import Granted
 from chat_nest.stores.sqlite import SQLiteStore
 from stores_under_test import claim, gauge, rate, window
 

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from chat_nest.limits import Claim, Line
+from chat_nest.core.claims import Claim, Line
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.redis import RedisStore
 from chat_nest.stores.sqlite import SQLiteStore
@@ -60,7 +60,7 @@ async def postgres(now):
 
 @asynccontextmanager
 async def redis(now):
-    store = RedisStore(shared_redis_url(), prefix=secrets.token_hex(8), _now=now)
+    store = RedisStore(shared_redis_url(), prefix=secrets.token_hex(8), timeout=0.99, _now=now)
     try:
         yield store
     finally:
@@ -69,7 +69,7 @@ async def redis(now):
 
 @asynccontextmanager
 async def cluster(now):
-    store = RedisStore(shared_cluster().url, prefix=secrets.token_hex(8), _now=now)
+    store = RedisStore(shared_cluster().url, prefix=secrets.token_hex(8), timeout=0.99, _now=now)
     try:
         yield store
     finally:

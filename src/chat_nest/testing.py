@@ -1,4 +1,7 @@
-"""For people who test against Chat Nest: a provider in this process, a clock, and a client that collects an answer."""
+"""Test tools for programs that embed Chat Nest.
+
+They are a scripted provider, a fake clock, and a client that collects an answer.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from typing import Any
 
 import msgspec
 
-from chat_nest.deltas import Batch, FinishDelta, TextDelta, UsageDelta
-from chat_nest.limits import Timeouts
-from chat_nest.protocols import Prompt
-from chat_nest.usage import Usage
+from chat_nest.core.deltas import Batch, FinishDelta, TextDelta, UsageDelta
+from chat_nest.core.protocols import Prompt
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Usage
 
 Step = Batch | Exception | Callable[[], Awaitable[None]]
-"""What a scripted provider does next: yield a batch, raise, or await something."""
+"""The next step of a scripted provider: yield a batch, raise an exception, or await a function."""
 
 
 class FakeClock:
-    """A clock that moves only when it is told to: pass it wherever `now` is asked for. Seconds."""
+    """A clock that moves only by `advance`, in seconds. Pass it wherever a `now` argument is accepted."""
 
     def __init__(self, start: float = 1_000_000_000.0) -> None:
         self.time = start
@@ -28,23 +31,31 @@ class FakeClock:
         return self.time
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass."""
+        """Move the clock forward."""
         self.time += seconds
 
 
 def answer(*texts: str, input_tokens: int = 5, output_tokens: int | None = None) -> list[Step]:
-    """The steps of a whole answer: one batch a text, then the usage and the finish."""
+    """Return the steps of a complete answer: one batch for each text, then the usage and the finish."""
     usage = Usage(input_tokens=input_tokens, output_tokens=len(texts) if output_tokens is None else output_tokens)
     return [*([TextDelta(text)] for text in texts), [FinishDelta("stop"), UsageDelta(usage)]]
 
 
 class ScriptedProvider:
-    """A Provider that follows a script, with a turn of the event loop before every step.
+    """A Provider that follows a script, and yields to the event loop before every step.
 
-    `prompts` are the prompts that it was opened with; `opened` and `closed` count its streams.
+    `prompts` holds the prompt of each call of `open`; `opened` and `closed` count its streams.
     """
 
     abort_bills = "stops"
+
+    def lacks(self, prompt: Prompt) -> Sequence[str]:  # noqa: ARG002 - the seam's
+        """Return nothing: the script runs for any prompt."""
+        return ()
+
+    def takes(self, model: str) -> frozenset[str]:  # noqa: ARG002 - the seam's
+        """Accept images, files and their URLs, which are then found in `prompts`."""
+        return frozenset(("images", "files", "image_urls", "file_urls"))
 
     def __init__(self, script: Sequence[Step]) -> None:
         self.script = script
@@ -75,7 +86,10 @@ class ScriptedProvider:
 
 
 class Answer:
-    """What an application answered: `status`, `headers` by lower-case name, `body`, and `complete` if it was ended."""
+    """The response of an application.
+
+    `headers` are by lower-case name; `complete` is True once the response has ended.
+    """
 
     def __init__(self) -> None:
         self.status = 0
@@ -85,7 +99,7 @@ class Answer:
 
     @property
     def events(self) -> list[tuple[str, str]]:
-        """The answer's events as (name, data)."""
+        """Return the events of the answer as (name, data)."""
         found: list[tuple[str, str]] = []
         for block in self.body.decode().split("\n\n")[:-1]:
             fields = dict(line.split(": ", 1) for line in block.split("\n"))
@@ -103,9 +117,10 @@ async def collect(
     leave: asyncio.Event | None = None,
     sent: Callable[[bytes], Awaitable[None]] | None = None,
 ) -> Answer:
-    """POST `body` (encoded as JSON unless it is bytes) to an ASGI application and collect its answer.
+    """POST `body` (encoded as JSON unless it is bytes) to an ASGI application and collect its response.
 
-    The client leaves when `leave` is set; `sent` is awaited for each piece of the body, and blocks the application.
+    The client disconnects when `leave` is set. `sent` is awaited for each piece of the body, and blocks the
+    application.
     """
     answer = Answer()
     leave = leave or asyncio.Event()

@@ -1,12 +1,23 @@
-// How every driver is called and what it prints: node DRIVER URL OPTIONS, and a line of JSON an event. OPTIONS may have:
+// What cases.mjs begins a driver with, and what the driver prints: a line of JSON an event. OPTIONS may have:
+//   format: ask for JSON by a schema     round: send the tool's result, and take the answer to it
 //   abort: leave after the first text    tools: offer the tool "weather"    stream: false for a whole answer
 //   retries: how often the client may ask again (its own default otherwise)
-export const url = process.argv[2];
-export const options = JSON.parse(process.argv[3] ?? '{}');
+export let url, options;
+
+export function begin(...given) {
+  [url, options] = given;
+}
+
 export const weather = {
   name: 'weather',
   description: 'Tells the weather of a city',
   parameters: { type: 'object', properties: { city: { type: 'string' } } },
+};
+
+export const format = {
+  type: 'json_schema',
+  name: 'city',
+  schema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'], additionalProperties: false },
 };
 
 export function say(event, fields = {}) {

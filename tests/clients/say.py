@@ -1,15 +1,26 @@
-"""How a driver in Python is called and what it prints: see say.mjs."""
+"""What cases.py gives to a driver in Python, and what the driver prints: see say.mjs."""
 
 import json
 import sys
 from typing import Any
 
 url = sys.argv[1]
-options: dict[str, Any] = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+options: dict[str, Any] = json.loads(sys.argv[2])
 weather = {
     "name": "weather",
     "description": "Tells the weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+format = {
+    "type": "json_schema",
+    "name": "city",
+    "schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
 }
 
 

@@ -14,10 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from chat_nest.providers import demo_server
 
+PATIENCE = 120_000
+"""Milliseconds for what a page does at once on a quiet machine."""
+expect.set_options(timeout=PATIENCE)
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -60,7 +63,7 @@ async def visit(browser):
         page.on("dialog", lambda dialog: wrong.append(f"a dialog: {dialog.message}"))
         page.on("request", lambda request: urlsplit(request.url).netloc == host or wrong.append(request.url))
         page.on("console", lambda said: "Content Security Policy" not in said.text or wrong.append(said.text))
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE)
         await page.goto(url)
         return page
 

@@ -65,7 +65,7 @@ async def behind(folder: Path, script: Script) -> AsyncIterator[Bench]:
         ScriptedProvider(script) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
         nginx(folder / "nginx", served.port) as port,
-        asyncio.timeout(60),
+        asyncio.timeout(240),
     ):
         yield Bench(served, provider, port)
 

@@ -18,11 +18,11 @@ import pytest
 from playwright.async_api import expect
 from processes import open_files, state, until
 
-from chat_nest.deltas import FinishDelta, TextDelta, UsageDelta
-from chat_nest.errors import UpstreamRejected, UpstreamUnavailable
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Message
-from chat_nest.protocols import Prompt
+from chat_nest.core.deltas import FinishDelta, TextDelta, UsageDelta
+from chat_nest.core.errors import UpstreamRejected, UpstreamUnavailable
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.messages import Message
+from chat_nest.core.protocols import Prompt
 from chat_nest.providers import demo_server
 from chat_nest.providers.demo import DemoProvider, environment, start_demo_server
 
@@ -37,11 +37,11 @@ async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, ser
     await prompt.fill("What is the capital of France?")
     await page.keyboard.press("Enter")
     cost = page.locator(".cost")
-    await expect(cost).to_have_text(re.compile(r"^\d+ tokens \(\d+ in, \d+ out\)$"), timeout=30_000)
+    await expect(cost).to_have_text(re.compile(r"^\d+ tokens \(\d+ in, \d+ out\)$"))
     words = page.locator(".assistant .words")
     await expect(words).to_contain_text("Paris")
     spent = int(re.match(r"\d+", await cost.inner_text())[0])
-    await expect(page.locator("#left-text")).to_have_text(f"{70_000 - spent:,} of 70,000 tokens left today")
+    await expect(page.locator("#left-text")).to_have_text(f"{200_000 - spent:,} of 200,000 tokens left today")
 
     await prompt.fill("Tell me a long story about a lighthouse.")
     await page.keyboard.press("Enter")
@@ -54,7 +54,7 @@ async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, ser
 
     await prompt.fill("Give me three names for a cat.")
     await page.keyboard.press("Enter")
-    await expect(cost).to_have_count(3, timeout=30_000)
+    await expect(cost).to_have_count(3)
     assert await words.nth(1).inner_text() == stopped  # nothing came after the stop
     artifacts = Path(os.environ.get("ARTIFACTS") or "artifacts")
     await page.screenshot(path=artifacts / "page.png")
@@ -65,14 +65,14 @@ async def test_a_model_that_crashes_in_the_middle_of_an_answer_is_started_again_
     await page.get_by_label("Your message").fill("Tell me a long story about a lighthouse.")
     await page.keyboard.press("Enter")
     words = page.locator(".assistant .words")
-    await expect(words).to_contain_text(re.compile(r"\w+ \w+"), timeout=30_000)
-    (server,) = processes.children("chat_nest.cli.main")
-    (model,) = processes.children("demo_server", server)
+    await expect(words).to_contain_text(re.compile(r"\w+ \w+"))
+    servers = processes.children("chat_nest.cli.main")  # those of other tests' modules may still run, without a model
+    [(server, model)] = [(each, child) for each in servers for child in processes.children("demo_server", each)]
     os.kill(model, signal.SIGKILL)
     await expect(page.locator(".problem")).to_have_text("The demo model stopped. Please try again.")
     await page.get_by_role("button", name="Retry").click()
-    await expect(words).to_contain_text(re.compile(r"\w+ \w+"), timeout=30_000)
-    assert processes.children("demo_server", server) - {model}
+    await processes.until(lambda: processes.children("demo_server", server) - {model})
+    await expect(words).to_contain_text(re.compile(r"\w+ \w+"))
 
 
 def children():

@@ -88,6 +88,16 @@ def test_setup_fails_if_the_native_module_fails_otherwise(native):
     assert (code, said.splitlines()[-1]) == (1, f"setup: demo is installed, but can't be imported: {reason}")
 
 
+@pytest.mark.parametrize("script", ["setup", "test", "check", "fuzz", "fresh", "lock"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_is_the_comment_at_the_scripts_head_and_sets_nothing_up(script, option, tmp_path):
+    code, said = run(f"scripts/{script}", option, VENV_DIR=str(tmp_path / "venv"))
+    assert code == 0, said
+    assert said.startswith(f"scripts/{script}")
+    assert "set -euo" not in said
+    assert not (tmp_path / "venv").exists()
+
+
 def test_setup_names_a_part_that_is_not_there():
     code, said = run("scripts/setup", "everything")
     assert code == 1
@@ -132,7 +142,7 @@ def test_python_runs_the_package_as_the_command():
 
 
 def test_without_its_packages_the_command_names_the_one_that_installs_them(tmp_path):
-    from chat_nest.extras import install
+    from chat_nest.core.extras import install
 
     (tmp_path / "click.py").write_text("raise ModuleNotFoundError('no click', name='click')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

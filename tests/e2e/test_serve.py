@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -115,16 +117,17 @@ async def test_the_readmes_configuration_limits_a_caller_whatever_profile_it_nam
     [block] = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
     assert "tokens_per_day = 50_000 " in block
     spent = stream(chunk("Hello"), finish(), usage(40, 49_950), DONE)
+    from_page = {"content-type": "application/json", "origin": "https://example.com"}
     async with ScriptedProvider(spent, answer("Hello", 9)) as provider:
         config = block.replace("[providers.openai]\n", f'[providers.openai]\nbase_url = "{provider.url}"\n')
         (tmp_path / "chat-nest.toml").write_text(config)
         async with serving(tmp_path, "--config", "chat-nest.toml", OPENAI_API_KEY=KEY) as served:
             async with connect(served.port) as client:
-                reply = await client.post({**HELLO, "profile": name})
+                reply = await client.post({**HELLO, "profile": name}, headers=from_page)
                 assert (reply.status, (await reply.events())[-1].name) == (200, "done")
-            assert (await settled(served.port, 10))["tokens_per_day"]["limit"] == 50_000
+            assert (await settled(served.port))["tokens_per_day"]["limit"] == 50_000
             async with connect(served.port) as client:
-                reply = await client.post({**HELLO, "profile": name})
+                reply = await client.post({**HELLO, "profile": name}, headers=from_page)
                 assert (reply.status, json.loads(await reply.body())["code"]) == (429, "budget_exceeded")
             assert await served.stop() == 0
     assert len(provider.requests) == 1
@@ -351,7 +354,7 @@ async def test_row9_out_of_file_descriptors_it_says_so_once_and_comes_back(tmp_p
         assert served.process.returncode is None
         for sock in crowd:
             sock.close()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while (await told(served, "GET", "/healthz"))[0] != 200:
                 await asyncio.sleep(0.05)
             async with connect(served.port) as client:
@@ -395,6 +398,83 @@ async def test_ctrl_c_exits_with_0(tmp_path):
         served.process.send_signal(signal.SIGINT)
         assert await served.end() == 0
     assert "Traceback" not in served.logged
+
+
+def workers_or_self(served: Served) -> list[int]:
+    """The processes that serve: the workers, or the one process itself."""
+    return workers_of(served) or [served.process.pid]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sighup_ends_nothing_in_any_process(tmp_path, workers):
+    go_on = asyncio.Event()
+    script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(3, 2), DONE)
+    async with (
+        ScriptedProvider(script) as provider,
+        serving(tmp_path, "--workers", str(workers), **using(provider)) as served,
+        connect(served.port) as client,
+    ):
+        reply = await client.post(HELLO)
+        assert (await reply.event()).name == "start"
+        for pid in workers_or_self(served):
+            os.kill(pid, signal.SIGHUP)
+        os.kill(served.process.pid, signal.SIGHUP)
+        await served.until(re.compile("reload: nothing has changed"), "logged")
+        go_on.set()
+        assert (await reply.events())[-1].name == "done"
+        assert await served.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_closed_terminal_drains(tmp_path, workers):
+    """The answer that runs comes to its end, and the server with it."""
+    go_on = asyncio.Event()
+    script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(3, 2), DONE)
+    async with ScriptedProvider(script) as provider:
+        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        leader, terminal = pty.openpty()
+
+        def take_terminal() -> None:
+            os.setsid()
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+        process = await asyncio.create_subprocess_exec(
+            *(COMMAND, "serve", "--port", "0", "--workers", str(workers)),
+            cwd=tmp_path,
+            env={**clean, **using(provider)},
+            stdout=PIPE,
+            stderr=PIPE,
+            preexec_fn=take_terminal,
+        )
+        os.close(terminal)
+        served = Served(process)
+        try:
+            served.port = int((await served.until(LISTENING, "said"))[1])
+            async with connect(served.port) as client:
+                reply = await client.post(HELLO)
+                assert (await reply.event()).name == "start"
+                os.kill(process.pid, signal.SIGHUP)
+                await served.until(re.compile("reload: nothing has changed"), "logged")
+                os.close(leader)
+                await served.until(re.compile("waiting for 1 answers to end"), "logged")
+                status, body = await get(served, "/readyz")
+                assert (status, body) == (503, b'{"status":"draining"}')
+                go_on.set()
+                assert (await reply.events())[-1].name == "done"
+            assert await served.end() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await served.end()
+
+
+async def test_nohup_is_obeyed(tmp_path):
+    async with serving(tmp_path, OPENAI_API_KEY="x") as served:
+        assert catches(served.process.pid, signal.SIGHUP)
+    served = await start(tmp_path, "--port", "0", command=("nohup", COMMAND), OPENAI_API_KEY="x")
+    served.port = int((await served.until(LISTENING, "said"))[1])
+    assert not catches(served.process.pid, signal.SIGHUP)
+    assert await served.stop() == 0
 
 
 # Workers.
@@ -598,7 +678,7 @@ async def test_every_format_answers_at_its_path_as_the_file_says(tmp_path):
             ("/openai/v1/chat/completions", {**HELLO, "stream": True}, b'{"content":"Hello "}'),
             ("/api/ai", {"messages": [{"role": "user", "parts": [text]}]}, b'"delta":"Hello "'),
             ("/api/ag-ui", {**HELLO, "threadId": "t", "runId": "r"}, b'"delta":"Hello "'),
-            ("/chat", {"message": "Hello"}, b'event: chunk\ndata: {"text":"Hello "}'),
+            ("/chat", {"message": "Hello"}, b'data: {"text":"Hello "}'),
         ):
             async with connect(served.port) as client:
                 reply = await client.post(body, path=path)

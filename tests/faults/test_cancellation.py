@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from chat_nest import create_chat_handler
-from chat_nest.limits import BALANCED, Limits, Timeouts
+from chat_nest.core.limits import Limits
+from chat_nest.limits.spec import BALANCED
+from chat_nest.core.timeouts import Timeouts
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.testing import Answer, FakeClock, ScriptedProvider, answer, collect
 from msgspec.structs import replace
@@ -62,9 +64,9 @@ def make(script=None):
 
 async def standing(handler):
     """What every line of the test's caller holds and has used, by name and scope."""
-    chat = handler._chat
-    caller = chat._identify({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
-    lines = chat._profiles.lines(caller, chat._profiles._profiles["balanced"], 0, chat._now())
+    callers = handler._callers
+    caller = callers._identify({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
+    lines = callers._profiles.lines(caller, callers._profiles._profiles["balanced"], 0, callers._now())
     stateful = [line for line in lines if line.kind != "request"]
     return {(line.scope, line.name): at for line, at in zip(stateful, await handler.store.peek(stateful), strict=True)}
 

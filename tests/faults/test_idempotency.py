@@ -9,9 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from chat_nest import create_chat_handler
-from chat_nest.errors import UpstreamTruncated, UpstreamUnreachable
-from chat_nest.limits import BALANCED
+from ledger_file import recorded
+
+from chat_nest.core.errors import UpstreamAuth, UpstreamTruncated, UpstreamUnreachable
+from chat_nest.limits.spec import BALANCED
 from chat_nest.stores.memory import MemoryStore
+from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.testing import FakeClock, ScriptedProvider, answer, collect
 
 BODY = {"messages": [{"role": "user", "content": "one two three"}]}
@@ -33,7 +36,7 @@ class SlowStore(MemoryStore):
 
 
 class Setup:
-    def __init__(self, script=None):
+    def __init__(self, script=None, **options):
         self.clock = FakeClock()
         self.store = SlowStore(self.clock)
         self.provider = ScriptedProvider(answer("one ", "two ", "three") if script is None else script)
@@ -42,6 +45,7 @@ class Setup:
             profiles={"balanced": replace(BALANCED, model="scripted:m", concurrent_streams=3)},
             store=self.store,
             now=self.clock,
+            **options,
         )
 
     async def ask(self, key=b"k1", body=BODY, **more):
@@ -54,7 +58,7 @@ class Setup:
         return found.used, found.held
 
     async def standing(self):
-        return await self.handler._chat.standing({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
+        return await self.handler._callers.standing({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
 
 
 def code(reply):
@@ -96,6 +100,16 @@ async def test_row27_another_body_is_a_conflict():
     assert setup.provider.opened == 1
 
 
+async def test_row27_the_same_body_in_another_format_is_a_conflict():
+    setup = Setup(dialects=("openai", "anthropic"))
+    body = {**BODY, "model": "balanced", "stream": True, "max_tokens": 9}
+    first = await setup.ask(body=body, path="/v1/chat/completions")
+    assert first.body.rstrip().endswith(b"data: [DONE]")
+    other = await setup.ask(body=body, path="/v1/messages")
+    assert (other.status, b"was used for another request" in other.body) == (409, True)
+    assert setup.provider.opened == 1
+
+
 async def test_row27_of_twenty_at_once_one_is_answered():
     setup = Setup()
     replies = await asyncio.gather(*(setup.ask() for _ in range(20)))
@@ -134,11 +148,11 @@ async def test_what_spent_nothing_may_be_asked_again_under_its_key():
 
     failing.open = refuse
     setup.handler.providers["scripted"] = failing
-    setup.handler._chat._upstream.providers = {"scripted": failing}
-    setup.handler._chat._upstream._attempts = 1
+    setup.handler._chat.upstream.providers = {"scripted": failing}
+    setup.handler._chat.upstream._attempts = 1
     first = await setup.ask()
     assert (first.status, code(first)) == (502, "upstream_unreachable")
-    setup.handler._chat._upstream.providers = {"scripted": ScriptedProvider(answer("now "))}
+    setup.handler._chat.upstream.providers = {"scripted": ScriptedProvider(answer("now "))}
     again = await setup.ask()
     assert [name for name, _ in again.events] == ["start", "token", "done"]
     assert "idempotency-replayed" in (await setup.ask()).headers
@@ -227,3 +241,29 @@ async def test_two_keys_are_refused():
     headers = [JSON, (b"idempotency-key", b"a"), (b"idempotency-key", b"b")]
     reply = await collect(setup.handler, BODY, headers=headers)
     assert (reply.status, json.loads(reply.body)["field"]) == (400, "Idempotency-Key")
+
+
+async def test_each_attempt_that_asked_a_provider_has_a_row_and_a_refused_one_has_none(tmp_path):
+    """Twelve attempts under one key: the first eleven are refused by the provider and cost nothing; all are admitted."""
+    clock, requests = FakeClock(), 12
+    provider = ScriptedProvider([UpstreamAuth(spent_nothing=True)])
+    handler = create_chat_handler(
+        providers={"scripted": provider},
+        profiles={"balanced": replace(BALANCED, model="scripted:m", requests_per_minute=requests)},
+        store=SQLiteStore(tmp_path / "chat-nest.db", clock),
+        now=clock,
+    )
+    headers = [JSON, (b"idempotency-key", b"k1")]
+
+    async def ask(headers=headers):
+        clock.advance(0.001)
+        return await collect(handler, BODY, headers=headers)
+
+    assert {(await ask()).status for _ in range(requests - 1)} == {502}
+    provider.script = answer("one ", "two ", "three")
+    assert (await ask()).events[-1][0] == "done"
+    assert (await ask()).headers["idempotency-replayed"] == "true"
+    refused = await ask([JSON])
+    assert (refused.status, code(refused)) == (429, "rate_limited")
+    await handler.aclose()
+    assert recorded(tmp_path) == [(0, "reported", "upstream_auth")] * (requests - 1) + [(8, "reported", "stop")]

@@ -15,12 +15,13 @@ from time import time
 
 import jwt
 import pytest
-from raw_client import HELLO, JSON, Reply, ask, connect, settled
+from raw_client import HELLO, JSON, Client, Reply, ask, connect, settled
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
 from serve_command import COMMAND, command
 from signing_keys import EC_KEY, RSA_KEY, pem
 
-from chat_nest.identity.watched_file import LOOK_SECONDS
+from chat_nest.core.watched_file import LOOK_SECONDS
+from chat_nest.identity.guarded import REFUSED_PER_MINUTE
 
 
 SECRET = "canary-secret-" + "5b" * 20
@@ -179,6 +180,32 @@ async def test_row23_every_format_and_every_path_refuses_in_its_own_shape(tmp_pa
         assert provider.requests == []
 
 
+async def test_a_wrong_key_gets_nothing_of_what_its_address_may_have(tmp_path: Path) -> None:
+    ada = await made(tmp_path, "ada")
+    environ = {
+        **ENVIRON,
+        "CHAT_NEST_IDENTITY_ACCEPT": "api_key,header,address",
+        "CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.1",
+        "CHAT_NEST_SERVER_CALLER_HEADER": "x-user",
+        "CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY": "1",
+    }
+    callers = [bearer(ada), {"x-user": "ada"}, {"x-forwarded-for": "203.0.113.9"}, {"x-forwarded-for": "203.0.113.8"}]
+    wrong = [{"x-goog-api-key": ada[:-1]}, {"api-key": "sk-1"}, {"authorization": "Basic x", "x-user": "bob"}]
+    async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **environ) as served:
+        for who in wrong:
+            fresh = {**JSON, **who, "x-forwarded-for": "203.0.113.7"}
+            assert (await ask(served.port, headers=fresh)).status == 401, who
+        assert provider.requests == []
+        for who in callers:
+            statuses = [(await ask(served.port, headers={**JSON, **who})).status for _ in range(2)]
+            assert statuses == [200, 429], "a budget for each"
+        async with connect(served.port) as client:
+            page = await (await client.request("GET", "/")).body()
+            assert b'"wants_key": false' in page, "nobody must have one"
+            document = await (await client.request("GET", "/openapi.json")).json()
+            assert document["paths"]["/api/chat"]["post"]["security"] == [{"bearer": []}, {}]
+
+
 async def test_row23_two_keys_of_one_caller_share_what_it_may(tmp_path: Path) -> None:
     one, two, other = await made(tmp_path, "ada"), await made(tmp_path, "ada"), await made(tmp_path, "bob")
     limit = {"CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY": "2"}
@@ -329,3 +356,68 @@ def signed_with_the_public_key() -> str:
     head = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
     signed = f"{head}.{token().split('.')[1]}"
     return f"{signed}.{urlsafe_b64encode(hmac.digest(pem(RSA_KEY), signed.encode(), 'sha256')).rstrip(b'=').decode()}"
+
+
+@pytest.mark.parametrize("header", ["caller", "group"])
+@pytest.mark.parametrize(("one", "other"), [(b"Nicol\xc3\xa0", b"Nicol\xc3\x85"), (b"n\xa0", b"n"), (b"\x85n", b"n")])
+async def test_names_that_differ_in_one_byte_are_two_callers(
+    tmp_path: Path, header: str, one: bytes, other: bytes
+) -> None:
+    environ = {
+        "CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.1",
+        "CHAT_NEST_SERVER_CALLER_HEADER": "x-user",
+        "CHAT_NEST_SERVER_GROUP_HEADER": "x-group",
+        "CHAT_NEST_GROUPS_DEFAULT_REQUESTS_PER_DAY": "1",
+        "CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY": "1",
+        "CHAT_NEST_PROFILES_BALANCED_ON_DISCONNECT": "finish",
+    }
+    if header == "group":
+        del environ["CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY"]
+    names = {"caller": (one, b"g" + other), "group": (other, b"g" + one)}
+
+    def user(name: bytes, group: bytes) -> dict[str, str]:
+        return {**JSON, "x-user": name.decode("latin-1"), "x-group": group.decode("latin-1"), "idempotency-key": "k"}
+
+    first, second = user(*names[header]), user(other, b"g" + other)
+    if header == "caller":
+        first["x-group"] += "1"
+    async with ScriptedProvider(answer("for one"), answer("for other")) as provider:
+        async with command(tmp_path, provider.url, **environ) as served:
+            reply = await ask(served.port, headers=first)
+            assert reply.status == 200
+            assert b"for one" in reply.raw
+            run = json.loads(reply.raw.partition(b"data: ")[2].partition(b"\n")[0])["id"]
+            if header == "caller":
+                async with connect(served.port) as client:
+                    path = f"/api/chat/{run}/stream"
+                    assert (await client.request("GET", path, headers=second)).status == 404
+            else:
+                second["idempotency-key"] = "another"
+            other_reply = await ask(served.port, headers=second)
+            assert other_reply.status == 200, "a budget of its own"
+            assert b"for other" in other_reply.raw, "an answer of its own"
+            assert (await ask(served.port, headers={**first, "idempotency-key": "3"})).status == 429
+
+
+async def test_row23_a_flood_of_wrong_keys_is_soon_not_looked_at_and_harms_no_other_address(tmp_path) -> None:
+    key = await made(tmp_path, "ada")
+    environ = {**ENVIRON, "CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.1"}
+
+    async def ask_left(client: Client, key: str, address: str) -> Reply:
+        who = {**bearer(key), "x-forwarded-for": address}
+        reply = await client.request("GET", "/api/usage", headers=who)
+        await reply.body()
+        return reply
+
+    async with (
+        ScriptedProvider(answer("x")) as provider,
+        command(tmp_path, provider.url, **environ) as served,
+        connect(served.port) as client,
+    ):
+        told = [(await ask_left(client, "wrong", "8.8.8.8")).status for _ in range(REFUSED_PER_MINUTE)]
+        assert told == [401] * REFUSED_PER_MINUTE
+        while (limited := await ask_left(client, "wrong", "8.8.8.8")).status == 401:
+            pass  # it drains meanwhile
+        assert (limited.status, limited.headers["retry-after"]) == (429, "1")
+        assert json.loads(limited.raw)["code"] == "rate_limited"
+        assert (await ask_left(client, key, "8.8.4.4")).status == 200

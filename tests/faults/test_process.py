@@ -124,7 +124,7 @@ async def test_row48_killed_in_any_phase_the_ledger_nets_to_what_was_spent_or_mo
                 await served.kill()
         count = len(provider.requests)
         async with command(tmp_path, provider.url, **LEASE) as served:
-            await settled(served.port, 20)
+            await settled(served.port)
             while source and not sources(
                 tmp_path
             ):  # a lease that ran out is free at once, and charged by the next sweep
@@ -157,7 +157,7 @@ async def test_row46_on_a_full_disk_nobody_is_admitted_and_what_runs_is_drained_
             assert (await ask(served.port)).status == 503
             assert len(provider.requests) == 1
             resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, unlimited)
-        assert (await settled(served.port, 15))["tokens_per_day"]["used"] == SPENT
+        assert (await settled(served.port))["tokens_per_day"]["used"] == SPENT
         assert (await ask(served.port)).status == 200
 
 

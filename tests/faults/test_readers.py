@@ -8,9 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from chat_nest import create_chat_handler
-from chat_nest.errors import UpstreamTruncated
-from chat_nest.limits import BALANCED
-from chat_nest.stream_log import MemoryRuns
+from chat_nest.core.errors import UpstreamTruncated
+from chat_nest.limits.spec import BALANCED
+from chat_nest.runs.memory import MemoryRuns
 from chat_nest.testing import ScriptedProvider, answer, collect
 
 BODY = {"messages": [{"role": "user", "content": "one two three"}]}
@@ -40,7 +40,7 @@ class Setup:
         return await chat
 
     async def used(self):
-        standing = await self.handler._chat.standing({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
+        standing = await self.handler._callers.standing({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
         return {line.name: (each.used, each.held) for line, each in standing}
 
     async def settled(self):

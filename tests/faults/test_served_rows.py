@@ -37,7 +37,7 @@ async def serving(
     async with (
         ScriptedProvider(answer("x")) as provider,
         command(folder, provider.url, "sk-served", "--config", "chat.toml") as served,
-        asyncio.timeout(60),  # while everything can still be closed
+        asyncio.timeout(240),  # while everything can still be closed
     ):
         yield served, provider
 
@@ -76,7 +76,7 @@ async def test_row16_nothing_in_a_body_opens_a_socket_or_reaches_the_provider(tm
 
 
 async def test_row19_blank_endless_and_odd_prompts(tmp_path) -> None:
-    async with serving(tmp_path) as (served, provider):
+    async with serving(tmp_path, "tokens_per_request = 2_048\n") as (served, provider):
         for path in PATHS:
             for blank in ("", " ", "\n\t ", "\u00a0\u2003"):
                 assert (await ask(served.port, saying(blank), path=path)).status == 400, (path, blank)
@@ -123,8 +123,9 @@ async def test_row28_a_storm_of_retries_costs_nothing_and_reaches_nobody(tmp_pat
                 for _ in range(25):
                     reply = await client.post(path=path)
                     assert reply.status == 429
-                    assert int(reply.headers["retry-after"]) >= 1
-                    await reply.body()
+                    refusal = await reply.json()
+                    # Clients of OpenAI's format sleep for as long as Retry-After says, so a long wait is a date there.
+                    assert int(reply.headers.get("retry-after", 0)) >= 1 or "resets_at" in refusal["error"]
 
         await asyncio.gather(*(storm(path) for path in PATHS * 5))
         assert len(provider.requests) == 1
@@ -181,10 +182,10 @@ USAGES = {
     "absurd": ([finish(), counted(5, 2**51)], None),
     "no integer": ([finish(), counted(5, 1.5)], None),
     "negative later": ([counted(5, 2), finish(), counted(5, -1)], 7),
-    "decreasing": ([counted(5, 2), finish(), counted(5, 1)], 6),
+    "decreasing": ([counted(5, 2), finish(), counted(5, 1)], 7),
     "repeated": ([counted(5, 2), counted(5, 2), finish(), counted(5, 2)], 7),
     "after the finish": ([finish(), counted(5, 2)], 7),
-    "zero": ([finish(), counted(0, 0)], 0),
+    "zero": ([finish(), counted(0, 0)], None),
     "above the hold": ([finish(), counted(5, 2**50)], 2**50 + 5),
 }
 

@@ -1,15 +1,20 @@
-"""What every store promises, sentence by sentence (chat_nest.protocols.Store)."""
+"""What every store promises, sentence by sentence (chat_nest.core.protocols.Store)."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from chat_nest.limits import Conflict, Duplicate, Granted, Line, Refused, Standing
-from chat_nest.records import Record
-from chat_nest.usage import Usage
+from chat_nest.core.claims import Conflict, Duplicate, Granted, Line, Refused, Standing
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Usage
 from msgspec.structs import replace
 from stores_under_test import LEASE, START, claim, gauge, rate, request, standing, window
+
+
+def retention_of(store):
+    """Seconds that the store remembers what has ended; Redis counts them by its server's clock."""
+    return getattr(store, "_retention_us", None) and store._retention_us / 1e6 or 3 * 86_400.0
 
 
 # reserve: all lines or none
@@ -288,6 +293,15 @@ async def test_a_rate_does_not_get_back_what_has_drained(store, clock):
     assert (await store.peek([line]))[0].room == 0
 
 
+async def test_what_of_a_rate_has_drained_is_not_given_to_others_either(store, clock):
+    line = rate(600, fixed=0, per_token=1, unit="tokens")
+    await store.reserve(claim("a", line, most=300), LEASE)
+    clock.advance(20)  # 200 have drained, 100 have not
+    await store.reserve(claim("b", line, most=300), LEASE)
+    await store.settle(claim("a", line), {"tokens": 0}, "reported")
+    assert (await store.peek([line]))[0].room == 300, "what b holds"
+
+
 async def test_a_rate_is_charged_for_more_than_was_held(store, clock):
     line = rate(600, fixed=100, unit="tokens")
     await store.reserve(claim("a", line), LEASE)
@@ -358,22 +372,87 @@ async def test_a_lease_lives_until_just_before_its_end(store, clock):
     assert await store.sweep() == 0
     assert await store.extend([one], 0.01) == frozenset("a")
     clock.advance(0.01)
-    assert await store.extend([one], LEASE) == frozenset()
+    assert await store.sweep() == 1
 
 
 async def test_extending_renews_the_live_and_only_those(store, clock):
     line = window(1_000)
-    live, dying, gone = (claim(id, line) for id in ("live", "dying", "gone"))
-    await store.reserve(dying, 10.0)
+    live, released, gone = (claim(id, line) for id in ("live", "released", "gone"))
+    await store.reserve(released, 10.0)
     await store.reserve(gone, LEASE)
     await store.settle(gone, {"tokens": 1}, "reported")
+    await store.release(released)
     clock.advance(10)
     await store.reserve(live, LEASE)
-    assert await store.extend([live, dying, gone, claim("unknown", line)], LEASE) == frozenset({"live"})
-    assert await store.reserve(dying, LEASE) == Duplicate(output_tokens=100, state="expired")
-    assert await standing(store, line) == (101, 100)
+    assert await store.extend([claim("unknown", line), released, gone, live, gone], LEASE) == frozenset({"live"})
+    assert await store.reserve(released, LEASE) == Duplicate(output_tokens=0, state="released")
+    assert await standing(store, line) == (1, 100)
     clock.advance(LEASE - 1)
     assert await store.sweep() == 0
+
+
+@pytest.mark.parametrize("swept", [True, False])
+async def test_a_request_that_outlived_its_lease_holds_again_what_it_held(store, clock, swept):
+    day, minute, streams = window(1_000, fixed=50), rate(600, 0, 1, unit="tokens"), gauge(1)
+    one = claim("a", day, minute, streams)
+    await store.reserve(one, LEASE)
+    clock.advance(LEASE)
+    if swept:
+        assert await store.sweep() == 1
+        assert await standing(store, day) == (150, 0)
+    room = (await store.peek([minute]))[0].room
+    assert await store.extend([one], LEASE) == frozenset("a")
+    assert await standing(store, day) == (0, 150)
+    assert await standing(store, streams) == (0, 1)
+    assert (await store.peek([minute]))[0].room == room
+    assert isinstance(await store.reserve(claim("b", streams), LEASE), Refused)
+    assert await store.reserve(one, LEASE) == Duplicate(output_tokens=100, state="open")
+    assert await store.settle(one, {"tokens": 70}, "reported") is True
+    assert await standing(store, day) == (70, 0)
+    assert await standing(store, streams) == (0, 0)
+
+
+async def test_who_outlived_a_lease_holds_again_beside_what_others_hold(store, clock):
+    day = window(1_000)
+    one, other = claim("a", day), claim("b", day, most=30)
+    await store.reserve(one, LEASE)
+    await store.reserve(other, 3 * LEASE)
+    clock.advance(LEASE)
+    assert await store.sweep() == 1
+    assert await store.extend([one], LEASE) == frozenset("a")
+    assert await standing(store, day) == (0, 130)
+
+
+async def test_who_outlived_a_lease_holds_a_gauge_again_though_it_is_full(store, clock):
+    streams = gauge(2)
+    old, new = [claim(f"old{n}", streams) for n in range(2)], [claim(f"new{n}", streams) for n in range(2)]
+    for one in old:
+        await store.reserve(one, LEASE)
+    clock.advance(LEASE)
+    for one in new:
+        assert isinstance(await store.reserve(one, LEASE), Granted)
+    assert await store.extend(old, LEASE) == {"old0", "old1"}
+    assert await standing(store, streams) == (0, 4)
+    for one in (*old, new[0]):
+        assert isinstance(await store.reserve(claim("next", streams), LEASE), Refused)
+        await store.settle(one, None, "reported")
+    assert await standing(store, streams) == (0, 1)
+    assert isinstance(await store.reserve(claim("next", streams), LEASE), Granted)
+
+
+async def test_a_lease_that_ends_again_is_charged_again(store, clock):
+    day, streams = window(1_000), gauge(1)
+    one = claim("a", day, streams)
+    await store.reserve(one, LEASE)
+    clock.advance(LEASE)
+    await store.extend([one], LEASE)
+    clock.advance(LEASE)
+    assert await store.sweep() == 1
+    assert await standing(store, day) == (100, 0)
+    assert await standing(store, streams) == (0, 0)
+    await store.extend([one], LEASE)
+    assert await store.release(one) is True
+    assert await standing(store, day) == (0, 0)
 
 
 async def test_an_extended_lease_runs_out_in_the_end(store, clock):
@@ -394,6 +473,7 @@ async def test_extending_never_shortens_a_lease(store, clock):
     await store.reserve(one, LEASE)
     assert await store.extend([one], 1.0) == frozenset("a")
     clock.advance(LEASE - 1)
+    assert await store.sweep() == 0, "or it is charged, and only held again below"
     assert await store.extend([one, one], LEASE) == frozenset("a")
     assert await store.extend([], LEASE) == frozenset()
     clock.advance(LEASE - 1)
@@ -457,6 +537,58 @@ async def test_an_answer_that_ends_after_midnight_is_charged_to_its_day(store, c
     await store.settle(claim("a", today), {"tokens": 40}, "reported")
     assert await standing(store, today) == (40, 0)
     assert await standing(store, tomorrow) == (0, 0)
+
+
+async def test_a_window_is_kept_until_the_latest_end_that_any_claim_knew(store, clock):
+    kept = retention_of(store)
+    early, late = window(1_000, resets_at=START + 3_600), window(1_000, resets_at=START + 12 * 3_600)
+    for id, line in (("a", early), ("b", late), ("c", early)):
+        await store.reserve(claim(id, line), LEASE)
+        await store.settle(claim(id, line), {"tokens": 30}, "reported")
+    clock.advance(3_600 + kept + 1)
+    await store.sweep()
+    assert await standing(store, late) == (90, 0)
+
+
+# clocks
+
+
+async def test_a_clock_that_was_ahead_for_one_request_takes_no_more_of_a_rate_than_the_request(store, clock):
+    line = rate(10)
+    clock.advance(86_400)
+    await store.reserve(claim("ahead", line), LEASE)
+    await store.settle(claim("ahead", line), None, "reported")
+    clock.advance(-86_400)
+    assert (await store.peek([line]))[0] == Standing(used=1, held=0, room=9, resets_at=START + 6)
+    answers = [await store.reserve(claim(f"{n}", line), LEASE) for n in range(10)]
+    assert [type(answer) for answer in answers] == [Granted] * 9 + [Refused]
+    assert answers[-1].retry_after == pytest.approx(6.0, abs=1e-4)
+    clock.advance(60)
+    assert (await store.peek([line]))[0].room == 10
+
+
+async def test_a_clock_that_is_set_back_forgets_no_debt(store, clock):
+    line = rate(600, fixed=100, unit="tokens")
+    one = claim("a", line)
+    clock.advance(86_400)
+    await store.reserve(one, LEASE)
+    await store.settle(one, {"tokens": 1_200}, "reported")
+    clock.advance(-86_400)
+    assert (await store.peek([line]))[0] == Standing(used=600, held=0, room=0, resets_at=START + 120)
+    refused = await store.reserve(claim("b", line, most=1, least=1), LEASE)
+    assert refused == Refused(line=0, room=0, retry_after=pytest.approx(70.0, abs=1e-4))
+    clock.advance(90)
+    assert (await store.peek([line]))[0].room == 300
+    assert isinstance(await store.reserve(claim("b", line), LEASE), Granted)
+
+
+async def test_a_rate_gets_back_what_was_held_before_the_clock_was_set_back(store, clock):
+    line = rate(600, fixed=600, unit="tokens")
+    clock.advance(3_600)
+    await store.reserve(claim("a", line), 2 * 3_600)
+    clock.advance(-3_600)
+    await store.settle(claim("a", line), {"tokens": 60}, "reported")
+    assert (await store.peek([line]))[0].room == 540
 
 
 # peek
@@ -638,10 +770,78 @@ async def test_another_owners_claim_is_a_duplicate_and_moves_nothing(store):
     assert await standing(store, line) == (7, 0)
 
 
-async def test_an_id_released_by_a_later_owner_before_it_was_seen_is_nobodys(store):
-    first = replace(claim("a", window(1_000)), owner="one")
-    await store.release(replace(first, owner="two"))
+async def test_an_id_released_before_it_was_seen_is_free_for_other_owners(store):
+    line = window(1_000)
+    one, two = (replace(claim("a", line), owner=owner) for owner in ("one", "two"))
+    await store.release(two)
+    assert await store.reserve(two, LEASE) == Duplicate(output_tokens=0, state="released")
+    assert await store.reserve(replace(one, fingerprint="other"), LEASE) == Conflict()
+    assert isinstance(await store.reserve(one, LEASE), Granted)
+    assert await store.reserve(two, LEASE) == Duplicate(output_tokens=100, state="open")
+    assert await standing(store, line) == (0, 100)
+
+
+async def test_an_owner_who_releases_a_free_id_can_not_reserve_it_later(store):
+    line = window(1_000)
+    first, late = (replace(claim("a", line), owner=owner) for owner in ("first", "late"))
+    await store.reserve(first, LEASE)
+    await store.release(first)
+    assert await store.release(late) is False
+    assert await store.reserve(late, LEASE) == Duplicate(output_tokens=0, state="released")
+    assert await standing(store, line) == (0, 0)
+
+
+async def test_a_key_is_free_after_any_number_of_attempts_that_spent_nothing(store):
+    line, requests = window(1_000), window(100, per_token=0, fixed=1, key="requests", unit="requests")
+    nothing = replace(ANSWERED, usage=Usage(), cost=0, ending="upstream_auth", spent_nothing=True)
+    for number in range(12):
+        one = replace(asking("a", line, requests), owner=f"owner {number}")
+        assert isinstance(await store.reserve(one, LEASE), Granted)
+        if number % 2:
+            assert await store.release(one)
+        else:
+            assert await store.settle(one, {"tokens": 0}, "reported", nothing)
+            assert await store.reserve(one, LEASE) == Duplicate(output_tokens=100, state="settled", record=nothing)
+        assert await standing(store, line) == (0, 0)
+    assert await standing(store, requests) == (6, 0)
+    paid = replace(asking("a", line, requests), owner="who pays")
+    assert await store.reserve(paid, LEASE) == Granted(output_tokens=100, room=(900, 93))
+    assert await store.settle(paid, {"tokens": 30}, "reported", ANSWERED)
+    again = replace(paid, owner="who asks again")
+    assert await store.reserve(again, LEASE) == Duplicate(output_tokens=100, state="settled", record=ANSWERED)
+    assert await standing(store, line) == (30, 0)
+
+
+@pytest.mark.parametrize("released", [True, False])
+async def test_a_key_is_charged_once_until_the_retention_after_its_last_attempt(store, clock, released):
+    kept, line = retention_of(store), window(1_000, resets_at=START + 30 * 86_400)
+    nothing = replace(ANSWERED, usage=Usage(), cost=0, ending="upstream_auth", spent_nothing=True)
+    first, paid, third = (replace(asking("a", line), owner=owner) for owner in ("first", "paid", "third"))
+    await store.reserve(first, LEASE)
+    if released:
+        await store.release(first)
+    else:
+        await store.settle(first, {"tokens": 0}, "reported", nothing)
+    clock.advance(kept / 2)
+    assert isinstance(await store.reserve(paid, 2 * kept), Granted)
+    clock.advance(kept / 2 + 1)  # the first attempt is forgotten by now
+    await store.sweep()
+    assert await store.reserve(third, LEASE) == Duplicate(output_tokens=100, state="open")
+    await store.settle(paid, {"tokens": 30}, "reported", ANSWERED)
+    clock.advance(kept - 1)
+    await store.sweep()
+    assert await store.reserve(third, LEASE) == Duplicate(output_tokens=100, state="settled", record=ANSWERED)
+    assert await standing(store, line) == (30, 0)
+
+
+async def test_a_refused_attempt_leaves_a_free_id_as_it_was(store):
+    roomy, full = window(1_000), window(0, key="full")
+    first, refused, third = (replace(claim("a", line), owner=line.key) for line in (roomy, full, gauge(1)))
+    await store.reserve(first, LEASE)
+    await store.release(first)
+    assert isinstance(await store.reserve(refused, LEASE), Refused)
     assert await store.reserve(first, LEASE) == Duplicate(output_tokens=0, state="released")
+    assert isinstance(await store.reserve(third, LEASE), Granted)
 
 
 # Records.

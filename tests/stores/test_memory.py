@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Duplicate, Granted, Refused
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.claims import Duplicate, Granted, Refused
 from chat_nest.stores.memory import MemoryStore
 from stores_under_test import LEASE, START, claim, gauge, rate, request, standing, window
 
@@ -152,3 +152,72 @@ async def test_long_leases_of_forgotten_claims_do_not_pile_up(clock):
         await store.settle(one, {"tokens": 1}, "reported")
         clock.advance(1)
     assert len(store._leases) < 1_100
+
+
+async def test_a_finished_claim_is_forgotten_exactly_an_hour_later(clock):
+    store = MemoryStore(clock)
+    line = request(1_000)
+    await store.reserve(claim("a", line), LEASE)
+    await store.settle(claim("a", line), None, "reported")
+    clock.advance(3_599.5)
+    assert isinstance(await store.reserve(claim("a", line), LEASE), Duplicate)
+    clock.advance(0.5)
+    assert isinstance(await store.reserve(claim("a", line), LEASE), Granted)
+
+
+@pytest.mark.parametrize(
+    ("line", "over"), [(window(1_000, resets_at=START + 20), 30), (rate(2), 40), (window(1_000, resets_at=START), 10)]
+)
+async def test_a_counter_is_forgotten_exactly_the_retention_after_it_means_nothing(clock, line, over):
+    store = MemoryStore(clock, retention=10.0)
+    await store.reserve(claim("a", line), LEASE)
+    await store.settle(claim("a", line), None, "reported")
+    clock.advance(over - 0.5)
+    await store.sweep()
+    assert len(store) == 1
+    clock.advance(0.5)
+    await store.sweep()
+    assert len(store) == 0
+
+
+async def test_a_gauge_is_forgotten_when_its_last_stream_ends(clock):
+    store = MemoryStore(clock)
+    one, other = claim("a", gauge(2)), claim("b", gauge(2))
+    await store.reserve(one, LEASE)
+    await store.reserve(other, LEASE)
+    await store.settle(one, None, "reported")
+    assert (len(store), await standing(store, gauge(2))) == (1, (0, 1))
+    await store.release(other)
+    assert (len(store), await standing(store, gauge(2))) == (0, (0, 0))
+
+
+async def test_the_oldest_finished_claim_makes_room_for_a_new_one(clock):
+    store = MemoryStore(clock, max_keys=2)
+    for id in ("a", "b"):
+        await store.reserve(claim(id), LEASE)
+        await store.settle(claim(id), None, "reported")
+    await store.reserve(claim("c"), LEASE)
+    assert isinstance(await store.reserve(claim("b"), LEASE), Duplicate)
+    assert isinstance(await store.reserve(claim("a"), LEASE), Granted)
+
+
+async def test_a_claim_that_was_settled_late_is_remembered_from_then_on(clock):
+    store = MemoryStore(clock, retention=10.0)
+    line = request(1_000)
+    await store.reserve(claim("a", line), 1.0)
+    clock.advance(1)
+    assert await store.sweep() == 1
+    clock.advance(9.5)
+    assert await store.settle(claim("a", line), None, "reported") is True
+    clock.advance(9.5)
+    assert await store.reserve(claim("a", line), LEASE) == Duplicate(output_tokens=100, state="settled")
+    clock.advance(0.5)
+    assert isinstance(await store.reserve(claim("a", line), LEASE), Granted)
+
+
+async def test_counters_that_fill_the_store_exactly_are_let_in(clock):
+    store = MemoryStore(clock, max_keys=3)
+    assert isinstance(await store.reserve(claim("a", gauge(2), window(1_000), rate(9)), LEASE), Granted)
+    assert isinstance(await store.reserve(claim("b", gauge(2), request(1_000), window(1_000)), LEASE), Granted)
+    with pytest.raises(LimiterUnavailable):
+        await store.reserve(claim("c", window(1_000, key="new")), LEASE)

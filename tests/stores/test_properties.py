@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from chat_nest.limits import Conflict, Duplicate, Granted, Refused
+from chat_nest.core.claims import Conflict, Duplicate, Granted, Refused
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
-from chat_nest.windows import gcra_cost
+from chat_nest.limits.windows import gcra_cost
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
@@ -66,6 +67,9 @@ actuals = st.none() | st.dictionaries(
 sources = st.sampled_from(["reported", "estimated", "assumed"])
 
 
+LIVES = {"open", "expired"}
+
+
 class Told:
     """What one granted claim must have done to the counters, worked out apart from the stores."""
 
@@ -74,6 +78,8 @@ class Told:
         self.output = output
         self.expires = expires
         self.state = "open"
+        self.outlived = False
+        """Its lease had ended, and it holds again."""
         self.held = {line.key: (line, line.amount(output)) for line in claim.lines if line.kind in {"window", "gauge"}}
         self.spent = {}
 
@@ -179,7 +185,9 @@ class History(RuleBasedStateMachine):
         live = set()
         for one in asked:
             told = self.told.get(one.id)
-            if told is not None and told.claim.fingerprint == one.fingerprint and told.state == "open":
+            if told is not None and told.claim.fingerprint == one.fingerprint and told.state in LIVES:
+                told.outlived |= told.state == "expired"
+                told.state, told.spent = "open", {}
                 told.expires = max(told.expires, self.now_us() + int(lease * US))
                 live.add(one.id)
         assert self.both(lambda store: store.extend(asked, lease)) == live
@@ -218,6 +226,7 @@ class History(RuleBasedStateMachine):
                 overdue = told.state == "open" and told.expires <= now
                 if told.state == "open" and not overdue:
                     held += amount
+                    over += amount if told.outlived and line.kind == "gauge" else 0
                 elif line.kind == "window":
                     spent = amount if overdue else told.spent.get(line.key, 0)
                     used += spent
@@ -231,11 +240,11 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=40, stateful_step_count=40)
+TestHistory.settings = settings(max_examples=examples(40), stateful_step_count=40)
 
 
 @pytest.mark.parametrize("kind", STORES)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     st.lists(st.tuples(claims, actuals, st.integers(0, 3), st.booleans(), st.booleans()), min_size=2, max_size=40),
     st.randoms(use_true_random=False),
@@ -297,7 +306,7 @@ def test_any_interleaving_keeps_the_budget(kind, chats, random):
     asyncio.run(run())
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(
         st.tuples(st.integers(0, 120), st.integers(0, 120), st.sampled_from([0.0, 0.3, 3.0, 20.0]), st.booleans()),

@@ -12,15 +12,16 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Duplicate, Granted
-from chat_nest.records import Record, UsageRow
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.claims import Duplicate, Granted
+from chat_nest.core.records import Record, UsageRow
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.postgres import PostgresStore
 from chat_nest.stores.reports import request_row
 from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.stores.urls import keeps_records, open_store
-from chat_nest.usage import Usage
+from chat_nest.core.usage import Usage
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -229,7 +230,7 @@ requests = st.lists(
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(requests)
 def test_the_rows_are_what_the_memory_store_would_tell_of_each_request(kind, steps):
     async def run():
@@ -310,7 +311,7 @@ async def test_old_records_are_deleted_in_steps_while_requests_come(clock):
 
 
 async def test_a_sweep_deletes_a_bounded_number_of_records(clock, monkeypatch):
-    monkeypatch.setattr("chat_nest.stores.postgres._MOST_PURGED", 4)
+    monkeypatch.setattr("chat_nest.stores.postgres.store._MOST_PURGED", 4)
     async with place_of("postgres") as place:
         store = place.store(clock, records_days=1.0)
         for n in range(10):

@@ -14,9 +14,9 @@ from zlib import crc32
 
 import msgspec
 import pytest
-from chat_nest.limits import Duplicate
+from chat_nest.core.claims import Duplicate
 from chat_nest.stores.redis import RedisStore
-from chat_nest.usage import Usage
+from chat_nest.core.usage import Usage
 from msgspec.structs import replace
 from redis_servers import shared_cluster, shared_redis_url, shared_server
 from redis_worker import INPUT, LIMIT, TOKEN, claim_of, lines_of, settlement
@@ -86,7 +86,7 @@ def run(url, prefix, chance):
         heard += worker.stdout.readlines()
         worker.communicate()
     for worker in others:
-        heard += worker.communicate(timeout=120)[0].splitlines(keepends=True)
+        heard += worker.communicate(timeout=240)[0].splitlines(keepends=True)
         assert worker.returncode == 0  # they go on
     told = defaultdict(dict)
     for words in [line.split() for line in heard if line.endswith("\n")]:

@@ -11,10 +11,11 @@ import sys
 import pytest
 from redis_servers import RedisServer, shared_cluster, shared_server
 
-from chat_nest.deltas import TextDelta
-from chat_nest.errors import RunsUnavailable
-from chat_nest.protocols import Finale
-from chat_nest.stores.redis_runs import RedisRuns
+from chat_nest.core.deltas import TextDelta
+from chat_nest.core.errors import RunsUnavailable
+from chat_nest.core.protocols import Finale
+from chat_nest.runs import redis as redis_runs
+from chat_nest.runs.redis import RedisRuns
 
 END = Finale(code="stopped", message="The answer was stopped")
 
@@ -135,6 +136,57 @@ async def test_a_newer_run_of_a_name_keeps_it(url):
         assert (await two.find("name")).id == "r2"
 
 
+async def test_what_is_kept_of_a_run_is_renewed_for_as_long_as_it_goes_on(url, monkeypatch):
+    monkeypatch.setattr(redis_runs, "RENEW_SECONDS", 0.0)
+    async with fleet(url) as (one, two):
+        run = one.begin("r", "ada", "m", ["name"])
+        run.append([TextDelta("a")])
+        await find(two, "name")
+        for kind, id, key in (("run", "r", "about"), ("run", "r", "log"), ("name", "name", "run")):
+            while not await two._link.call(kind, id, "PEXPIRE", key, 60_000):
+                await asyncio.sleep(0.01)
+            while await two._link.call(kind, id, "PTTL", key) <= 60_000:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_run_that_ends_shortens_no_expiry_of_a_newer_one_with_its_name(url, monkeypatch):
+    async with fleet(url, keep=5.0) as (one, two):
+        first = one.begin("r1", "ada", "m", ["name"])
+        await find(two, "name")
+        call = one._link.call
+
+        async def overtaken(kind, id, command, key, *words):
+            found = await call(kind, id, command, key, *words)
+            if (kind, command) == ("name", "GET"):
+                await call("name", "name", "SET", "run", "r2", "PX", 3_600_000)
+            return found
+
+        monkeypatch.setattr(one._link, "call", overtaken)
+        first.end(END)
+        one.ended("r1", ["name"])
+        await written(one)
+        newer = await call("name", "name", "GET", "run") == b"r2"
+        assert not newer or await call("name", "name", "PTTL", "run") > 5_000
+
+
+async def test_a_log_never_stays_for_ever(url):
+    """Its process may be killed at any time."""
+    async with fleet(url) as (one, two):
+        call = one._link.call
+
+        async def killed(kind, id, command, key, *words):
+            if command == "PEXPIRE":
+                await asyncio.Event().wait()
+            return await call(kind, id, command, key, *words)
+
+        one._link.call = killed
+        run = one.begin("r", "ada", "m", [])
+        run.append([TextDelta("a")])
+        while await two._link.call("run", "r", "EXISTS", "log") == 0:
+            await asyncio.sleep(0.01)
+        assert await two._link.call("run", "r", "PTTL", "log") > 0
+
+
 async def written_but(runs, left):
     while len(runs._writing) > left:
         await asyncio.sleep(0.005)
@@ -173,8 +225,8 @@ async def test_a_process_that_dies_is_an_end_without_a_finale():
     prefix = "test-" + secrets.token_hex(4)
     script = (
         "import asyncio\n"
-        "from chat_nest.stores.redis_runs import RedisRuns\n"
-        "from chat_nest.deltas import TextDelta\n"
+        "from chat_nest.runs.redis import RedisRuns\n"
+        "from chat_nest.core.deltas import TextDelta\n"
         "async def main():\n"
         f"    runs = RedisRuns({server.url!r}, prefix={prefix!r})\n"
         "    runs.attend()\n"
@@ -202,11 +254,11 @@ async def test_a_redis_that_is_down_stops_no_run_and_keeps_nobody_waiting():
             reading = (await find(two, "r")).read(0)
             await anext(reading)
             server.signal(signal.SIGSTOP)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 with pytest.raises(RunsUnavailable):
                     await anext(reading)
             for asked in (two.find("r"), two.stop("r", "ada")):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(240):
                     with pytest.raises(RunsUnavailable):
                         await asked
             run.append([TextDelta("b")])
@@ -226,7 +278,7 @@ async def test_a_redis_that_is_down_stops_no_run_and_keeps_nobody_waiting():
 
 
 async def test_more_followers_than_there_may_be_are_told_to_come_again(monkeypatch):
-    monkeypatch.setattr("chat_nest.stores.redis_link.MAX_FOLLOWED", 1)
+    monkeypatch.setattr("chat_nest.runs.redis_connection.MAX_FOLLOWED", 1)
     async with fleet(shared_server().url) as (one, two):
         one.begin("r", "ada", "m").append([TextDelta("a")])
         found = await find(two, "r")
@@ -241,3 +293,18 @@ async def test_more_followers_than_there_may_be_are_told_to_come_again(monkeypat
 def test_a_url_that_can_not_be_used():
     with pytest.raises(ValueError, match="must begin with"):
         RedisRuns("http://x")
+
+
+async def test_what_has_ended_is_forgotten_by_its_owner_from_any_process(url):
+    async with fleet(url) as (one, two):
+        run = one.begin("r", "ada", "m", ["name"])
+        run.append([TextDelta("a")])
+        await find(two, "r")
+        assert not await two.forget("r", "ada"), "it goes on"
+        run.end(END)
+        one.ended("r", ["name"])
+        await written(one)
+        assert not await two.forget("r", "eve")
+        assert not await two.forget("other", "ada")
+        assert await two.forget("r", "ada")
+        assert await one.find("r") is await two.find("r") is None

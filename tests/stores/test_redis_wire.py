@@ -8,10 +8,10 @@ import random
 import secrets
 
 import pytest
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Granted
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.claims import Granted
 from chat_nest.stores.redis import RedisStore
-from chat_nest.stores.redis_wire import Broken, Denied, Login
+from chat_nest.stores.redis.resp import Broken, Denied, Login
 from redis_servers import RedisServer, shared_server
 from stores_under_test import LEASE, claim, standing, window
 
@@ -165,7 +165,7 @@ async def test_closing_does_not_wait_for_answers_that_nobody_waits_for(proxy):
     await asyncio.sleep(0)
     call.cancel()
     await asyncio.wait([call])
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         await store.aclose()
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_nest.limits import Duplicate
+from chat_nest.core.claims import Duplicate
 from chat_nest.stores.sqlite import SQLiteStore
 from sqlite_worker import BUDGET, DAY, LINES
 from stores_under_test import Clock, claim, quick_directory
@@ -62,7 +62,7 @@ def test_four_processes_open_a_new_file_together_and_never_exceed_its_budget(pat
     go(workers)
     granted = {}
     for worker in workers:
-        output, _ = worker.communicate(timeout=120)
+        output, _ = worker.communicate(timeout=240)
         assert worker.returncode == 0
         granted |= told(output)
     assert len(granted) == 40
@@ -76,7 +76,7 @@ def test_four_processes_settle_and_the_sum_is_exact(path):
     go(workers)
     settled = {}
     for worker in workers:
-        output, _ = worker.communicate(timeout=120)
+        output, _ = worker.communicate(timeout=240)
         assert worker.returncode == 0
         settled |= {id: tokens for (word, id), tokens in told(output).items() if word == "settled"}
     assert len({id.split("-")[0] for id in settled}) > 1
@@ -96,10 +96,10 @@ async def test_a_killed_process_loses_nothing_that_was_answered(path, seed):
     go(workers)
     heard = [victim.stdout.readline() for _ in range(chance.randint(1, 250))]
     victim.kill()
-    heard += victim.communicate(timeout=120)[0].splitlines(keepends=True)
+    heard += victim.communicate(timeout=240)[0].splitlines(keepends=True)
     answers = told("".join(heard))
     for worker in others:
-        output, _ = worker.communicate(timeout=120)
+        output, _ = worker.communicate(timeout=240)
         assert worker.returncode == 0  # the others go on
         answers |= told(output)
 
@@ -142,7 +142,7 @@ async def test_a_process_killed_while_it_opens_a_new_file_leaves_one_that_opens(
         while not path.exists():
             time.sleep(0)
         worker.kill()
-        worker.communicate(timeout=120)
+        worker.communicate(timeout=240)
         store = SQLiteStore(path)
         await store.ping()
         await store.aclose()

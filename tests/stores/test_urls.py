@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from chat_nest.extras import install
+from chat_nest.core.extras import install
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.stores.urls import open_store
@@ -21,7 +21,7 @@ async def test_a_relative_path(tmp_path, monkeypatch):
     assert isinstance(store, SQLiteStore)
     await store.ping()
     await store.aclose()
-    assert [file.name for file in tmp_path.iterdir()] == ["chat-nest.db"]
+    assert {file.name for file in tmp_path.iterdir()} == {"chat-nest.db", ".chat-nest.db.epoch"}
 
 
 async def test_an_absolute_path_and_the_clock(tmp_path):
@@ -91,7 +91,7 @@ async def test_postgresql_and_the_clock(scheme):
 
 
 def test_postgresql_without_its_package_says_what_to_install(monkeypatch):
-    for name in ("chat_nest.stores.postgres", "chat_nest.stores.postgres_link"):
+    for name in [name for name in sys.modules if name.startswith("chat_nest.stores.postgres")]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ValueError, match=re.escape(f"run: {install('postgres')}")) as failure:

@@ -8,11 +8,33 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-from chat_nest import Caller, Limits, PeerAddress, Profile, Timeouts, create_chat_handler
-from chat_nest.deltas import Batch, FinishDelta, TextDelta
-from chat_nest.dialects.native import Native
-from chat_nest.prices import price
-from chat_nest.protocols import Prompt, Scope
+from chat_nest import (
+    Batch,
+    Caller,
+    ChatError,
+    ChatHandler,
+    Dialect,
+    Ending,
+    FinishDelta,
+    Identify,
+    Limits,
+    LogObserver,
+    MemoryStore,
+    Observer,
+    PeerAddress,
+    Profile,
+    Prompt,
+    Provider,
+    Scope,
+    Store,
+    TextDelta,
+    Timeouts,
+    create_chat_handler,
+    price,
+)
+from chat_nest.dialects import Native
+from chat_nest.providers import AnthropicProvider
+from chat_nest.testing import FakeClock, ScriptedProvider, answer
 
 
 class Parrot:
@@ -44,6 +66,33 @@ def nobody(scope: Scope) -> None:
 def name_only(scope: Scope) -> str:
     return "ada"
 
+
+class Deaf:
+    """An observer that is not told of refusals."""
+
+    def started(self, id: str, caller: Caller, profile: str, model: str) -> None: ...
+    def finished(self, ending: Ending) -> None: ...
+
+
+class Listening(Deaf):
+    def refused(self, id: str, caller: Caller | None, error: ChatError) -> None: ...
+
+
+provider: Provider = Parrot()
+scripted: Provider = ScriptedProvider(answer("Hello"))
+claude: Provider = AnthropicProvider("key")
+store: Store = MemoryStore(FakeClock())
+dialect: Dialect = Native()
+observer: Observer = Listening()
+lines: Observer = LogObserver()
+identify: Identify = waiting
+handler: ChatHandler = create_chat_handler(observers=[observer, lines], store=store, dialect=dialect, identify=identify)
+
+mute: Provider = Mute()  # type: ignore[assignment]
+deaf: Observer = Deaf()  # type: ignore[assignment]
+no_store: Store = Parrot()  # type: ignore[assignment]
+no_dialect: Dialect = "native"  # type: ignore[assignment]
+no_caller: Identify = nobody  # type: ignore[assignment]
 
 create_chat_handler(identify=plain, dialect="openai")
 create_chat_handler(identify=waiting, dialects=["native", "blog", Native("/talk")])

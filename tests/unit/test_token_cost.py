@@ -21,15 +21,14 @@ from typing import Any
 
 import pytest
 from scripted_provider import DONE, END, chunk, finish, head, piece
-from uvicorn import Config
-from uvicorn.server import ServerState
 
-from chat_nest import chat
+from chat_nest.pipeline import chat
 from chat_nest.asgi.create import create_chat_handler
-from chat_nest.protocols import Sink
+from chat_nest.core.protocols import Sink
 from chat_nest.providers.http_connection import Connection
-from chat_nest.relay import relay
-from chat_nest.server.protocol import AbortableProtocol
+from chat_nest.pipeline.relay import relay
+from chat_nest.server.http.context import ServerContext
+from chat_nest.server.http.protocol import Connection as ServerConnection
 
 MOST_STEPS = 14
 """Python functions entered or gone on with, a token."""
@@ -55,11 +54,16 @@ class CountingLoop(asyncio.SelectorEventLoop):
         return super().call_at(*arguments, **options)
 
 
+class NoSocket:
+    def fileno(self) -> int:
+        return -1
+
+
 class Wire(asyncio.Transport):
     """A socket that takes everything."""
 
     def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2), "socket": NoSocket()})
         self.written: list[bytes] = []
 
     def write(self, data: Any) -> None:
@@ -67,6 +71,9 @@ class Wire(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
 
     def pause_reading(self) -> None:
         pass
@@ -102,9 +109,7 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
 
     monkeypatch.setattr(loop, "create_connection", create_connection)
     handler = create_chat_handler(api_key="none", base_url="http://127.0.0.1:1/v1")
-    config = Config(handler, ws="none", log_config=None)
-    config.load()
-    server, client = AbortableProtocol(config, ServerState(), {}, loop), Wire()
+    server, client = ServerConnection(ServerContext(handler)), Wire()
     server.connection_made(client)
     body = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
     headers = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -88,7 +90,7 @@ async def test_row_10_a_chunked_body_over_the_limit_is_refused_before_its_end(ch
     async with connect(chat.port) as client:
         client.send("POST", "/api/chat", headers={**JSON, "transfer-encoding": "chunked"})
         piece = b" " * 65_536
-        for _ in range(5):
+        for _ in range(LIMIT // len(piece) + 1):
             client.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         reply = await client.reply()
         assert reply.status == 413
@@ -114,8 +116,8 @@ async def test_row_10_a_length_that_is_no_number_of_bytes_reaches_nobody(chat, l
     await chat.costs_nothing()
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity", CANARY])
-async def test_row_10_any_content_encoding_is_refused(chat, encoding):
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, identity", CANARY])
+async def test_row_10_another_content_encoding_is_refused(chat, encoding):
     await chat.refuses(HELLO, 415, headers={**JSON, "content-encoding": encoding})
 
 
@@ -136,6 +138,20 @@ async def test_row_10_another_media_type_is_refused(chat, media_type):
     await chat.refuses(HELLO, 415, headers={"content-type": media_type})
 
 
+async def test_row_11_a_byte_order_mark_is_ignored(chat):
+    assert (await ask(chat.port, b"\xef\xbb\xbf" + json.dumps(HELLO).encode())).status == 200
+
+
+async def test_row_10_gzip_is_unpacked_and_counted_unpacked(chat):
+    headers = {**JSON, "content-encoding": "gzip"}
+    body = json.dumps(HELLO).encode()
+    bomb = gzip.compress(body + b" " * LIMIT)
+    assert len(bomb) < 1_000
+    await chat.refuses(bomb, 413, headers=headers)
+    await chat.refuses(gzip.compress(body)[:-1], field="body", headers=headers)
+    assert (await ask(chat.port, gzip.compress(body + b" " * (LIMIT - len(body))), headers=headers)).status == 200
+
+
 # Row 11: encoding and shape.
 
 
@@ -147,7 +163,6 @@ async def test_row_10_another_media_type_is_refused(chat, media_type):
         b"\xff\xfe",
         json.dumps(user(CANARY)).encode("utf-16"),
         json.dumps(user(CANARY)).encode("utf-32"),
-        b"\xef\xbb\xbf" + json.dumps(user(CANARY)).encode(),
         json.dumps(user("caf\u00e9 " + CANARY), ensure_ascii=False).encode("latin-1"),
         json.dumps(user(CANARY)).encode()[:-1],
         json.dumps(user(CANARY)).encode() + b"}",
@@ -184,7 +199,7 @@ def with_field(value: str) -> bytes:
         with_field("-Infinity"),
         with_field("1e999"),
         with_field("1" * 5_000),
-        with_field("[" * 33 + "]" * 33),
+        with_field("[" * 129 + "]" * 129),
         with_field("[" * 100_000),
         with_field('{"a":' * 5_000 + "1" + "}" * 5_000),
         b'{"messages":[],"messages":[{"role":"user","content":"canary-7c1e"}]}',
@@ -196,10 +211,24 @@ async def test_row_12_values_that_two_parsers_read_in_two_ways(chat, body):
     await chat.refuses(body, field="body")
 
 
-@pytest.mark.parametrize("text", ["\\ud800", "\\udc00 ", "\\ud83d\\ud83d", "\\u0000"])
+@pytest.mark.parametrize("text", ["\\ud800", "\\udc00 ", "\\ud83d\\ud83d"])
 async def test_row_12_text_that_cannot_be_sent_on(chat, text):
     body = b'{"messages":[{"role":"user","content":"canary-7c1e %b"}]}' % text.encode()
     await chat.refuses(body, field="messages[0].content")
+
+
+@pytest.mark.parametrize("said", ["\0", "a\0b", "\ufffd", "\u2028\x85\ufeff\x1b"])
+async def test_row_12_what_a_model_said_is_accepted_in_the_history(said):
+    """Else one odd answer would end its conversation for good."""
+    async with setup_with() as chat:
+        chat.provider.scripts = [answer(said, 1, input_tokens=9), answer("Hello ", 3, input_tokens=9)]
+        first = await ask(chat.port, user("Hi"))
+        heard = "".join(json.loads(data) for data in re.findall(r"event: token\ndata: (.*)\n\n", first.raw.decode()))
+        assert heard == said
+        history = [*user("Hi")["messages"], {"role": "assistant", "content": heard}, *user("Go on")["messages"]]
+        assert (await ask(chat.port, {"messages": history})).status == 200
+        sent = chat.provider.requests[1].json()["messages"][1]["content"]
+        assert sent == said.replace("\0", "\ufffd"), "no provider refuses a replacement character"
 
 
 # Row 13: many, and wrong.
@@ -223,7 +252,8 @@ async def test_row_13_too_many_messages(chat):
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
         ([{"role": "user", "content": {"text": CANARY}}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "text", "text": CANARY}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": CANARY, "text": "x"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [CANARY]}], "messages[0].content[0]"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": CANARY}], "messages[1].role"),
     ],
     ids=ascii,
@@ -238,7 +268,7 @@ NUMBERS = ["max_tokens", "max_completion_tokens", "max_output_tokens", "dailyTok
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["-1", "0", "true", '"5"', "1.5", "null", "[5]", "1e3", '"canary-7c1e"'])
+@pytest.mark.parametrize("value", ["-1", "0", "true", "1.5", "[5]", "1e-3", '"0"', '"-5"', '"1e3"', '"canary-7c1e"'])
 async def test_row_14_a_limit_that_is_not_a_positive_integer(chat, name, value):
     body = b'{"messages":[{"role":"user","content":"x"}],"%b":%b}' % (name.encode(), value.encode())
     await chat.refuses(body, field=name)
@@ -251,11 +281,11 @@ async def test_row_14_a_number_of_4000_digits(chat):
 @pytest.mark.parametrize("name", NUMBERS)
 async def test_row_14_above_the_cap_is_clamped(chat, name):
     assert (await ask(chat.port, user("Hello", **{name: 10**9}))).status == 200
-    assert chat.provider.requests[0].json()["max_tokens"] == 400
+    assert chat.provider.requests[0].json()["max_tokens"] == 2_000
     assert (await settled(chat.port))["tokens_per_day"]["used"] == 12
 
 
-@pytest.mark.parametrize("value", ['"0.5"', "-0.1", "true", "null", "[1]"])
+@pytest.mark.parametrize("value", ['"0.5"', "-0.1", "true", "[1]"])
 async def test_row_14_a_temperature_that_is_no_number(chat, value):
     body = b'{"messages":[{"role":"user","content":"x"}],"temperature":%b}' % value.encode()
     await chat.refuses(body, field="temperature")
@@ -281,10 +311,10 @@ async def test_row_15_a_budget_a_tier_or_an_identity_in_the_body_is_never_believ
     }
     assert (await ask(chat.port, user("Hello", **claims))).status == 200
     asked = chat.provider.requests[0]
-    assert asked.json()["max_tokens"] == 400
+    assert asked.json()["max_tokens"] == 2_000
     assert CANARY.encode() not in asked.body
     limits = await settled(chat.port)
-    assert (limits["tokens_per_day"]["limit"], limits["tokens_per_day"]["used"]) == (70_000, 12)
+    assert (limits["tokens_per_day"]["limit"], limits["tokens_per_day"]["used"]) == (200_000, 12)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +324,9 @@ async def test_row_16_nothing_in_a_body_opens_a_socket(chat, name):
     async with ScriptedProvider() as elsewhere:
         await chat.refuses(user("x", **{name: elsewhere.url}), field=name)
         parts = [{"type": "image_url", "image_url": {"url": f"{elsewhere.url}/{CANARY}.png"}}]
-        await chat.refuses({"messages": [{"role": "user", "content": parts}]}, field="messages[0].content")
+        await chat.refuses(
+            {"messages": [{"role": "user", "content": parts}]}, field="messages[0].content[0].image_url.url"
+        )
         assert elsewhere.opened == 0
 
 
@@ -342,9 +374,10 @@ async def test_row_19_a_blank_prompt(chat, text):
 
 
 @pytest.mark.parametrize("character", ["a", " a", "\u4e2d", "0 ", "!"])
-async def test_row_19_a_long_run_of_one_character_is_refused_at_once(chat, character):
+async def test_row_19_a_long_run_of_one_character_is_refused_at_once(character):
     text = character * (250_000 // len(character.encode()))
-    reply = await chat.refuses(json.dumps(user(text), ensure_ascii=False).encode(), 429)
+    async with setup_with(preset="npm") as chat:
+        reply = await chat.refuses(json.dumps(user(text), ensure_ascii=False).encode(), 429)
     assert json.loads(reply.raw)["error"] == "Request too large. Please shorten your message."
 
 
@@ -355,11 +388,31 @@ async def test_row_19_special_tokens_are_ordinary_text(chat):
 
 
 async def test_row_20_a_prompt_over_what_remains():
+    """Shortening helps, and tomorrow helps: the refusal says both, and what is left."""
+    profiles = {"balanced": replace(BALANCED, tokens_per_day=700)}
+    async with setup_with(profiles=profiles) as chat:
+        chat.provider.scripts = [stream(chunk("Hello"), finish(), usage(173, 400), DONE), *chat.provider.scripts]
+        assert (await ask(chat.port)).status == 200
+        reply = await ask(chat.port, user("hello " * 300))
+        refused = json.loads(reply.raw)
+        assert (reply.status, chat.provider.opened) == (429, 1)
+        assert (refused["code"], refused["limit"], refused["remaining"]) == ("budget_exceeded", "tokens_per_day", 127)
+        assert refused["error"] == (
+            f"Daily AI budget too low for this request: 127 tokens left, {refused['needed']} tokens needed. "
+            "A shorter message or a new chat may fit."
+        )
+        assert 300 < refused["needed"] <= 700
+        assert "retry-after" in reply.headers
+        assert (await ask(chat.port)).status == 200, "a shorter one still fits"
+
+
+async def test_row_20_a_prompt_over_all_that_there_will_ever_be():
     profiles = {"balanced": replace(BALANCED, tokens_per_day=300)}
     async with setup_with(profiles=profiles) as chat:
         reply = await chat.refuses(user("hello " * 400), 429)
-        assert json.loads(reply.raw)["code"] == "budget_exceeded"
-        assert json.loads(reply.raw)["limit"] == "tokens_per_day"
+        refused = json.loads(reply.raw)
+        assert (refused["code"], refused["limit"]) == ("request_too_large", "tokens_per_day")
+        assert "retry-after" not in reply.headers, "no wait helps"
         assert (await ask(chat.port)).status == 200, "a shorter one still fits"
 
 
@@ -393,6 +446,22 @@ async def test_row_26_a_hundred_at_once_with_a_budget_for_four():
         assert sum(b"budget_exceeded" in body for body in bodies) == 96
         limits = await settled(chat.port)
         assert limits["tokens_per_day"]["used"] == 4 * 145 <= 700
+
+
+@pytest.mark.parametrize("bad", [{"messages": 5}, b"{", {"messages": [], "zz": [[[]]] * 9_000}], ids=["a", "b", "c"])
+async def test_row_28_refused_bodies_count_on_the_callers_rate(bad):
+    async with setup_with(profiles={"balanced": replace(BALANCED, model="openai:m", requests_per_minute=3)}) as chat:
+        for _ in range(3):
+            assert (await ask(chat.port, bad)).status == 400
+        for body in (bad, HELLO):
+            reply = await ask(chat.port, body)
+            answered = json.loads(reply.raw)
+            assert (reply.status, answered["code"], answered["limit"]) == (429, "rate_limited", "requests_per_minute")
+            assert 1 <= int(reply.headers["retry-after"]) <= 20
+        assert (await ask(chat.port, b"{", path="/api/chat", headers={"content-type": "text/plain"})).status == 415
+        async with connect(chat.port, source="127.0.0.2") as other:
+            assert (await other.post()).status == 200
+        assert chat.provider.opened == 1
 
 
 async def test_row_28_a_storm_of_retries_reaches_nobody():

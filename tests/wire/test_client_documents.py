@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asgi_servers import serve
-from client_drivers import CLIENTS, command, environment
+from client_drivers import CLIENTS, environment, find_command
+from raw_client import ask
+from scripted_provider import ScriptedProvider as Provider
+from scripted_provider import answer as wire_answer
 
 from chat_nest import BALANCED, create_chat_handler
 from chat_nest.dialects.blog import Blog
@@ -17,7 +22,7 @@ from chat_nest.testing import ScriptedProvider, answer
 
 PAGE = (Path(__file__).parents[2] / "docs/clients.md").read_text()
 EXAMPLES = re.findall(r"```(python|js)\n(.*?)```", PAGE, re.DOTALL)
-ALL = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
+ALL = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 
 
 @pytest.mark.parametrize(("language", "example"), EXAMPLES, ids=[code.split("\n")[0] for _, code in EXAMPLES])
@@ -27,7 +32,8 @@ async def test_an_example_prints_the_answer(language: str, example: str) -> None
         providers={"openai": provider}, profiles={"balanced": BALANCED}, dialects=ALL, store="memory://"
     )
     async with serve(handler) as port:
-        code = example.replace("localhost:8000", f"127.0.0.1:{port}").replace("from 'ai'", "from 'ai6'")
+        ai = "ai7" if "'@ai-sdk/openai'" in example else "ai6"  # each provider has its own version of it
+        code = example.replace("localhost:8000", f"127.0.0.1:{port}").replace("from 'ai'", f"from '{ai}'")
         assert code != example
         said = await printed([sys.executable, "-c"] if language == "python" else node(), code)
     assert said.strip() == "Hello from the nest"
@@ -35,7 +41,7 @@ async def test_an_example_prints_the_answer(language: str, example: str) -> None
 
 
 def node() -> list[str]:
-    return [command("say.mjs")[0], "--input-type=module", "--eval"]
+    return [find_command("say.mjs")[0], "--input-type=module", "--eval"]
 
 
 async def printed(how: list[str], code: str) -> str:
@@ -48,4 +54,24 @@ async def printed(how: list[str], code: str) -> str:
 
 
 def test_there_is_an_example_for_each_format() -> None:
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 13
+
+
+SESSIONS = (Path(__file__).parents[2] / "docs/sessions.md").read_text()
+(BACKEND,) = re.findall(r"```python\n(.*?)```", SESSIONS, re.DOTALL)
+IN_A_PAGE = re.findall(r"```js\n(.*?)```", SESSIONS, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", IN_A_PAGE, ids=["fetch", "ai", "openai", "eventsource"])
+async def test_a_session_of_the_example_s_backend_chats(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Provider(wire_answer("Hello from the nest")) as provider:
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-sessions")
+        made: dict[str, Any] = {}
+        exec(compile(BACKEND, "docs/sessions.md", "exec"), made)
+        async with serve(made["app"]) as port:
+            refused = await ask(port)
+            assert (refused.status, json.loads(refused.raw)["code"]) == (401, "unauthorized")
+            for package in ("ai5", "ai6", "ai7") if "from 'ai'" in example else ("",):
+                code = example.replace("localhost:8000", f"127.0.0.1:{port}").replace("from 'ai'", f"from '{package}'")
+                assert (await printed(node(), code)).strip() == "Hello from the nest"

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from asgi_servers import serve
-from client_drivers import DRIVERS, Watched, drive
+from client_drivers import DRIVERS, EVERY, Watched, client, drive, parametrize_client
+from fault_proxy import Fault, FaultProxy
 from msgspec.structs import replace
 from raw_client import settled
 from scripted_provider import HANG, ScriptedProvider, chunk, stream
+from scripted_provider import answer as whole
+from serve_command import Command, command
 
 from chat_nest import BALANCED, Timeouts, create_chat_handler
-from chat_nest.deltas import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.deltas import FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
 from chat_nest.dialects.blog import Blog
-from chat_nest.errors import UpstreamIdle
+from chat_nest.core.errors import UpstreamIdle
 from chat_nest.testing import ScriptedProvider as Scripted
 from chat_nest.testing import Step, answer
-from chat_nest.usage import Usage
+from chat_nest.core.usage import Usage
 
 
-ALL = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
+ALL = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 PROFILE = replace(BALANCED, model="p:gpt-4o-mini", allow_tools=True)
 ODD = [
     "a\r\nb\rc\n\n",
@@ -32,17 +37,22 @@ ODD = [
     "👧🎉 ",
 ]
 
-EVERY = pytest.mark.parametrize("client", DRIVERS)
-SPEAKS_TOOLS = pytest.mark.parametrize(
-    "client",
-    ["openai", "openai-python", "anthropic", "anthropic-python", "ai5", "ai6", "ai7", "openai-compatible", "ag-ui"],
+SPEAKS_TOOLS = parametrize_client(
+    [
+        *("openai", "openai-python", "responses", "responses-python", "ai-openai", "openai-agents"),
+        *("anthropic", "anthropic-python", "ai5", "ai6", "ai7", "openai-compatible", "ag-ui"),
+    ],
 )
 REASONS = {
     "anthropic": "end_turn",
     "anthropic-python": "end_turn",
     "ag-ui": None,
+    **dict.fromkeys(("responses", "responses-python", "openai-agents"), "completed"),
     "eventsource": "closed by 204",
 }
+
+
+ENDS_IN_CALLS = {"openai": "tool_calls", "responses": "completed", "anthropic": "tool_use"}
 
 
 def watched(script: list[Step], **options: Any) -> tuple[Watched, Scripted]:
@@ -87,7 +97,7 @@ async def test_reasoning_and_a_call_of_a_tool(client):
     assert [tool.name for tool in provider.prompts[0].tools] == ["weather"]
 
 
-@pytest.mark.parametrize("client", ["openai", "openai-python", "anthropic", "anthropic-python"])
+@parametrize_client(["openai", "openai-python", "responses", "responses-python", "anthropic", "anthropic-python"])
 async def test_a_whole_answer(client):
     script: list[Step] = [
         [ReasoningDelta("Hm.")],
@@ -102,7 +112,7 @@ async def test_a_whole_answer(client):
         {"event": "reasoning", "text": "Hm."},
         {"event": "text", "text": "Let me see."},
         {"event": "tool", "name": "weather", "input": {"city": "Bonn"}},
-        {"event": "end", "reason": "tool_use" if "anthropic" in client else "tool_calls", "tokens": 29},
+        {"event": "end", "reason": ENDS_IN_CALLS[client.partition("-")[0]], "tokens": 29},
     ]
 
 
@@ -134,8 +144,7 @@ async def test_row_41_an_abort_closes_the_providers_socket(client):
         handler = create_chat_handler(api_key="k", base_url=provider.url, dialects=ALL)
         async with serve(Watched(handler)) as port:
             events = await drive(client, port, abort=True)
-            async with asyncio.timeout(60):
-                await provider.closed()
+            await provider.closed()
             used = (await settled(port))["tokens_per_day"]["used"]
     assert [event["event"] for event in events] == ["aborted"]
     assert 0 < used < 400, "what came was charged, not the whole hold"
@@ -144,19 +153,19 @@ async def test_row_41_an_abort_closes_the_providers_socket(client):
 @EVERY
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day"])
 async def test_row_28_a_refusal_is_told_and_not_asked_again(client, limit):
-    app, provider = watched(answer("hi"), limits={"requests_per_minute": None, limit: 1})
+    most = 1 if limit == "requests_per_minute" else 500
+    script = answer("hi", input_tokens=100, output_tokens=400)
+    app, provider = watched(script, limits={"requests_per_minute": None, limit: most})
     async with serve(app) as port:
-        if limit == "requests_per_minute":
-            await drive(client, port)
-            app.asked.clear()
+        await drive(client, port)
+        app.asked.clear()
         events = await drive(client, port)
     assert [event["event"] for event in events] == ["error"]
-    if client not in ("ai5", "ai6"):  # which tell nothing but the sentence
+    if client not in ("ai5", "ai6", "ag-ui", "eventsource"):  # which tell nothing but the sentence
         assert events[0]["status"] == 429
-    if client != "eventsource":  # which tells nothing of a refusal but its status
-        assert ("Rate limit exceeded" if limit == "requests_per_minute" else "budget exceeded") in events[0]["message"]
+    assert ("Rate limit exceeded" if limit == "requests_per_minute" else "budget exceeded") in events[0]["message"]
     assert app.asked.total() == 1
-    assert provider.opened == (limit == "requests_per_minute")
+    assert provider.opened == 1
 
 
 @EVERY
@@ -170,9 +179,92 @@ async def test_an_error_in_the_middle_is_told_and_not_taken_for_an_end(client):
     assert app.asked.total() == 1
 
 
-@pytest.mark.parametrize("client", ["openai", "openai-python"])
+@parametrize_client(["openai", "openai-python"])
 async def test_models_are_listed(client):
     app, _ = watched([])
     async with serve(app) as port:
         events = await drive(client, port, models=True)
     assert [event["id"] for event in events] == ["gpt-4o-mini", "balanced"]
+
+
+class InTurn(Scripted):
+    """Answers each request by the next script."""
+
+    def __init__(self, *scripts: list[Step]) -> None:
+        super().__init__(scripts[0])
+        self._scripts = scripts
+
+    def open(self, prompt, timeouts):
+        self.script = self._scripts[min(self.opened, len(self._scripts) - 1)]
+        return super().open(prompt, timeouts)
+
+
+@parametrize_client(["responses", "responses-python", "ai-openai", "openai-agents"])
+async def test_a_tool_is_called_and_its_result_sent_back(client):
+    calling: list[Step] = [
+        [ReasoningDelta("Hm.")],
+        [ToolCallDelta(0, '{"city":"Bonn"}', "call-a", "weather")],
+        [FinishDelta("tool_calls"), UsageDelta(Usage(input_tokens=9, output_tokens=20))],
+    ]
+    provider = InTurn(calling, answer("It is 19 degrees", input_tokens=9))
+    profiles = {"balanced": PROFILE}
+    app = Watched(create_chat_handler(providers={"p": provider}, profiles=profiles, dialects=ALL))
+    async with serve(app) as port:
+        events = await drive(client, port, tools=True, round=True)
+    assert [event["text"] for event in told(events, "text")] == ["It is 19 degrees"]
+    assert told(events, "tool") == [{"event": "tool", "name": "weather", "input": {"city": "Bonn"}}]
+    assert not told(events, "error")
+    assert [message.role for message in provider.prompts[1].messages] == ["user", "assistant", "tool"]
+    [call] = provider.prompts[1].messages[1].tool_calls
+    assert (call.id, provider.prompts[1].messages[2].tool_call_id) == ("call-a", "call-a")
+    assert provider.opened == 2
+
+
+@parametrize_client(["responses", "responses-python", "ai-openai", "openai-agents"])
+async def test_a_schema_reaches_the_model_and_its_json_the_client(client):
+    app, provider = watched(answer('{"city":', '"Bonn"}', input_tokens=9))
+    async with serve(app) as port:
+        events = await drive(client, port, format=True)
+    assert [event["text"] for event in told(events, "text")] == ['{"city":"Bonn"}']
+    assert not told(events, "error")
+    format = provider.prompts[0].options.format
+    assert format is not None
+    assert json.loads(bytes(format.schema))["required"] == ["city"]
+
+
+# The same clients and the command `chat-nest serve`.
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Command, ScriptedProvider]]:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "chat.toml").write_text(
+        "[dialects]\nblog = true\nblog_get = true\n[profiles.balanced]\nrequests_per_day = 2\n"
+    )
+    async with ScriptedProvider() as provider:
+        async with command(folder, provider.url, "sk-clients", "--config", "chat.toml") as served:
+            yield served, provider
+
+
+@EVERY
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_command_streams_stops_and_refuses(client, served):
+    server, provider = served
+    first = len(provider.requests)
+    scripts = [whole("Hello ", 3, input_tokens=9), stream(chunk("one"), HANG)]
+    provider.scripts = [b""] * first + scripts
+    caller = f"127.0.1.{1 + [*DRIVERS].index(client)}"
+    async with FaultProxy(server.port, Fault("none"), source=caller) as proxy:
+        events = await drive(client, proxy.port)
+        assert [event["text"] for event in told(events, "text")] == ["Hello Hello Hello "]
+        assert events[-1]["event"] == "end"
+
+        events = await drive(client, proxy.port, abort=True)
+        assert [event["event"] for event in events] == ["aborted"]
+        await provider.closed(first)
+        used = (await settled(proxy.port))["tokens_per_day"]["used"]
+        assert 12 < used < 300, "what came was charged, not the whole hold"
+
+        events = await drive(client, proxy.port)
+        assert [event["event"] for event in events] == ["error"]
+        assert len(provider.requests) == first + 2

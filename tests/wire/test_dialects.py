@@ -16,12 +16,14 @@ from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, delta
 
 from chat_nest import BALANCED, Caller, Forbidden, Limits, Timeouts, create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
+from chat_nest.limits.counters import LIMITS
 from chat_nest.dialects.blog import Blog
 
 USER = {"role": "user", "content": "Hello"}
 PARTS = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
 OPENAI = {"model": "gpt-4o-mini", "messages": [USER]}
 STREAMED = {**OPENAI, "stream": True}
+RESPONSES = {"model": "gpt-4o-mini", "input": "Hello", "stream": True}
 ANTHROPIC = {**STREAMED, "max_tokens": 50}
 AI_SDK = {"id": "c", "trigger": "submit-message", "messages": [PARTS]}
 AG_UI = {"threadId": "t", "runId": "r", "messages": [{"id": "1", **USER}]}
@@ -30,16 +32,19 @@ BLOG = {"message": "Hello"}
 CHATS = [
     ("/api/chat", {"messages": [USER]}),
     ("/v1/chat/completions", STREAMED),
+    ("/v1/responses", RESPONSES),
     ("/api/ai", AI_SDK),
     ("/api/ag-ui", AG_UI),
     ("/v1/messages", ANTHROPIC),
     ("/chat", BLOG),
 ]
+AS_EVENTS = ("/chat", "/api/ag-ui")
+"""Whose pages look at no status: what fails on the way to an answer is an event."""
 STREAMS = pytest.mark.parametrize(("path", "body"), CHATS, ids=[path for path, _ in CHATS])
 WHOLE = pytest.mark.parametrize(
     ("path", "body"), [("/v1/chat/completions", OPENAI), ("/v1/messages", {**ANTHROPIC, "stream": False})]
 )
-ALL = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
+ALL = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 
 
 @pytest.fixture
@@ -64,6 +69,8 @@ def text_of(path: str, stream: bytes) -> str:
                 text += data if seen.name == "token" else ""
             case "/v1/chat/completions":
                 text += "".join(choice["delta"].get("content", "") for choice in data["choices"])
+            case "/v1/responses":
+                text += data["delta"] if data["type"] == "response.output_text.delta" else ""
             case "/api/ai":
                 text += data["delta"] if data["type"] == "text-delta" else ""
             case "/api/ag-ui":
@@ -151,7 +158,7 @@ async def test_a_whole_answer(provider, path, body, caplog):
         assert said["choices"][0]["message"]["content"] == "Hello Hello Hello "
         assert said["usage"]["total_tokens"] == 12
         assert reply.headers["x-ratelimit-limit-requests"] == "30"
-        assert 0 < int(reply.headers["x-ratelimit-remaining-tokens"]) < 70_000
+        assert 0 < int(reply.headers["x-ratelimit-remaining-tokens"]) < 200_000
 
 
 # Failures.
@@ -162,14 +169,16 @@ async def test_a_whole_answer_that_fails_midway_is_a_status(provider, path, body
     provider.scripts = [stream(chunk("Hel"), chunk("lo"))]  # no finish, no [DONE]
     async with serve(handler_for(provider)) as port:
         reply = await ask(port, body, path=path)
-        assert reply.status == 502
+        assert reply.status == 424, "clients repeat after a 5xx"
         assert "Hel" not in reply.raw.decode()
         assert (await settled(port))["tokens_per_day"]["used"] > 0, "what came was paid for"
 
 
 ENDS = {
     "/api/chat": b"event: error\n",
+    "/v1/responses": b"event: error\n",
     "/v1/chat/completions": b'data: {"error":{"message"',
+    "/v1/responses": b"event: error\n",
     "/api/ai": b'data: {"type":"error","errorText"',
     "/api/ag-ui": b'data: {"type":"RUN_ERROR"',
     "/v1/messages": b"event: error\n",
@@ -185,8 +194,9 @@ async def test_a_stream_that_fails_midway_ends_with_one_error(provider, path, bo
     assert reply.complete
     assert text_of_until_error(path, reply.raw) == "Hello"
     assert reply.raw.count(ENDS[path]) == 1
-    assert reply.raw.rindex(ENDS[path]) > reply.raw.rindex(b"lo")
-    for finished in (b"[DONE]", b'"finish"', b"RUN_FINISHED", b"message_stop", b"event: done"):
+    if path != "/v1/responses":  # whose last event repeats what was said
+        assert reply.raw.rindex(ENDS[path]) > reply.raw.rindex(b"lo")
+    for finished in (b"[DONE]", b'"finish"', b"RUN_FINISHED", b"message_stop", b"event: done", b"response.completed"):
         assert finished not in reply.raw
 
 
@@ -199,8 +209,13 @@ async def test_row_30_a_providers_refusal_is_a_status_and_no_key(provider, path,
     provider.scripts = [failure(401, "Incorrect API key provided: sk-wire-test")]
     async with serve(handler_for(provider)) as port:
         reply = await ask(port, body, path=path)
-    assert reply.status == 502
+    assert reply.status == (200 if path in AS_EVENTS else 502)
     assert b"sk-wire" not in reply.raw
+    if path == "/chat":  # its page looks at no status
+        [failed] = whatwg(reply.raw)
+        assert (failed.name, json.loads(failed.data)["code"]) == ("error", "upstream_auth")
+        assert reply.headers["content-type"] == "text/event-stream"
+        assert reply.raw.startswith(b"event: error\n")
 
 
 # Refusals.
@@ -209,13 +224,22 @@ async def test_row_30_a_providers_refusal_is_a_status_and_no_key(provider, path,
 @STREAMS
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day"])
 async def test_a_refusal_in_the_dialects_own_shape(provider, path, body, limit):
-    limits = {"requests_per_minute": None, limit: 1}
+    limits = {"requests_per_minute": None, limit: 1 if limit == "requests_per_minute" else 500}
+    provider.scripts = [answer("Hello ", 3, input_tokens=100, output_tokens=400)]
     async with serve(handler_for(provider, profiles={"balanced": replace(BALANCED, **limits)})) as port:
-        if limit == "requests_per_minute":
-            await ask(port, body, path=path)
+        await ask(port, body, path=path)
         reply = await ask(port, body, path=path)
-    assert reply.status == 429
-    assert len(provider.requests) == (limit == "requests_per_minute")
+    assert reply.status == (200 if path in AS_EVENTS else 429)
+    assert len(provider.requests) == 1
+    if path == "/chat":
+        [failed] = whatwg(reply.raw)
+        assert (failed.name, failed.id) == ("error", reply.headers["x-request-id"])
+        assert int(reply.headers["retry-after"]) > 0
+        return
+    if path == "/api/ag-ui":
+        *_, failed = whatwg(reply.raw)
+        assert json.loads(failed.data)["type"] == "RUN_ERROR"
+        return
     if path == "/api/ai":
         assert reply.headers["content-type"] == "text/plain; charset=utf-8"
         assert reply.raw.decode().endswith(".")
@@ -234,6 +258,44 @@ async def test_a_refusal_in_the_dialects_own_shape(provider, path, body, limit):
         assert reply.headers["x-should-retry"] == "false"
     if limit == "requests_per_minute" and path == "/v1/chat/completions":
         assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+@STREAMS
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_a_limit_of_0_closes_the_chat(provider, path, body, limit):
+    closed = replace(BALANCED, **{limit: 0})
+    async with serve(handler_for(provider, profiles={"balanced": closed})) as port:
+        reply = await ask(port, body, path=path)
+        async with connect(port) as client:
+            usage = await client.request("GET", "/api/usage")
+    assert (reply.status, usage.status) == (403, 403)
+    assert "This chat is closed." in reply.raw.decode()
+    assert not provider.requests
+    assert "retry-after" not in reply.headers
+    if path in ("/v1/chat/completions", "/v1/messages"):
+        assert reply.headers["x-should-retry"] == "false"
+    if path in ("/api/chat", "/api/ag-ui", "/chat"):
+        assert (await reply.json())["code"] == "closed"
+    elif path == "/v1/chat/completions":
+        assert (await reply.json())["error"]["code"] == "closed"
+    elif path == "/v1/messages":
+        assert (await reply.json())["error"] == {"type": "permission_error", "message": "This chat is closed."}
+
+
+@STREAMS
+@pytest.mark.parametrize(("name", "number"), [("tokens_per_day", 0), ("usd_per_month", 0.0)])
+async def test_limits_of_0_for_all_callers_close_the_chat(provider, path, body, name, number):
+    async with serve(handler_for(provider, limits=Limits(**{name: number}))) as port:
+        reply = await ask(port, body, path=path)
+    assert reply.status == 403
+    assert not provider.requests
+
+
+@STREAMS
+async def test_a_limit_that_is_off_admits_what_another_would_refuse(provider, path, body):
+    off = replace(BALANCED, **dict.fromkeys(LIMITS, "none"))
+    async with serve(handler_for(provider, profiles={"balanced": off})) as port:
+        assert [(await ask(port, body, path=path)).status for _ in range(40)] == [200] * 40
 
 
 async def test_a_request_for_a_model_that_is_not_offered(provider):
@@ -312,7 +374,7 @@ async def test_row_41_leaving_a_stream_closes_the_provider(provider, path, body)
             while b"one" not in reply.raw:
                 await reply.piece()
             client.reset()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             await provider.closed()
         await settled(port)
 
@@ -325,7 +387,7 @@ async def test_row_41_leaving_a_whole_answer_closes_the_provider(provider, path,
             client.send("POST", path, body, {"content-type": "application/json"})
             await provider.request()
             client.finish()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             await provider.closed()
         await settled(port)
 
@@ -384,8 +446,15 @@ async def test_models_are_those_of_the_caller(provider):
 async def test_a_dialect_alone_answers_at_its_mount_point_too(provider):
     handler = create_chat_handler(api_key="k", base_url=provider.url, dialect="openai")
     async with serve(handler) as port:
-        for path in ("/", "/v1/chat/completions", "/V1/Chat/Completions/"):
+        for path in ("/", "/v1/chat/completions", "/v1/chat/completions/"):
             assert (await ask(port, OPENAI, path=path)).status == 200
+        for path in (
+            "/V1/Chat/Completions",
+            "//v1/chat/completions",
+            "/v1/%63hat/completions",
+            "/v1%2fchat/completions",
+        ):
+            assert (await ask(port, OPENAI, path=path)).status == 404
         reply = await ask(port, OPENAI, path="/api/chat")
         assert (reply.status, (await reply.json())["error"]["code"]) == (404, "not_found")
 

@@ -1,8 +1,9 @@
-"""What docs/embedding.md says: its code runs, each way of mounting answers, and nginx in front passes everything on."""
+"""What docs/embedding.md and its neighbours say: their code runs, each way of mounting answers, and nginx in front passes everything on."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -27,9 +28,13 @@ from starlette.routing import Mount, Route
 
 from chat_nest import PeerAddress, Timeouts, create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
+from chat_nest.core.request_log import EventLine
 
-PAGE = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "embedding.md").read_text()
+PAGES = PAGE + (DOCS / "logging.md").read_text() + (DOCS / "metrics.md").read_text()
+EVERY_BLOCK = re.findall(r"^```python\n(.*?)^```$", PAGES, re.DOTALL | re.MULTILINE)
+BLOCKS = [block for block in EVERY_BLOCK if "create_chat_handler" in block]
 NGINX = re.findall(r"^```nginx\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -51,17 +56,6 @@ async def site(scope: Any, receive: Any, send: Any) -> None:
 # The page's code.
 
 
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """A block of the page configures logging."""
-    ours, root = logging.getLogger("chat_nest"), logging.getLogger()
-    level, handlers = ours.level, list(root.handlers)
-    yield
-    ours.setLevel(level)
-    root.handlers[:] = handlers
-
-
-@pytest.mark.usefixtures("logging_as_before")
 async def test_the_lines_of_the_page_have_level_and_name(provider, monkeypatch, capsys):
     [block] = [block for block in BLOCKS if "basicConfig" in block]
     logging.getLogger().handlers.clear()  # pytest's own, which basicConfig would leave alone
@@ -70,6 +64,15 @@ async def test_the_lines_of_the_page_have_level_and_name(provider, monkeypatch, 
     async with serve(made["app"], log_config=None) as port:
         assert (await ask(port)).status == 200
     assert re.search(r"^\d{4}-\S+ \S+ INFO chat_nest: finished id=", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_formatter_of_an_application_gets_the_values_of_a_line():
+    [block] = [block for block in EVERY_BLOCK if "logging.Formatter" in block]
+    made: dict[str, Any] = {}
+    exec(compile(block, "docs/logging.md", "exec"), made)
+    line = EventLine("finished", {"seconds": 1.5})
+    record = logging.LogRecord("chat_nest", logging.INFO, __file__, 1, line, (), None)
+    assert json.loads(made["Fields"]().format(record)) == {"level": "INFO", "seconds": 1.5}
 
 
 @pytest.mark.usefixtures("logging_as_before")
@@ -92,6 +95,10 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
         reply = await ask(port, path=path, headers=headers)
         assert reply.status == 200
         assert reply.raw.count(b'event: token\ndata: "Hello "\n\n') == 3
+        if "metrics" in block:
+            async with connect(port) as client:
+                shown = await (await client.request("GET", "/internal/metrics/")).body()
+            assert b'chat_nest_requests_total{code="ok",dialect="native",profile="balanced"} 1.0' in shown
         if "with_chat" in block:
             assert (await ask(port, path="/")).raw == b"site"
         if "/hello" in BLOCKS[number]:
@@ -109,7 +116,8 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
 
 
 def test_the_page_has_its_blocks():
-    assert len(BLOCKS) == 13
+    assert len(BLOCKS) == 17
+    assert len(EVERY_BLOCK) == 18
     assert len(NGINX) == 2
 
 
@@ -273,7 +281,7 @@ async def test_leaving_and_streaming_through_middleware(provider, middleware):
         async with connect(port) as client:
             await (await client.post(headers={**JSON, "accept-encoding": "gzip"})).until("token")
             client.reset()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 await provider.closed(1)
         await settled(port)
 
@@ -301,7 +309,7 @@ async def nginx(directory: Path, upstream: int) -> AsyncIterator[int]:
     )
     process = await asyncio.create_subprocess_exec(program, "-e", f"{directory}/errors.log", "-c", str(config))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while True:
                 assert process.returncode is None, (directory / "errors.log").read_text()
                 try:
@@ -337,13 +345,13 @@ async def test_behind_nginx_with_the_configuration_of_the_page(provider, tmp_pat
         async with connect(port) as client:
             await (await client.post()).until("token")
             client.reset()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 await provider.closed(1)
         async with connect(port) as client:
             client.send("POST", "/api/chat", HELLO, JSON)
             await provider.request(2)
             client.finish()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 await provider.closed(2)
 
         provider.scripts = [answer("Hello ", 3, input_tokens=9)]

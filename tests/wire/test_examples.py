@@ -110,12 +110,12 @@ async def test_05_your_users(provider):
 
         ada, bob = {"cookie": "session=ada"}, {"cookie": "theme=dark; session=bob"}
         assert (await ask(port, {**HELLO, "profile": "expanded"}, headers={**JSON, **bob})).status == 200
-        assert provider.requests[-1].json()["max_tokens"] == 150, "bob's plan is a ceiling"
+        assert provider.requests[-1].json()["max_tokens"] == 1_000, "bob's plan is a ceiling"
         assert (await ask(port, headers={**JSON, **ada})).status == 200
-        assert provider.requests[-1].json()["max_tokens"] == 3_000
+        assert provider.requests[-1].json()["max_tokens"] == 8_000
         # Same address, two accounts.
-        assert (await standing(port, bob))["tokens_per_day"]["limit"] == 30_000
-        assert (await standing(port, ada))["tokens_per_day"]["limit"] == 200_000
+        assert (await standing(port, bob))["tokens_per_day"]["limit"] == 50_000
+        assert (await standing(port, ada))["tokens_per_day"]["limit"] == 500_000
         assert (await standing(port, ada))["tokens_per_day"]["used"] == 12
 
         reply = await ask(port, headers={**JSON, **ada, "origin": "https://evil.example"})

@@ -127,7 +127,7 @@ CASES = [
     Case("json_scalar", page(400), b'"x"', ours=refused(400, PAYLOAD)),
     Case("no_content_type", page(500), headers={}, ours=refused(415)),
     Case("text_plain", page(500), headers={"content-type": "text/plain"}, ours=refused(415)),
-    Case("too_big_body", page(413), user("x" * 300_000), ours=refused(413)),
+    Case("too_big_body", page(413), user("x" * 400_000), ours=refused(413)),
     # Messages.
     Case("no_messages", refused(400, PAYLOAD), {}),
     Case("messages_not_array", refused(400, PAYLOAD), {"messages": "hello"}),
@@ -275,7 +275,9 @@ async def test_golden(case: Case):
     beating = case.name.startswith("heartbeat")
     timeouts = Timeouts(commit=0.05, heartbeat=0.4) if beating else Timeouts(commit=15.0)
     async with ScriptedProvider(*case.scripts(pinged)) as provider:
-        handler = create_chat_handler(api_key="sk-te-golden-key", base_url=provider.url, timeouts=timeouts)
+        handler = create_chat_handler(
+            api_key="sk-te-golden-key", base_url=provider.url, timeouts=timeouts, preset="npm"
+        )
         async with serve(handler) as port, connect(port) as client:
             reply = await client.request(case.method, case.path, case.body, case.headers)
             await read(reply, pinged)
@@ -323,7 +325,10 @@ def assert_refusal(reply: Reply, expected: Said) -> None:
 
 async def test_mtpr_below_output_is_a_ceiling_for_prompt_and_output_together():
     async with ScriptedProvider(says("tok0 ")) as provider:
-        async with serve(create_chat_handler(api_key="k", base_url=provider.url)) as port, connect(port) as client:
+        async with (
+            serve(create_chat_handler(api_key="k", base_url=provider.url, preset="npm")) as port,
+            connect(port) as client,
+        ):
             reply = await client.post({**HELLO, "maxTokensPerRequest": 100})
             await reply.body()
         assert 50 < provider.requests[0].json()["max_tokens"] < 100

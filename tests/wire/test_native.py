@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import math
 import re
 from collections.abc import AsyncIterator
 
@@ -12,11 +14,11 @@ from asgi_servers import serve
 from msgspec.structs import replace
 from npm_client import Parser, npm_chat
 from raw_client import HELLO, JSON, Event, ask, connect, settled
-from scripted_provider import DONE, ScriptedProvider, answer, chunk, delta, failure, finish, stream, usage
+from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, delta, failure, finish, stream, usage
 
-from chat_nest import BALANCED, Timeouts, Unauthorized, create_chat_handler
+from chat_nest import BALANCED, Caller, Timeouts, Unauthorized, create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
-from chat_nest.protocols import Scope
+from chat_nest.core.protocols import Scope
 
 
 @pytest.fixture
@@ -55,11 +57,24 @@ async def test_a_whole_answer_byte_for_byte(provider):
             'event: token\ndata: "Hello "\n\n'
             'event: done\ndata: {"finish_reason":"stop","model":"gpt-4o-mini",'
             '"usage":{"input_tokens":9,"output_tokens":3,"total_tokens":12},"cost_usd":null,"source":"reported",'
-            '"remaining":{"requests_per_minute":29,"tokens_per_day":69988}}\n\n'
+            '"remaining":{"requests_per_minute":29,"tokens_per_day":199988}}\n\n'
         ).encode()
     )
     names = [name for name, _ in reply.heads]
     assert len(names) == len(set(names)), "no header twice"
+
+
+@pytest.mark.parametrize(("asked", "answer_room"), [({}, 2_000), ({"maxTokensPerRequest": 3_000}, 1_500)])
+async def test_older_turns_leave_room_for_the_whole_answer(provider, asked, answer_room):
+    turns = [{"role": role, "content": "hello " * 1_000} for role in ("user", "assistant") * 19]
+    async with serve(handler_for(provider)) as port:
+        reply = await ask(port, {"messages": [*turns, *HELLO["messages"]], **asked})
+    assert reply.status == 200
+    [sent] = [request.json() for request in provider.requests]
+    assert sent["max_tokens"] >= answer_room
+    assert 1 <= len(sent["messages"]) < len(turns) + 1
+    assert sent["messages"][-1] == HELLO["messages"][-1]
+    assert json.loads(re.findall(r"event: done\ndata: (.*)", reply.raw.decode())[-1])["dropped_messages"] > 0
 
 
 async def test_each_token_is_a_chunk_of_its_own_as_soon_as_it_came(provider):
@@ -177,7 +192,8 @@ async def test_the_npm_client_shows_an_error_in_the_stream(provider):
 async def test_the_npm_client_takes_a_4xx_as_final(provider):
     async with serve(handler_for(provider)) as port:
         outcome = await npm_chat(port, {"messages": []}, sleep=no_pause)
-    assert (outcome.status, outcome.error, outcome.gaps) == (400, "Invalid messages payload", [])
+    assert (outcome.status, outcome.error, outcome.gaps) == (400, "HTTP 400", [])
+    assert outcome.refusal["error"] == "Invalid messages payload"
 
 
 async def test_the_npm_client_asks_again_after_a_5xx_and_is_charged_once(provider):
@@ -190,11 +206,57 @@ async def test_the_npm_client_asks_again_after_a_5xx_and_is_charged_once(provide
 
 async def test_the_npm_client_sees_a_refused_budget(provider):
     profiles = {"balanced": replace(BALANCED, tokens_per_day=150, max_output_tokens=90, min_output_tokens=90)}
-    provider.scripts = [answer("Hello ", 3, input_tokens=9, output_tokens=80)]
+    provider.scripts = [answer("Hello ", 3, input_tokens=70, output_tokens=80)]
     async with serve(handler_for(provider, profiles=profiles)) as port:
         assert (await npm_chat(port)).done
         outcome = await npm_chat(port)
-    assert (outcome.status, outcome.error) == (429, "Daily AI budget exceeded. Try again tomorrow.")
+    assert (outcome.status, outcome.error, outcome.gaps) == (429, "HTTP 429", []), "its page never shows our text"
+    assert outcome.refusal["error"] == "Daily AI budget exceeded. Try again tomorrow."
+
+
+async def test_the_npm_client_sends_null_for_a_limit_that_is_no_number(provider):
+    body = {**HELLO, "dailyTokenLimit": math.nan, "maxTokensPerRequest": math.inf, "systemPrompt": None}
+    async with serve(handler_for(provider)) as port:
+        assert (await npm_chat(port, body)).done
+    assert provider.requests[0].json()["max_tokens"] == 2_000
+
+
+async def test_the_npm_client_sends_the_headers_that_it_is_given(provider):
+    def by_header(scope: Scope) -> Caller:
+        return Caller(id=dict(scope["headers"])[b"x-user"].decode())
+
+    profiles = {"balanced": replace(BALANCED, requests_per_minute=1)}
+    async with serve(handler_for(provider, profiles=profiles, identify=by_header)) as port:
+        for user, statuses in (("ada", [200, 429]), ("bob", [200])):
+            assert [(await npm_chat(port, headers={"x-user": user})).status for _ in statuses] == statuses
+
+
+async def test_the_npm_client_has_a_deadline_for_each_attempt_and_its_end_stops_the_provider(provider):
+    """Each attempt gets its own; the second one hangs in the middle of its stream."""
+    provider.scripts = [failure(401), stream(chunk("Hel"), HANG)]
+    limits: list[asyncio.Timeout] = []
+
+    def deadline() -> asyncio.Timeout:
+        limits.append(asyncio.timeout(None))
+        return limits[-1]
+
+    async with serve(handler_for(provider)) as port:
+        asking = asyncio.create_task(npm_chat(port, sleep=no_pause, deadline=deadline))
+        await provider.request(1)
+        assert len(limits) == 2
+        limits[1].reschedule(0)  # its 30 s are over
+        outcome = await asking
+        assert (outcome.gave_up, outcome.done, outcome.error, outcome.gaps) == (True, False, None, [1.0])
+        await provider.closed(1)
+
+
+async def test_a_model_that_the_provider_lacks_is_one_line_in_the_log(provider, caplog):
+    provider.scripts = [failure(404, code="model_not_found")]
+    async with serve(handler_for(provider)) as port:
+        assert (await ask(port)).status == 502
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    [line] = [line for line in lines if "404" in line]
+    assert "upstream_model_not_found for model gpt-4o-mini" in line
 
 
 # Refusals and other origins.
@@ -221,7 +283,7 @@ def nobody(_scope: Scope) -> None:
             "request_too_large",
             "POST",
             "/api/chat",
-            {"messages": [{"role": "user", "content": "hello " * 9_000}]},
+            {"messages": [{"role": "user", "content": "hello " * 40_000}]},
             {},
         ),
         (502, "upstream_auth", "POST", "/api/chat", HELLO, {}),
@@ -292,7 +354,7 @@ async def test_a_preflight_is_answered_without_a_body(provider, path):
 
 
 async def test_only_listed_origins_are_let_in(provider):
-    async with serve(handler_for(provider, cors_origins=["https://shop.example"])) as port:
+    async with serve(handler_for(provider, origins=["https://shop.example"])) as port:
         for origin, allowed in (
             ("https://shop.example", "https://shop.example"),
             ("https://SHOP.example", "https://SHOP.example"),
@@ -327,7 +389,14 @@ async def test_row_6_another_method_is_refused_and_generates_nothing(provider, m
         ("/API/Chat", 200),
         ("/", 200),
         ("/api/chat?stream=false", 200),
-        ("/api/ch%61t", 200),
+        ("/api/ch%61t", 404),
+        ("/%61pi/chat", 404),
+        ("/%61PI/chat/", 404),
+        ("/api%2Fchat", 404),
+        ("//api/chat", 404),
+        ("/api//chat", 404),
+        ("/api/chat//", 404),
+        ("//", 404),
         ("/api/chat/x", 404),
         ("/api", 404),
         ("/api/chat/../usage", 404),

@@ -14,9 +14,9 @@ from raw_client import HELLO, JSON, ask, connect, settled, standing
 from scripted_provider import ScriptedProvider, answer
 
 from chat_nest import BALANCED, create_chat_handler
-from chat_nest.limits import Limits
-from chat_nest.messages import Caller
-from chat_nest.prices import price
+from chat_nest.core.limits import Limits
+from chat_nest.core.messages import Caller
+from chat_nest.limits.prices import price
 
 PRICES = {"openai:*": price(input=10, output=1_000)}
 """10,000 nano-dollars a token in, a thousandth of a dollar a token out."""
@@ -102,6 +102,7 @@ async def test_too_many_at_once_has_its_code_too():
             assert (await held.event()).name == "start"
             refused = await ask(port)
             assert json.loads(refused.raw)["code"] == "too_many_streams"
+            assert "retry-after" not in refused.headers, "nobody knows when the other one ends"
             assert standings(refused) == {"concurrent_streams": 0}
 
 
@@ -113,7 +114,7 @@ async def test_a_bad_request_tells_how_the_callers_limits_stand(body):
         await ask(port)
         refused = await ask(port, body)
         assert refused.status == 400
-        assert standings(refused) == {"requests_per_minute": 29, "tokens_per_day": 70_000 - 12}
+        assert standings(refused) == {"requests_per_minute": 29, "tokens_per_day": 200_000 - 12}
         assert provider.opened == 1
 
 
@@ -122,7 +123,7 @@ async def test_usage_has_the_headers_too():
         await ask(port)
         async with connect(port) as client:
             reply = await client.request("GET", "/api/usage")
-        assert standings(reply)["tokens_per_day"] == 70_000 - 12
+        assert standings(reply)["tokens_per_day"] == 200_000 - 12
         usage = await standing(port)
         assert usage["usd_per_day"]["used"] == pytest.approx(3.09e-3)
 
@@ -160,3 +161,18 @@ async def test_members_of_a_group_share_its_budget_and_others_do_not():
             assert [await status(who) for who in ("a@acme", "b@acme", "c@acme")] == [200, 200, 429]
             assert [await status(who) for who in ("a@x", "b@x", "a@y")] == [200, 429, 200]
             assert await status("a") == 200
+
+
+async def test_usage_under_another_profile_has_that_ones_limits():
+    async with ScriptedProvider(answer("Hello", input_tokens=9)) as provider:
+        small = replace(BALANCED, name="small", tokens_per_day=700, open=True)
+        closed = replace(BALANCED, name="closed", tokens_per_day=10, open=False)
+        handler = create_chat_handler(
+            base_url=provider.url, profiles={"balanced": BALANCED, "small": small, "closed": closed}
+        )
+        async with serve(handler) as port, connect(port) as client:
+            for query, limit in (("", 200_000), ("?profile=small", 700), ("?profile=closed", 200_000)):
+                reply = await client.request("GET", f"/api/usage{query}")
+                limits = {each["name"]: each["limit"] for each in (await reply.json())["limits"]}
+                assert limits["tokens_per_day"] == limit
+            assert (await client.request("GET", f"/api/usage?{'a=1&' * 30}")).status == 400

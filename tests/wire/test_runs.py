@@ -8,14 +8,13 @@ import re
 from contextlib import asynccontextmanager
 
 import pytest
-from asgi_servers import serve
+from asgi_servers import serve, serve_http
 from msgspec.structs import replace
 from raw_client import HELLO, JSON, ask, connect, settled
 from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
 
 from chat_nest import BALANCED, HardCaps, Timeouts, create_chat_handler
-from chat_nest.messages import Caller
-from chat_nest.server.protocol import AbortableProtocol
+from chat_nest.core.messages import Caller
 
 
 CAPS = {"max_output_tokens": 10**7, "tokens_per_day": 10**9, "tokens_per_request": 10**8}
@@ -27,12 +26,16 @@ def who(scope):
 
 
 @asynccontextmanager
-async def chat(script, policy="finish", http="httptools", limits={}, **more):
+async def chat(script, policy="finish", limits={}, server="uvicorn", **more):
     async with ScriptedProvider(script) as provider:
         profile = replace(BALANCED, on_disconnect=policy, **limits)
         handler = create_chat_handler(base_url=provider.url, profiles={"balanced": profile}, identify=who, **more)
-        async with serve(handler, http=http) as port:
-            yield provider, port
+        if server == "uvicorn":
+            async with serve(handler) as port:
+                yield provider, port
+        else:
+            async with serve_http(handler) as (port, _):
+                yield provider, port
 
 
 async def get(port, path, **headers):
@@ -171,6 +174,23 @@ async def test_row27_the_same_key_attaches_to_the_run():
         assert provider.opened == 1
 
 
+async def test_the_same_key_gets_the_whole_answer_also_after_its_end():
+    async with chat(stream(chunk("one "), chunk("two"), finish(), usage(9, 2), DONE)) as (provider, port):
+        headers = {**JSON, "idempotency-key": "k"}
+        async with connect(port) as client:
+            reply = await client.post(headers=headers)
+            client.reset()  # before its first word: only the key finds it again
+        again = await ask(port, HELLO, headers=headers)
+        while again.status == 200 and b"event: done" not in again.raw:
+            again = await ask(port, HELLO, headers=headers)
+        last = await ask(port, HELLO, headers=headers)
+        for reply in again, last:
+            assert texts(reply) == "one two"
+            assert b'"total_tokens":11' in reply.raw
+        assert "idempotency-replayed" not in last.headers
+        assert provider.opened == 1
+
+
 async def test_a_client_that_wants_one_json_is_told_to_wait_and_never_given_a_stream():
     go_on = asyncio.Event()
     body = {"model": "balanced", "messages": [{"role": "user", "content": "Hi"}]}
@@ -186,13 +206,13 @@ async def test_a_client_that_wants_one_json_is_told_to_wait_and_never_given_a_st
         assert provider.opened == 1
 
 
-@pytest.mark.parametrize("http", ["httptools", AbortableProtocol])
-async def test_a_reader_who_does_not_read_does_not_stop_a_run_that_is_to_be_finished(http):
+@pytest.mark.parametrize("server", ["uvicorn", "chat-nest"])
+async def test_a_reader_who_does_not_read_does_not_stop_a_run_that_is_to_be_finished(server):
     text = "x" * 40_000
     async with chat(
         stream(*[chunk(text)] * 100, finish(), usage(9, 3), DONE),
         timeouts=Timeouts(write=0.3),
-        http=http,
+        server=server,
         limits=WIDE,
         hard_caps=HardCaps(**CAPS),
     ) as (
@@ -218,3 +238,63 @@ async def test_only_these_methods():
         assert (await get(port, "/api/chat/x/stop")).status == 405
         assert (await post(port, "/api/chat/x/stream")).status == 405
         assert (await get(port, "/api/nothing/x/stream")).status == 404
+
+
+async def follow(client, run, **headers):
+    return await client.request("GET", f"/api/chat/{run}/stream", headers=headers)
+
+
+async def test_readers_who_come_back_count_on_max_streams():
+    go_on = asyncio.Event()
+    script = stream(chunk("one "), go_on, chunk("two"), finish(), usage(9, 2), DONE)
+    async with chat(script, max_streams=3, limits={"requests_per_minute": None}) as (provider, port):
+        async with connect(port) as first, connect(port) as second, connect(port) as third, connect(port) as fourth:
+            run = await begun(first, port)
+            assert [(await follow(client, run)).status for client in (second, third)] == [200, 200]
+            refusals = [await get(port, f"/api/chat/{run}/stream"), await ask(port)]
+            for refused in refusals:
+                assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+                assert json.loads(refused.raw)["code"] == "overloaded"
+            second.reset()
+            while (reply := await follow(fourth, run)).status == 503:
+                await reply.body()
+            assert reply.status == 200
+            go_on.set()
+            assert texts_of(await reply.body()) == "one two"
+        assert provider.opened == 1
+
+
+def texts_of(body):
+    return "".join(json.loads(data) for data in re.findall(r"event: token\ndata: (.*)\n", body.decode()))
+
+
+async def test_readers_who_come_back_count_on_their_callers_concurrent_streams():
+    limits = {"requests_per_minute": None, "concurrent_streams": 1}
+    async with chat(stream(chunk("one "), HANG), limits=limits) as (provider, port):
+        async with connect(port) as first, connect(port) as second:
+            reply = await first.post(headers={**JSON, "idempotency-key": "k"})
+            run = (await reply.event()).json()["id"]
+            assert (await follow(second, run)).status == 200
+            refused = await get(port, f"/api/chat/{run}/stream")
+            again = await ask(port, headers={**JSON, "idempotency-key": "k"})
+            for reply in refused, again:
+                assert reply.status == 429
+                assert json.loads(reply.raw)["code"] == "too_many_streams"
+            assert (await get(port, f"/api/chat/{run}/stream", **{"x-who": "eve"})).status == 404
+            assert (await post(port, f"/api/chat/{run}/stop")).status == 204
+        assert provider.opened == 1
+
+
+async def test_readers_who_come_back_count_on_their_callers_rate():
+    async with chat(stream(chunk("one"), finish(), usage(9, 1), DONE), limits={"requests_per_minute": 3}) as (_, port):
+        async with connect(port) as client:
+            reply = await client.post()
+            run = (await reply.event()).json()["id"]
+            await reply.body()
+        assert [(await get(port, f"/api/chat/{run}/stream")).status for _ in range(3)] == [200] * 3
+        refused = await get(port, f"/api/chat/{run}/stream")
+        assert (refused.status, json.loads(refused.raw)["code"]) == (429, "rate_limited")
+        assert 1 <= int(refused.headers["retry-after"]) <= 20
+        assert (await get(port, f"/api/chat/{run}/stream", **{"x-who": "eve"})).status == 404, "a rate of its own"
+        assert (await post(port, f"/api/chat/{run}/stop")).status == 204, "a stop is never refused"
+        assert (await ask(port)).status == 200, "nor is a new chat refused for it"

@@ -1,1 +1,1 @@
-"""The embeddable ASGI application."""
+"""The chat endpoint as an ASGI application that programs can embed."""

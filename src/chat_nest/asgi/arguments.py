@@ -1,9 +1,11 @@
-"""Checks of the arguments of `create_chat_handler`: a wrong type is named at once, not by a failed request."""
+"""Checks of the arguments of `create_chat_handler`: a wrong type is reported at once, not by a failed request."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, cast, get_args, get_origin
@@ -11,10 +13,42 @@ from typing import Any, Final, Literal, Union, cast, get_args, get_origin
 from msgspec import Struct
 from msgspec.structs import fields
 
-from chat_nest.limits import Allowance, HardCaps, Limits, Profile, Timeouts
-from chat_nest.parts import kind_of
-from chat_nest.protocols import Dialect, Observer, Provider, RunLogs, Store
-from chat_nest.usage import Price
+from chat_nest.asgi.settings import HandlerSettings
+from chat_nest.challenges.settings import Challenge
+from chat_nest.core.claims import MAX_AMOUNT
+from chat_nest.core.limits import Limits
+from chat_nest.core.parts import kind_of
+from chat_nest.core.protocols import (
+    BillsAborts,
+    Checkable,
+    Choosy,
+    Closable,
+    Dialect,
+    HasBaseUrl,
+    HasContext,
+    HasQuotaHeaders,
+    HasRemedy,
+    LimitsRetryAfter,
+    Located,
+    NamesOptions,
+    Observer,
+    Provider,
+    RefersToAnswers,
+    Resumable,
+    RunLogs,
+    SendsKey,
+    Store,
+)
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Price
+from chat_nest.counting.tokens import Counting
+from chat_nest.identity.sessions import Sessions
+from chat_nest.identity.visitors import Visitors
+from chat_nest.limits.counters import LEAST_USD, MOST_USD
+from chat_nest.limits.numbers import PresetName
+from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue, Rung
+
+log = logging.getLogger("chat_nest.asgi")
 
 _PLAIN: Final[Mapping[str, Any]] = {
     "api_key": str | None,
@@ -22,31 +56,58 @@ _PLAIN: Final[Mapping[str, Any]] = {
     "model": str | None,
     "default_profile": str | None,
     "limits": Limits,
-    "hard_caps": HardCaps,
+    "hard_caps": HardCaps | None,
+    "preset": PresetName,
     "timeouts": Timeouts,
     "journal": str | Path | None,
     "degraded": Allowance | None,
+    "visitors": Visitors | None,
+    "challenge": Challenge | None,
     "lease": float,
     "time_zone": str,
     "max_body_bytes": int,
+    "max_upload_bytes": int | None,
     "max_streams": int | None,
+    "queue": Queue | None,
+    "sessions": Sessions | None,
 }
+MOST_SECONDS = 86_400
+MOST_WAITING = 10_000
+"""Each waiting request keeps its body in memory."""
+SECONDS = f"a number of seconds above 0 and at most {MOST_SECONDS}"
+WHOLE = f"a whole number from 1 to {MAX_AMOUNT}"
 _OF_STRUCTS: Final[Mapping[str, type[Struct]]] = {"profiles": Profile, "groups": Limits, "prices": Price}
-_HINTS: Final[Mapping[object, str]] = {Price: ", which chat_nest.prices.price(input=..., output=...) makes"}
+_OPTIONAL: Final[Mapping[type, Sequence[type]]] = {
+    Provider: (BillsAborts, Checkable, Choosy, Closable, HasBaseUrl, HasContext, SendsKey),
+    Dialect: (HasQuotaHeaders, LimitsRetryAfter, NamesOptions, RefersToAnswers, Resumable),
+    Store: (HasRemedy, Located),
+}
+"""The optional methods of a part, besides its Protocol."""
+ABORT_BILLS = ("stops", "full", "unknown")
+_HINTS: Final[Mapping[object, str]] = {Price: ", which chat_nest.price(input=..., output=...) makes"}
 
 
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise TypeError, or ValueError for a word that is none of those allowed, for the first argument that is wrong.
+def check_arguments(settings: HandlerSettings) -> None:
+    """Raise TypeError or ValueError for the first wrong argument: a type, a word or a number that is not allowed.
 
-    The message names the argument, the type that came and the right one, and never holds a value.
+    The message names the argument, its type, and the right type or the rule. It never holds a value. The numbers of
+    profiles, limits and hard caps are checked later, when they are combined.
     """
+    given = {name: getattr(settings, name) for name in settings.__struct_fields__}
     for name, kind in _PLAIN.items():
         _check(name, given[name], kind)
     for name, kind in _OF_STRUCTS.items():
         for key, value in _items(name, given[name]):
             _check(f"{name}[{key!r}]", value, kind)
+            for number, rung in enumerate(value.ladder if isinstance(value, Profile) else ()):
+                _check(f"{name}[{key!r}].ladder[{number}]", rung, Rung)
+    for key, value in _items("provider_streams", given["provider_streams"]):
+        _check(f"provider_streams[{key!r}]", value, int)
+    for key, value in _items("counting", given["counting"]):
+        _check(f"counting[{key!r}]", value, Counting)
     for key, value in _items("providers", given["providers"]):
         _check_part(f"providers[{key!r}]", value, Provider)
+        _check_abort_bills(f"providers[{key!r}]", value)
     _check_part("store", given["store"], Store, or_text=True)
     _check_part("logs", given["logs"], RunLogs, or_text=True)
     _check_part("dialect", given["dialect"], Dialect, or_text=True)
@@ -54,10 +115,17 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         _check_part(f"dialects[{index}]", value, Dialect, or_text=True)
     for index, value in enumerate(_each("observers", given["observers"])):
         _check_part(f"observers[{index}]", value, Observer, is_async=False)
-    for index, value in enumerate(_each("cors_origins", given["cors_origins"])):
-        _check(f"cors_origins[{index}]", value, str)
+    for name in ("origins", "cors_origins"):
+        for index, value in enumerate(() if given[name] is None else _each(name, given[name])):
+            _check(f"{name}[{index}]", value, str)
+    for name in ("allowed_hosts", "trusted_proxies"):
+        for index, value in enumerate(_each(name, given[name])):
+            _check(f"{name}[{index}]", value, str)
+    for index, value in enumerate(_each("turn_secrets", given["turn_secrets"])):
+        _check(f"turn_secrets[{index}]", value, str | bytes)
     for name in ("identify", "now"):
         _check_callable(name, given[name])
+    _check_numbers(given)
 
 
 def _check(where: str, value: object, kind: Any) -> None:
@@ -69,6 +137,38 @@ def _check(where: str, value: object, kind: Any) -> None:
     if isinstance(value, Struct):
         for field in fields(value):
             _check(f"{where}.{field.name}", getattr(value, field.name), field.type)
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number that a configuration file could not have either."""
+    timeouts: Timeouts = given["timeouts"]
+    for field in fields(timeouts):
+        seconds: float = getattr(timeouts, field.name)
+        _require(f"timeouts.{field.name}", 0 < seconds <= MOST_SECONDS, SECONDS)
+    _require("lease", 5 <= given["lease"] <= 3_600, "a number of seconds from 5 to 3600")
+    for name, profile in cast("Mapping[str, Profile]", given["profiles"] or {}).items():
+        here = f"profiles[{name!r}].grace_seconds"
+        _require(here, 0 <= profile.grace_seconds <= MOST_SECONDS, f"a number of seconds from 0 to {MOST_SECONDS}")
+    for name in ("max_body_bytes", "max_upload_bytes", "max_streams"):
+        count: int | None = given[name]
+        _require(name, count is None or 1 <= count <= MAX_AMOUNT, WHOLE)
+    for name, most in cast("Mapping[str, int]", given["provider_streams"] or {}).items():
+        _require(f"provider_streams[{name!r}]", 1 <= most <= MAX_AMOUNT, WHOLE)
+    if (queue := cast("Queue | None", given["queue"])) is not None:
+        _require("queue.seconds", 0 < queue.seconds <= MOST_SECONDS, SECONDS)
+        _require("queue.length", 1 <= queue.length <= MOST_WAITING, f"a whole number from 1 to {MOST_WAITING}")
+    allowance: Allowance | None = given["degraded"]
+    for name in ("tokens", "requests", "streams") if allowance is not None else ():
+        amount: int | None = getattr(allowance, name)
+        _require(f"degraded.{name}", amount is None or 1 <= amount <= MAX_AMOUNT, WHOLE)
+    if allowance is not None and allowance.usd is not None:
+        rule = f"a number of dollars from {LEAST_USD:.9f} to {MOST_USD}"
+        _require("degraded.usd", LEAST_USD <= allowance.usd <= MOST_USD, rule)
+
+
+def _require(where: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{where} must be {rule}")
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -129,12 +229,27 @@ def _check_part(where: str, part: object, protocol: type, *, or_text: bool = Fal
     if missing:
         text = "a string or " if or_text else ""
         raise TypeError(
-            f"{where} must be {text}{_article(name)} (chat_nest.protocols), not {kind_of(part)}, which has no "
+            f"{where} must be {text}{_article(name)} (chat_nest.{name}), not {kind_of(part)}, which has no "
             f"{', '.join(missing)}"
         )
+    _check_spelling(where, part, protocol)
     for member in () if is_async else vars(protocol):
         if not member.startswith("_") and inspect.iscoroutinefunction(inspect.getattr_static(part, member, None)):
             raise TypeError(f"{where}.{member} must be a plain function, not an async one: nothing awaits it")
+
+
+def _check_spelling(where: str, part: object, protocol: type) -> None:
+    """Log a name that is close to an optional name: a misspelt one would be ignored silently."""
+    optional = {member for each in _OPTIONAL.get(protocol, ()) for member in vars(each) if not member.startswith("_")}
+    for name in sorted({*dir(type(part)), *getattr(part, "__dict__", ())}):
+        near = [] if name.startswith("_") or name in optional else get_close_matches(name, optional, n=1, cutoff=0.85)
+        if near and near[0][0] == name[0] and not _has(part, near[0]):  # `close` is no `aclose`
+            log.warning("%s has %s, which nothing reads: did you mean %s?", where, name, near[0])
+
+
+def _check_abort_bills(where: str, provider: object) -> None:
+    if isinstance(provider, BillsAborts):
+        _require(f"{where}.abort_bills", provider.abort_bills in ABORT_BILLS, '"stops" or "full" or "unknown"')
 
 
 def _article(name: str) -> str:
@@ -146,7 +261,7 @@ def _has(part: object, member: str) -> bool:
         return getattr(part, member) is not None
     except AttributeError:
         return False
-    except Exception:  # a property of the part's own that fails: it is there
+    except Exception:  # a property of the part that fails: the name exists
         return True
 
 

@@ -1,37 +1,61 @@
-"""`create_chat_handler`: every part of the chat endpoint, put together."""
+"""`create_chat_handler`, which builds the chat endpoint from its parts."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
-from msgspec.structs import replace
-
-from chat_nest.asgi.arguments import check_arguments
-from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.handler import ChatHandler
-from chat_nest.chat import Chat
-from chat_nest.dialects.built_in import DialectName, named
-from chat_nest.identity.peer import PeerAddress
-from chat_nest.journal import Journal
-from chat_nest.landing import Landing
-from chat_nest.ledger import LEASE_SECONDS, Ledger
-from chat_nest.limits import BUILT_IN_PROFILES, HARD_CAPS, Allowance, HardCaps, Limits, Profile, Timeouts
-from chat_nest.prices import Prices
-from chat_nest.profiles import Profiles
-from chat_nest.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Store
-from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.run_logs import open_runs
-from chat_nest.stores.allowance import check_allowance
-from chat_nest.stores.prefunded import Prefunded
+from chat_nest.asgi.hosts import ANY_HOST
+from chat_nest.asgi.parts import make_parts
+from chat_nest.asgi.settings import HandlerSettings
+from chat_nest.challenges.settings import Challenge
+from chat_nest.controls.gate import Gate
+from chat_nest.controls.grants import Grants
+from chat_nest.controls.live import LiveControls
+from chat_nest.controls.memory import MemoryControls
+from chat_nest.core.claims import Line
+from chat_nest.core.limits import Limits
+from chat_nest.core.protocols import (
+    Dialect,
+    HasControls,
+    Identify,
+    Now,
+    Observer,
+    Provider,
+    RunLogs,
+    Store,
+    Watches,
+)
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Price
+from chat_nest.counting.tokens import Counting, TokenCounters
+from chat_nest.dialects.built_in import DialectName
+from chat_nest.identity.sessions import Sessions
+from chat_nest.identity.visitors import Visitors
+from chat_nest.ledger.allowance import check_allowance
+from chat_nest.ledger.degraded import DegradedMode
+from chat_nest.ledger.delivery import Delivery
+from chat_nest.ledger.journal import Journal
+from chat_nest.ledger.learned import Learned
+from chat_nest.ledger.ledger import LEASE_SECONDS, Ledger
+from chat_nest.limits.numbers import MAX_BODY_BYTES, PresetName
+from chat_nest.limits.refusals import limit_error
+from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue
+from chat_nest.pipeline.callers import Callers
+from chat_nest.pipeline.chat import Chat
+from chat_nest.runs.urls import open_runs
 from chat_nest.stores.urls import open_store
-from chat_nest.tokens import counter_for
-from chat_nest.upstream import Upstream, split_model
-from chat_nest.usage import Price
+
+log = logging.getLogger("chat_nest")
 
 OPENAI_URL = "https://api.openai.com/v1"
+
+Part = TypeVar("Part")
 
 
 def create_chat_handler(
@@ -40,124 +64,160 @@ def create_chat_handler(
     base_url: str | None = None,
     model: str | None = None,
     providers: Mapping[str, Provider] | None = None,
+    preset: PresetName = "default",
     profiles: Mapping[str, Profile] | None = None,
     default_profile: str | None = None,
     limits: Limits = Limits(),
     groups: Mapping[str, Limits] | None = None,
     prices: Mapping[str, Price] | None = None,
-    hard_caps: HardCaps = HARD_CAPS,
+    counting: Mapping[str, Counting] | None = None,
+    hard_caps: HardCaps | None = None,
     timeouts: Timeouts = Timeouts(),
     store: Store | str = "memory://",
     journal: str | Path | None = None,
     degraded: Allowance | None = None,
     lease: float = LEASE_SECONDS,
     identify: Identify | None = None,
+    sessions: Sessions | None = None,
+    visitors: Visitors | None = None,
+    challenge: Challenge | None = None,
     observers: Sequence[Observer] = (),
-    cors_origins: Sequence[str] = ("*",),
+    origins: Sequence[str] | None = None,
+    cors_origins: Sequence[str] | None = None,
+    allowed_hosts: Sequence[str] = ANY_HOST,
+    trusted_proxies: Sequence[str] = (),
     time_zone: str = "UTC",
-    max_body_bytes: int = 262_144,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_upload_bytes: int | None = None,
     max_streams: int | None = None,
     dialect: Dialect | DialectName = "native",
     dialects: Sequence[Dialect | DialectName] = (),
     logs: RunLogs | str = "memory://",
+    queue: Queue | None = None,
+    provider_streams: Mapping[str, int] | None = None,
+    turn_secrets: Sequence[str | bytes] = (),
     now: Now = time.time,
 ) -> ChatHandler:
     """Make the chat endpoint: an ASGI application to mount, or to run by itself.
 
-    `api_key` and `base_url` name an OpenAI-compatible provider (else OPENAI_API_KEY and OPENAI_BASE_URL do); `model` is
-    the model of every built-in profile. With `providers` of your own, by name, `model` is PROVIDER:MODEL, or a model of
-    the first one. `profiles`, by name, replace the built-in constrained, balanced and expanded, which are open to every
-    caller. `default_profile` is that of a caller who names none (`balanced`, the only one, or the only one with
-    `open=True`); of your own profiles a caller without a `Caller.profile` may choose it and those with `open=True`.
+    `api_key` and `base_url` are those of an OpenAI-compatible provider (default: OPENAI_API_KEY and OPENAI_BASE_URL).
+    `model` is the model of every built-in profile. With `providers`, by name, `model` is PROVIDER:MODEL, or a model of
+    the first provider. `profiles`, by name, replace the built-in constrained, balanced and expanded, which every caller
+    may choose; `preset="npm"` gives those, and the `hard_caps`, the numbers of chat-nest-server. `default_profile` is
+    for a request that names no profile (default: `balanced`, the only profile, or the only one with `open=True`). A
+    caller without a `Caller.profile` may choose it and every profile with `open=True`.
 
-    `store` is a URL (`memory://`, `sqlite:///chat-nest.db`) or a Store; `lease` seconds after a process died, what it
-    held is charged. `identify` returns the Caller of an ASGI scope; the default is by the peer's IP address. `limits`
-    are for all callers together, `groups` for the callers of each group together, by its name (`default` is for groups
-    without limits of their own); windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:*
-    (see `chat_nest.prices.price`), win over those of genai-prices. `dialect` is the wire format: "native", "openai",
-    "ai_sdk", "ag_ui", "anthropic", "blog", or a Dialect; `dialects` are several of them, each at paths of its own. A
-    chat that comes while `max_streams` answers run is refused (503 `overloaded`) before anything is reserved.
+    `store` is a URL (`memory://`, `sqlite:///chat-nest.db`) or a Store. If a process dies, its holds are charged after
+    `lease` seconds. `identify` returns the Caller of an ASGI scope; by default callers are identified by the peer's IP
+    address. `sessions` accepts the session tokens that it mints, before `identify`, or instead of IP addresses (see
+    `chat_nest.Sessions`). With `visitors`, callers without an account are told apart by a signed id in a cookie or a
+    token, and `challenge` is what they must pass: see docs/visitors.md. `limits` are for all callers together.
+    `groups`, by name, are for the callers of each group together (`default` is for groups without limits of their
+    own). Windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.price`),
+    override those of genai-prices. `counting`, by provider, is how prompts are counted before the model answers: "auto"
+    (the default) takes the tightest bound there is, "bytes" counts UTF-8 bytes.
 
-    `journal` is a directory on this machine in which settlements outlive the process that the store did not take them
-    from. `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
+    `dialect` is the wire format: "native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", "blog", or a Dialect.
+    `dialects` are several of them, each at its own paths. A body may have `max_body_bytes` without its images, and
+    `max_upload_bytes` (32 MiB) with them if a profile has `allow_images`. While `max_streams` answers are running, a
+    new chat is refused (503 `overloaded`) before anything is reserved.
 
-    `logs` is where runs are kept that readers may come back to: a URL (see `chat_nest.run_logs.open_runs`) or RunLogs.
+    `journal` is a directory on this machine. It keeps settlements that the store did not accept, so that they outlive
+    the process, and a note of each Redis or PostgreSQL store that was seen, so that an emptied store is not used.
+    `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
 
-    The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key, a
-    profile whose provider is unknown, a default profile that is missing or closed, a limit in dollars for a model
-    whose price is not known, an unknown or a second dialect at the same path, a time zone, origin, store URL or journal
-    that can't be used, or an allowance that `limits` can't hold. Raises TypeError for an argument of the wrong type, or
-    a part that lacks a method.
+    `logs` keeps runs for readers that reconnect: a URL (see `chat_nest.runs.urls.open_runs`) or RunLogs.
+
+    `provider_streams`, by provider, are the most streams of this process at once. With a `queue`, requests wait in fair
+    order for these, for `max_streams`, and for a provider that answers 429 with Retry-After; without one they are
+    refused.
+
+    `turn_secrets` sign the answers of profiles with `signed_turns`, each of at least 32 bytes: the first signs, and all
+    of them are accepted.
+
+    Pages of other origins may send requests if they are among `origins`; `*`, the default, is all of them, but not with
+    a cookie. With named origins only, a request that no page sends needs a credential, if callers are otherwise
+    identified by IP address. `cors_origins` is the old name of `origins`. `allowed_hosts` are the names that a request
+    may have in Host, without a port (`example.com`, `*.example.com`). A server on loopback should allow only
+    `localhost`, `127.0.0.1` and `[::1]`; it then lets in programs with any `origins`.
+    `trusted_proxies` are those whose `X-Forwarded-For` counts for the default `identify`, and for networks that an
+    operator blocks.
+
+    The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key; a
+    profile, price or `counting` with an unknown provider; a default profile that is missing or closed; a limit in
+    dollars for a model without a known price; a number out of its range; an unknown dialect, or two at one path; a time
+    zone, origin, host, store URL or journal that can't be used; or an allowance that `limits` can't hold.
+
+    Raises
+    ------
+    TypeError for an argument of the wrong type, or a part that lacks a method.
+
     """
-    check_arguments(locals())
-    if providers is None:
-        providers = {"openai": _openai(api_key, base_url)}
-    elif api_key is not None or base_url is not None:
-        msg = "pass either `providers` or `api_key` and `base_url`, not both"
-        raise ValueError(msg)
-    if profiles is None:
-        full = _full_model(model or ("gpt-4o-mini" if "openai" in providers else None), providers)
-        profiles = {name: replace(profile, model=full) for name, profile in BUILT_IN_PROFILES.items()}
-    elif model is not None:
-        msg = "pass either `profiles`, which name their models, or `model`, not both"
-        raise ValueError(msg)
-    urls = {name: str(getattr(provider, "base_url", "")) for name, provider in providers.items()}
-    known = Prices(prices, urls)
-    for name, profile in profiles.items():
-        for full in (profile.model, *profile.fallbacks):
-            if split_model(full)[0] not in providers:
-                msg = (
-                    f"profile {name!r}: the model must be PROVIDER:MODEL with one of the providers {sorted(providers)}"
-                )
-                raise ValueError(msg)
-            counter_for(split_model(full)[1])  # builds its tables now, not in the first request
-            known.of(full)
-    rules = Profiles(profiles, limits, hard_caps, time_zone, default_profile, groups=groups, prices=known)
-    opened = open_store(store, now) if isinstance(store, str) else store
-    kept = None if journal is None else Journal(journal)
-    landing = Landing(opened, journal=kept, patience=timeouts.store)
-    if degraded is not None:
-        check_allowance(degraded, limits)
-        shared, deadline = lambda: rules.shared_lines(now()), timeouts.store / 2
-        opened = Prefunded(opened, degraded, shared, landing=landing, now=now, deadline=deadline)
-    ledger = Ledger(opened, rules.refusal, lease=lease, patience=timeouts.store, landing=landing)
+    return make_handler(HandlerSettings(**locals()))
+
+
+def make_handler(settings: HandlerSettings) -> ChatHandler:
+    """Build the handler from its parts. Raises the same as `create_chat_handler`."""
+    parts, now = make_parts(settings), settings.now
+    store = _opened("store", settings.store, lambda url: open_store(url, now, state=settings.journal))
+    live = LiveControls(store.controls if isinstance(store, HasControls) else MemoryControls(now), now)
+    gate, grants = Gate(live, now), Grants(live)
+    ledger = _ledger(
+        settings, store, lambda: grants.raised(chat.terms.now.profiles.shared_lines(now())), parts.counters
+    )
     chat = Chat(
-        identify=identify or PeerAddress(),
-        profiles=rules,
+        callers=Callers(
+            parts.identify,
+            parts.terms.profiles,
+            ledger,
+            gate,
+            grants,
+            now,
+            address_of=parts.peers.address,
+            visitor_gate=parts.visitor_gate,
+        ),
+        terms=parts.terms,
         ledger=ledger,
-        upstream=Upstream(providers, timeouts),
-        prices=known,
-        logs=open_runs(logs) if isinstance(logs, str) else logs,
-        observers=observers,
-        now=now,
+        gate=gate,
+        grants=grants,
+        logs=_opened("logs", settings.logs, open_runs),
+        observers=settings.observers,
+        now=settings.now,
     )
-    return ChatHandler(
-        chat,
-        ledger,
-        providers,
-        dialects=[named(each) for each in dialects or (dialect,)],
-        timeouts=timeouts,
-        cors=Cors(cors_origins),
-        max_body_bytes=max_body_bytes,
-        max_streams=max_streams,
-        now=now,
+    handler = ChatHandler(chat, ledger, parts, controls=live, grants=grants)
+    for observer in settings.observers:
+        if issubclass(type(observer), Watches):
+            cast(Watches, observer).watch(handler.figures)
+    return handler
+
+
+def _ledger(
+    settings: HandlerSettings, store: Store, shared_lines: Callable[[], Sequence[Line]], counters: TokenCounters
+) -> Ledger:
+    now, patience = settings.now, settings.timeouts.store
+    journal = None if settings.journal is None else Journal(settings.journal)
+    delivery = Delivery(store, journal=journal, patience=patience)
+    degraded: DegradedMode | None = None
+    if settings.degraded is not None:
+        check_allowance(settings.degraded, settings.limits)
+        degraded = DegradedMode(store, settings.degraded, shared_lines, delivery, now=now, deadline=patience / 2)
+    learned = Learned(store, counters, now)
+    return Ledger(
+        store,
+        limit_error,
+        lease=settings.lease,
+        patience=patience,
+        delivery=delivery,
+        degraded=degraded,
+        learned=learned,
     )
 
 
-def _openai(api_key: str | None, base_url: str | None) -> OpenAIProvider:
-    api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
-    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
-    if api_key is None and base_url == OPENAI_URL:
-        msg = (
-            "no API key: pass api_key=..., or set OPENAI_API_KEY; a local server needs base_url=... instead. "
-            'Without either, see "A model without a key" in docs/embedding.md'
-        )
-        raise ValueError(msg)
-    return OpenAIProvider(api_key, base_url)
-
-
-def _full_model(model: str | None, providers: Mapping[str, Provider]) -> str:
-    if model is None:
-        msg = "name the model: model='PROVIDER:MODEL'"
-        raise ValueError(msg)
-    return model if split_model(model)[0] in providers else f"{next(iter(providers))}:{model}"
+def _opened(name: str, part: Part | str, opener: Callable[[str], Part]) -> Part:
+    """Open what a URL names. Errors name the key of a configuration file; here that is the argument `name`."""
+    if not isinstance(part, str):
+        return part
+    try:
+        return opener(part)
+    except ValueError as error:
+        raise ValueError(re.sub(r"^(store|runs)\.url", name, str(error))) from None

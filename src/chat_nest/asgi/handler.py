@@ -5,80 +5,172 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import msgspec
+from msgspec.structs import replace
 
-from chat_nest.asgi.cors import Cors
+from chat_nest.asgi.cors import PROGRAM
+from chat_nest.asgi.figures import HandlerFigures
+from chat_nest.asgi.kept_routes import KeptRoutes, asked_kept
+from chat_nest.asgi.parts import Parts, make_parts
 from chat_nest.asgi.quota_headers import quota_headers
-from chat_nest.asgi.request import ABORT, GONE, PUSH, Receive, Send, idempotency_key, read_json_body
-from chat_nest.asgi.response import error_headers, respond
-from chat_nest.asgi.routes import Found, Routes, relative_path
+from chat_nest.asgi.reader import attend
+from chat_nest.asgi.request import Receive, Send, idempotency_key, query_fields, read_json_body
+from chat_nest.asgi.response import error_headers, longest_wait, respond
+from chat_nest.asgi.response_stream import ResponseStream
+from chat_nest.asgi.routing import Found, is_literal, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
-from chat_nest.asgi.stream import EventStream
-from chat_nest.chat import Chat
-from chat_nest.errors import ChatError, ClientGone, MethodNotAllowed, NotFound, Overloaded, Shutdown
-from chat_nest.ledger import Ledger
-from chat_nest.limits import Quota, Timeouts
-from chat_nest.protocols import Answer, Dialect, Now, Provider, Route, Scope
-from chat_nest.run import Run
-from chat_nest.stores.prefunded import Prefunded
-from chat_nest.usage import NANO
+from chat_nest.asgi.session_routes import SessionRoutes, asked_session, check_grant, follows
+from chat_nest.asgi.settings import CAN_CHANGE, Changes
+from chat_nest.asgi.visitor_routes import METHODS, VisitorRoutes
+from chat_nest.controls.gate import Running
+from chat_nest.controls.grants import Grants
+from chat_nest.controls.live import LiveControls
+from chat_nest.core.claims import Line, Standing
+from chat_nest.core.errors import (
+    ChatError,
+    ClientGone,
+    MethodNotAllowed,
+    NotFound,
+    OriginNotAllowed,
+    Overloaded,
+    SessionRevoked,
+    Shutdown,
+    Stopped,
+)
+from chat_nest.core.protocols import Answer, Dialect, ReadsHeld, Route, Scope
+from chat_nest.core.request_log import CURRENT, RequestLog
+from chat_nest.core.usage import NANO
+from chat_nest.dialects.built_in import name_of
+from chat_nest.identity.sessions import Sessions, session_of
+from chat_nest.identity.visitors import ANSWER_HEADERS
+from chat_nest.ledger.ledger import Ledger
+from chat_nest.pipeline.admission import Arrival
+from chat_nest.pipeline.chat import Chat
+from chat_nest.pipeline.lifecycle import Lifecycle
+from chat_nest.pipeline.terms import close
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 USAGE_METHODS = "GET, OPTIONS"
 USAGE_PATHS = ("/api/usage", "/usage")
 
-CLOSE_SECONDS = 10.0
+AGAIN_SECONDS = 0.25
 RETRY_SECONDS = 2.0
-"""For the Retry-After of a server that is full or ends; another one may have room at once."""
+"""Retry-After of a server that is full or shuts down; another server may have room at once."""
 
 log = logging.getLogger("chat_nest.asgi")
 _json = msgspec.json.Encoder().encode
 
 
 class ChatHandler:
-    """An ASGI application that answers chats; make one with `create_chat_handler`.
+    """An ASGI application that answers chats. Make one with `create_chat_handler`.
 
-    Mounted somewhere, it answers at the mount point itself and at each dialect's path below it; `GET usage` tells a
-    caller what is left. An ASGI lifespan or `async with` starts and closes it; without one it starts at the first
-    request, logs a warning, and `aclose()` closes it.
+    When it is mounted, it answers at the mount point itself and at each dialect's path below it; `GET usage` returns
+    what the caller has left. An ASGI lifespan or `async with` starts and closes it. Without either it starts at the
+    first request, logs a warning, and `aclose()` closes it.
     """
 
     def __init__(
         self,
         chat: Chat,
         ledger: Ledger,
-        providers: Mapping[str, Provider],
-        *,
-        dialects: Sequence[Dialect],
-        timeouts: Timeouts,
-        cors: Cors,
-        max_body_bytes: int,
-        max_streams: int | None,
-        now: Now,
+        parts: Parts,
+        controls: LiveControls,
+        grants: Grants,
     ) -> None:
-        self.providers = providers
         self.store = ledger.store
+        self.controls = controls
+        """What every process must know within a second: pauses, blocks, grants."""
+        self.figures = HandlerFigures(ledger, chat.queue, chat.terms, grants, lambda: self.running, parts.settings.now)
+        """What it has to do now, and how the shared limits stand."""
         self._chat = chat
         self._ledger = ledger
-        self._routes = Routes(dialects)
-        self.dialects = dialects
-        self.max_body_bytes = max_body_bytes
-        self._first_dialect = dialects[0]
-        self._timeouts = timeouts
-        self._cors = cors
-        self._max_streams = max_streams
-        self._now = now
-        self._runs: dict[str, Run] = {}
-        self._run_routes = RunRoutes(chat, self._runs, timeouts)
-        self._closing = False
+        self._timeouts = parts.settings.timeouts
+        self._counters = parts.counters
+        self._closing_gates: set[asyncio.Task[None]] = set()
+        self._callers = chat.callers
         self._started = False
+        self._use(parts)
+        self._runs: dict[str, Lifecycle] = {}
+        self._run_routes = RunRoutes(chat, self._runs, self._timeouts, self._admit_reader)
+        self._kept_routes = KeptRoutes(chat, self._run_routes)
+        chat.queue.limit_worker(self._streams_of_worker)
+        self._closing = False
+        controls.listen(self._obey)
+
+    def reload(self, **changes: Unpack[Changes]) -> None:
+        """Replace arguments of `create_chat_handler` from the next request on; those that are not given stay.
+
+        Example: `handler.reload(profiles=..., limits=...)`. Call it on the event loop of the handler. Running answers
+        go on, and settle under the profiles and prices with which they began; budgets keep their counts. The handler
+        owns new providers; a provider that is no longer among them is closed when its last answer has ended.
+
+        Raises what `create_chat_handler` raises, and TypeError for an argument that can't change; then nothing changes.
+        """
+        self.adopt(self.prepare(**changes))
+
+    def prepare(self, **changes: Unpack[Changes]) -> Parts:
+        """Build what `adopt` puts in force; it may take a while, so another thread may call it.
+
+        Raises the same as `reload`.
+        """
+        if fixed := sorted(set(changes) - CAN_CHANGE):
+            raise TypeError(f"{fixed[0]} can't change while the handler runs; {', '.join(sorted(CAN_CHANGE))} can")
+        if "profiles" in changes:
+            changes = {"model": None, "preset": "default", **changes}
+        if "origins" in changes:
+            changes = {"cors_origins": None, **changes}
+        elif "cors_origins" in changes:
+            changes = {"origins": None, **changes}
+        if "providers" in changes:
+            changes = {"api_key": None, "base_url": None, **changes}
+        return make_parts(replace(self.parts.settings, **changes), self.parts)
+
+    def adopt(self, parts: Parts) -> None:
+        """Put the parts that `prepare` returned in force. Never fails."""
+        self._counters.become(parts.counters)
+        self._callers.adopt(parts.identify, parts.terms.profiles, parts.peers.address, parts.visitor_gate)
+        self._chat.terms.replace(parts.terms)
+        if (gate := self.parts.visitor_gate) is not None:
+            closing = asyncio.get_running_loop().create_task(close(gate))
+            self._closing_gates.add(closing)
+            closing.add_done_callback(self._closing_gates.discard)
+        self._use(parts)
+
+    def _use(self, parts: Parts) -> None:
+        settings, uploads = parts.settings, parts.uploads
+        self.parts = parts
+        self.providers = parts.providers
+        self.dialects = parts.dialects
+        self.max_body_bytes = settings.max_body_bytes
+        self.max_upload_bytes = max(self.max_body_bytes, 0 if uploads is None else uploads.most)
+        self._routes = parts.routes
+        self._uploads = uploads
+        self._cors = parts.cors
+        self._hosts = parts.hosts
+        self._max_streams = settings.max_streams
+        self._chat.queue.adjust(settings.provider_streams or {}, settings.queue)
+        self._sessions = sessions = parts.sessions
+        self._session_routes = None if sessions is None else SessionRoutes(sessions, self._callers)
+        if sessions is not None:
+            rules = parts.terms.profiles
+            sessions.bind(lambda grant: check_grant(grant, rules), self.controls)
+            if self._started:
+                self.controls.start()
+        visitors, gate = settings.visitors, parts.visitor_gate
+        self._visitor_routes = None if visitors is None else VisitorRoutes(visitors, gate)
+        if gate is not None:
+            gate.attach(self._peek_shared, self.controls.first)
+
+    async def _peek_shared(self) -> list[tuple[Line, Standing]]:
+        """Return the limits for all callers, and their state."""
+        lines = self.parts.terms.profiles.shared_lines(self.parts.settings.now())
+        return list(zip(lines, await self._ledger.peek(lines), strict=True))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,49 +186,91 @@ class ChatHandler:
             self._warn_of_no_lifespan()
         path = relative_path(scope)
         found = self._routes.find(path)
-        run = Run(token_hex(12), asyncio.get_running_loop().time())
-        headers = [(b"x-request-id", run.id.encode()), *self._cors.headers(scope)]
+        id = token_hex(12)
+        facts = _log_facts(id)
+        headers = [(b"x-request-id", id.encode()), *self._cors.headers(scope)]
+        scope[ANSWER_HEADERS] = headers
         try:
+            self._hosts.check(scope)
             if found is not None:
-                await self._answer(run, found, headers, scope, receive, send)
-            elif asked := asked_run(path.lower(), scope["path"]):
-                found = self._routes.find(asked.base)
-                if found is None or found.below:
+                facts.route = path.removesuffix(found.below).lower() + ("/{id}" if found.below else "")
+                found = found.chosen(scope)
+                if not is_literal(scope, path.removesuffix(found.below)):
                     raise NotFound
-                if not await self._preflight(scope, send, run, asked.methods):
+                await self._answer(id, found, headers, scope, receive, send)
+            elif asked := asked_run(path):
+                found = self._routes.exactly(asked.base)
+                facts.route = "" if found is None else f"{asked.base}/{{id}}"
+                if found is None or not is_literal(scope, asked.base):
+                    raise NotFound
+                if not await self._preflight(scope, send, id, asked.methods):
+                    self._cors.check(scope)
+                    if scope["method"] == "GET" and self._sessions is not None:
+                        scope = follows(scope)
                     await self._run_routes.serve(asked, found.dialect, headers, scope, receive, send)
-            elif path.lower() in USAGE_PATHS:
-                if not await self._preflight(scope, send, run, USAGE_METHODS):
+            elif self._session_routes is not None and (session := asked_session(path)) and is_literal(scope, path):
+                facts.route = path.removesuffix(session.id) + ("{id}" if session.id else "")
+                if not await self._preflight(scope, send, id, session.methods):
+                    self._cors.check(scope)
+                    await respond(send, await self._session_routes.serve(session, scope, receive), headers)
+            elif path in USAGE_PATHS and is_literal(scope, path):
+                facts.route = path
+                if not await self._preflight(scope, send, id, USAGE_METHODS):
                     body, quotas = await self._usage(scope)
                     await respond(send, Answer(status=200, body=body), [*headers, *quotas])
+            elif self._visitor_routes is not None and path in METHODS and is_literal(scope, path):
+                if not await self._preflight(scope, send, id, METHODS[path]):
+                    self._admit()
+                    self._cors.check(scope)
+                    await self._visitor_routes.serve(path, headers, scope, receive, send)
             else:
                 below = " below the path where it is mounted" if scope.get("root_path") else ""
                 raise NotFound(f"Nothing is here. The chat answers {self._routes.shown} and GET /api/usage{below}.")
         except ClientGone:
             return
         except ChatError as error:
-            refusal = (found.dialect if found else self._first_dialect).refuse(error, run.id)
-            await respond(send, refusal, [*headers, *error_headers(error)])
+            dialect = found.dialect if found else self._routes.nearest(path)
+            await respond(send, dialect.refuse(error, id), [*headers, *error_headers(error, longest_wait(dialect))])
 
     async def _answer(
-        self, run: Run, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send
+        self, id: str, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        if found.is_kept:
+            await self._kept(id, found, headers, scope, receive, send)
+            return
         hint = "a chat is a POST with a JSON body" if "POST" in found.methods else ""
-        if await self._preflight(scope, send, run, found.allow, hint):
+        if await self._preflight(scope, send, id, found.allow, hint):
             return
         route = found.of(scope["method"])
         assert route is not None
         dialect, what = route
         if what.models is not None:
-            answer = what.models(await self._chat.models(scope), found.below)
+            answer = what.models(await self._callers.models(scope), found.below)
             await respond(send, answer, headers)
+        elif what.count is not None:
+            self._gate(scope)
+            self._admit()
+            caller = await self._callers.identify(scope)
+            body = await self._body(dialect, scope, receive)
+            tokens, exact = await self._chat.count(dialect, body, caller)
+            await respond(send, what.count(tokens, exact=exact), headers)
         else:
-            await self._serve(run, dialect, what, headers, scope, receive, send)
+            self._gate(scope)
+            await self._serve(id, dialect, what, headers, scope, receive, send)
 
-    async def _preflight(self, scope: Scope, send: Send, run: Run, methods: str, hint: str = "") -> bool:
-        """Answer OPTIONS and return True; raise MethodNotAllowed for a method that is not among `methods`."""
+    async def _kept(self, id: str, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer below a path of kept answers. Raises NotFound for any other path."""
+        asked = asked_kept(found.below)
+        if asked is None:
+            raise NotFound
+        if not await self._preflight(scope, send, id, asked.methods):
+            self._cors.check(scope)
+            await self._kept_routes.serve(asked, found.dialect, headers, scope, receive, send)
+
+    async def _preflight(self, scope: Scope, send: Send, id: str, methods: str, hint: str = "") -> bool:
+        """Answer OPTIONS and return True. Raise MethodNotAllowed for a method that is not among `methods`."""
         if scope["method"] == "OPTIONS":
-            request_id = (b"x-request-id", run.id.encode())
+            request_id = (b"x-request-id", id.encode())
             preflight = self._cors.preflight(scope, methods.encode())
             await respond(send, Answer(status=204, body=b""), [request_id, *preflight])
             return True
@@ -146,7 +280,7 @@ class ChatHandler:
 
     async def _serve(
         self,
-        run: Run,
+        id: str,
         dialect: Dialect,
         route: Route,
         headers: Headers,
@@ -154,66 +288,116 @@ class ChatHandler:
         receive: Receive,
         send: Send,
     ) -> None:
-        self._admit()
-        run.key = idempotency_key(scope)
-        body = await read_json_body(scope, receive, self.max_body_bytes) if route.body is None else route.body(scope)
+        name, began_at = name_of(dialect), asyncio.get_running_loop().time()
+        self._chat.arrive(id, name, scope)
+        try:
+            self._cors.check(scope)
+            self._admit()
+            arrival = Arrival(id=id, dialect=dialect, name=name, scope=scope, key=idempotency_key(scope))
+            body = await self._body(dialect, scope, receive) if route.body is None else route.body(scope)
+            self._admit()  # again, since that may have taken a while
+        except ChatError as error:
+            self._chat.refuse(id, name, error, began_at)
+            raise
         if body is None:
             await respond(send, Answer(status=204, body=b""), headers)
             return
-        run.body = body
-        self._admit()  # again, since that may have taken a while
-        extensions: dict[str, Any] = scope.get("extensions") or {}
-        abort = extensions.get(ABORT)
-        stream = EventStream(send, run, dialect, headers, self._timeouts, abort, extensions.get(PUSH))
-        # The story has a task of its own: the server may cancel ours at any time and as often as it likes.
-        run.task = asyncio.create_task(self._chat.serve(run, dialect, scope, stream))
-        over = run.over = asyncio.get_running_loop().create_future()
-        stop_watching = _watch(extensions, receive, run)
+        life = Lifecycle(id)
+        extensions: Mapping[str, Any] = scope.get("extensions") or {}
+        stream = ResponseStream(send, life, dialect, headers, self._timeouts, extensions)
         self._chat.logs.attend()
-        self._runs[run.id] = run
-        run.task.add_done_callback(lambda _: self._forget(run, stream))
-        try:
-            await over
-        except asyncio.CancelledError:
-            run.leave(Shutdown())  # a server may cancel whoever has left
-            if not run.detached:
-                await asyncio.wait([run.task])
-            raise
-        finally:
-            stop_watching()
-        if run.lost_reader and abort is not None:
-            abort()
-        if run.attached is not None and not run.lost_reader:
-            await self._run_routes.follow(run.attached, dialect, 0, headers, scope, receive, send)
+        self._runs[id] = life
+        story = life.begin(self._chat.serve(arrival, body, stream, life))
+        del body  # only the pipeline holds it, until it is parsed
+        story.add_done_callback(lambda _: self._forget(life, stream))
+        attached = await attend(life, story, extensions, receive)
+        if attached is not None and not life.lost:
+            await self._run_routes.attach(attached, dialect, headers, scope, receive, send)
+
+    async def _body(self, dialect: Dialect, scope: Scope, receive: Receive) -> bytes:
+        uploads = self._uploads if isinstance(dialect, ReadsHeld) and dialect.takes_images else None
+        return await read_json_body(scope, receive, self.max_body_bytes, uploads)
+
+    def _gate(self, scope: Scope) -> None:
+        """Raise OriginNotAllowed for a page, or a program without a credential, that may not spend anything here."""
+        self._cors.check(scope)
+        if self._cors.needs_credential(scope) and self._callers.is_stranger(scope):
+            raise OriginNotAllowed(PROGRAM)
 
     def _admit(self) -> None:
-        """Raise Shutdown or Overloaded while it costs nothing yet."""
+        """Raise Shutdown or Overloaded before the request has cost anything. With a queue, some requests may wait."""
         if self._closing:
             raise Shutdown(retry_after=RETRY_SECONDS)
-        if self._max_streams is not None and len(self._runs) >= self._max_streams:
+        self._admit_reader(self._chat.queue.length)
+
+    def _admit_reader(self, waiting: int = 0) -> None:
+        """Raise Overloaded if `max_streams` answers are running or followed, and `waiting` more requests wait."""
+        most = None if self._max_streams is None else self._max_streams + waiting
+        if most is not None and len(self._runs) + self._run_routes.followers >= most:
             raise Overloaded(retry_after=RETRY_SECONDS)
 
+    def _streams_of_worker(self) -> int | None:
+        """Return the most answers that may run; None if nothing waits for one."""
+        if self._max_streams is None or not self._chat.queue.length:
+            return None
+        return self._max_streams - self._run_routes.followers
+
     def drain(self) -> None:
-        """Begin no new answers: from now on they are refused with `shutdown`. Those that run go on."""
+        """Refuse new answers, and those that wait, with `shutdown` from now on. Running answers go on."""
         self._closing = True
+        self._chat.queue.drain()
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether this chat accepts session tokens."""
+        return self._sessions is not None
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions that this chat accepts. Raises RuntimeError if it was made without any."""
+        if self._sessions is None:
+            raise RuntimeError("this chat has no sessions: pass sessions=chat_nest.Sessions([secret])")
+        return self._sessions
 
     @property
     def running(self) -> int:
-        """How many answers run, with a reader or without."""
+        """The number of running answers, with or without a reader."""
         return len(self._runs)
 
-    def _forget(self, run: Run, stream: EventStream) -> None:
+    @property
+    def draws_on_allowance(self) -> bool:
+        """Whether chats can be answered while the store is down, from the allowance of `degraded`."""
+        return self._ledger.draws_on_allowance
+
+    def _obey(self) -> None:
+        """End the running answers that an operator stopped, and those of revoked sessions; each is settled once."""
+        for life in list(self._runs.values()) if self._chat.gate.stops_any else ():
+            running = _running(life)
+            if running is not None and self._chat.gate.stops(running):
+                life.end(Stopped("The answer was stopped by the operator"))
+        if self._sessions is not None and self._runs:
+            self._end_revoked(self._sessions, asyncio.get_running_loop().time())
+
+    def _end_revoked(self, sessions: Sessions, known_at: float) -> None:
+        """End them. A request that was identified before the revocation, `known_at`, may still be admitted."""
+        early = False
+        for life in list(self._runs.values()):
+            if life.admission is None:
+                early |= life.began_at <= known_at and life.ended_by is None
+            elif sessions.is_revoked(session_of(life.admission.caller)):
+                life.end(SessionRevoked())
+        if early:
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._end_revoked, sessions, known_at)
+
+    def _forget(self, life: Lifecycle, stream: ResponseStream) -> None:
         stream.close()
-        run.be_over()
-        del self._runs[run.id]
-        if run.grace is not None:
-            run.grace.cancel()
-        if run.log is not None:
-            self._chat.logs.ended(run.id, run.names)
+        del self._runs[life.id]
+        if life.log is not None and life.admission is not None:
+            self._chat.logs.ended(life.id, life.admission.names)
 
     async def _usage(self, scope: Scope) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """What the caller's own limits have left, as JSON and as headers; dollars in dollars."""
-        standings = await self._chat.standing(scope)
+        """Return what the caller's own limits have left, as JSON and as headers. Amounts of money are in dollars."""
+        standings = await self._callers.standing(scope, query_fields(scope).get("profile"))
         limits: list[dict[str, object]] = []
         for line, standing in standings:
             amounts = {"limit": line.limit, "used": standing.used, "held": standing.held, "remaining": standing.room}
@@ -221,14 +405,15 @@ class ChatHandler:
             limits.append(
                 {
                     "name": line.name,
+                    **({} if line.scope == "caller" else {"scope": line.scope}),
                     "unit": "usd" if in_usd else line.unit,
                     **({name: amount / NANO for name, amount in amounts.items()} if in_usd else amounts),
                     "resets_at": int(standing.resets_at) or None,
                 }
             )
-        now = self._now()
-        quotas = [Quota(line, standing.room, max(0.0, standing.resets_at - now)) for line, standing in standings]
-        return _json({"limits": limits}), quota_headers([line for line, _ in standings], quotas)
+        return _json({"limits": limits}), quota_headers(
+            [line for line, _ in standings], self._callers.quotas(standings)
+        )
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -243,7 +428,7 @@ class ChatHandler:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncGenerator[None, None]:
-        """A lifespan for a host application: `FastAPI(lifespan=handler.lifespan)`."""
+        """Provide a lifespan for a host application: `FastAPI(lifespan=handler.lifespan)`."""
         async with self:
             yield
 
@@ -252,12 +437,12 @@ class ChatHandler:
         return self
 
     def start(self) -> None:
-        """Do at once what the first request would start otherwise: keep leases, and settle what crashes have left."""
+        """Start what the first request would start: keep leases, and settle the requests of crashed processes."""
         self._started = True
         self._closing = False
+        self._chat.queue.open()
         self._ledger.start()
-        if isinstance(self.store, Prefunded):
-            self.store.start()
+        self.controls.start()
 
     def _warn_of_no_lifespan(self) -> None:
         """Warn once, at the first request: a mount gets no lifespan events, so nothing would call `aclose`."""
@@ -274,38 +459,38 @@ class ChatHandler:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End what still runs with a `shutdown` error, settle it, and close providers and store. Safe to call twice."""
+        """End running requests with a `shutdown` error, settle them, and close providers and store.
+
+        Safe to call twice.
+        """
         self._closing = True
-        running = [run.task for run in self._runs.values() if run.task is not None]
-        for run in list(self._runs.values()):
-            run.end(Shutdown())
+        running = list(self._runs.values())
+        for life in running:
+            life.end(Shutdown())
         if running:
-            await asyncio.wait(running, timeout=self._timeouts.write)
-        if isinstance(self.store, Prefunded):
-            await self.store.retire()
+            await asyncio.wait([life.finished for life in running], timeout=self._timeouts.write)
+        await self.controls.aclose()
         await self._ledger.aclose()
-        for part in (*self.providers.values(), self.store, self._chat.logs):
-            if close := getattr(part, "aclose", None):
-                try:
-                    async with asyncio.timeout(CLOSE_SECONDS):
-                        await close()
-                except Exception as failure:
-                    log.error("%s did not close: %s", type(part).__name__, type(failure).__name__)  # noqa: TRY400
+        await self._chat.terms.aclose()
+        for part in (self.parts.visitor_gate, self.store, self._chat.logs):
+            await close(part)
 
 
-def _watch(extensions: Mapping[str, Any], receive: Receive, run: Run) -> Callable[[], object]:
-    """Let the run know when its client leaves, until what is returned is called."""
-    when_gone = extensions.get(GONE)
-    if when_gone is None:
-        return asyncio.create_task(_until_gone(receive, run)).cancel
-    when_gone(partial(run.leave, ClientGone()))
-    return partial(when_gone, None)
+def _log_facts(id: str) -> RequestLog:
+    """Give the request's id to every log line in its context; return what its last line holds."""
+    facts = CURRENT.get()
+    if facts is None or facts.id:  # else it is the HTTP server's, which writes the line
+        facts = RequestLog()
+        CURRENT.set(facts)
+    facts.id = id
+    return facts
 
 
-async def _until_gone(receive: Receive, run: Run) -> None:
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    except Exception as failure:
-        log.error("request %s: the server lost sight of its client: %s", run.id, type(failure).__name__)  # noqa: TRY400
-    run.leave(ClientGone())
+def _running(life: Lifecycle) -> Running | None:
+    """Return what decides whether an operator's act concerns this answer; None before it is admitted."""
+    admission, held = life.admission, life.held
+    if admission is None:
+        return None
+    model = (held.model if held is not None else "") or admission.profile.model
+    caller, profile = admission.caller, admission.profile.name
+    return Running(run=life.id, caller=caller, profile=profile, model=model, address=life.address)

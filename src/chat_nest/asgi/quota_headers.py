@@ -1,8 +1,8 @@
-"""What a caller may still spend, as headers: RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers-10).
+"""The RateLimit and RateLimit-Policy headers, with what a caller has left (draft-ietf-httpapi-ratelimit-headers-10).
 
-A policy is a limit by its name in a profile; a group's and all callers' have their scope in front, and are told only
-where they refused the request. Amounts are in the policy's unit `qu`: requests where none is named; dollars are told in
-nano-dollars, since a quota is a whole number.
+A policy has the name of its limit in the profile. A limit of a group or of all callers has its scope as a prefix, and
+is sent only if it refused the request. Amounts are in the policy's unit `qu`, or requests if it has none. Dollars are
+sent as nano-dollars, because a quota is a whole number.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from chat_nest.limits import Line, Quota
+from chat_nest.core.claims import OWN, Line, Quota
 
 _LARGEST = 10**15 - 1
-"""Of an integer in a structured field (RFC 9651)."""
+"""The largest integer in a structured field (RFC 9651)."""
 _UNITS = {"requests": "", "tokens": ';qu="tokens"', "nanousd": ';qu="nanousd"', "streams": ';qu="concurrent-requests"'}
 
 
 def quota_headers(lines: Iterable[Line], quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
-    """The policies of a request's lines, and how those stand that are known."""
+    """Return the headers: the policies of a request's limits, and the known states of them."""
     refused = {id(quota.line) for quota in quotas} if len(quotas) == 1 else set[int]()
     policies = [_policy(line) for line in lines if line.kind != "request" and _is_told(line, refused)]
     standings = [
@@ -35,7 +35,7 @@ def quota_headers(lines: Iterable[Line], quotas: Sequence[Quota]) -> list[tuple[
 
 
 def _is_told(line: Line, refused: set[int]) -> bool:
-    return line.scope == "caller" or id(line) in refused
+    return line.scope in OWN or id(line) in refused
 
 
 def _name(line: Line) -> str:

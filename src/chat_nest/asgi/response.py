@@ -1,19 +1,23 @@
-"""A whole answer that is not a stream."""
+"""A complete response that is not a stream."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from chat_nest.asgi.request import Send
-from chat_nest.errors import ChatError, MethodNotAllowed, Unauthorized
-from chat_nest.protocols import Answer
+from chat_nest.core.errors import ChallengeRequired, ChatError, MethodNotAllowed, Unauthorized
+from chat_nest.core.protocols import Answer, Dialect, LimitsRetryAfter
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+_json = msgspec.json.Encoder().encode
+
 
 async def respond(send: Send, answer: Answer, headers: Headers = ()) -> None:
-    """Send an answer, without content type and length where it has no body. A client that has left is not an error."""
+    """Send a response, without content type and length if it has no body. Ignores a client that has disconnected."""
     start: list[tuple[bytes, bytes]] = [
         *headers,
         (b"cache-control", b"no-store"),
@@ -28,13 +32,24 @@ async def respond(send: Send, answer: Answer, headers: Headers = ()) -> None:
         return
 
 
-def error_headers(error: ChatError) -> list[tuple[bytes, bytes]]:
-    """The headers that go with an error: Retry-After in whole seconds, Allow, WWW-Authenticate."""
+def error_headers(error: ChatError, longest_wait: float = math.inf) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an error: Retry-After in whole seconds, Allow, WWW-Authenticate, and what a page needs for
+    a challenge, for formats whose refusals are no JSON.
+
+    A Retry-After of more than `longest_wait` seconds is left out.
+    """
     headers: list[tuple[bytes, bytes]] = []
-    if error.retry_after is not None and math.isfinite(error.retry_after):
+    if error.retry_after is not None and math.isfinite(error.retry_after) and error.retry_after <= longest_wait:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode("ascii")))
+    if isinstance(error, ChallengeRequired):
+        headers.append((b"chat-nest-challenge", _json(error.challenge)))
     if isinstance(error, Unauthorized) and error.challenge:
         headers.append((b"www-authenticate", error.challenge.encode("ascii")))
     return headers
+
+
+def longest_wait(dialect: Dialect) -> float:
+    """Return the longest Retry-After of the dialect, in seconds."""
+    return dialect.longest_wait if isinstance(dialect, LimitsRetryAfter) else math.inf

@@ -1,22 +1,27 @@
-"""What can be asked of a run once it is there: to be followed from anywhere, and to be stopped, by its caller only."""
+"""Routes of a run: its caller can follow it from anywhere, and stop it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from secrets import token_hex
 from typing import Any
 
 from msgspec import Struct
 
-from chat_nest.asgi.follow import Follower, last_read
-from chat_nest.asgi.request import ABORT, Receive, Send
+from chat_nest.asgi.follow import follow, last_read
+from chat_nest.asgi.reader import attend
+from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import respond
-from chat_nest.chat import Chat, chat_name
-from chat_nest.errors import NotFound, RunsUnavailable, Stopped
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Caller
-from chat_nest.protocols import Answer, Dialect, FollowedRun, Scope
-from chat_nest.run import Run
+from chat_nest.asgi.response_stream import ResponseStream
+from chat_nest.core.errors import NotFound, RunsUnavailable, Stopped, TooManyStreams
+from chat_nest.core.messages import Caller, ChatRequest
+from chat_nest.core.protocols import Answer, Dialect, Encoder, FollowedRun, Resumable, Scope
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.pipeline.admission import chat_name
+from chat_nest.pipeline.chat import Attached, Chat
+from chat_nest.pipeline.lifecycle import Lifecycle
 
 METHODS = {"stream": "GET, OPTIONS", "stop": "POST, OPTIONS"}
 
@@ -24,7 +29,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class AskedRun(Struct, frozen=True):
-    """DIALECT/NAME/stream and DIALECT/NAME/stop: NAME is the run's id, or the client's own id of the chat."""
+    """DIALECT/NAME/stream or DIALECT/NAME/stop. NAME is the run's id, or the client's own id of the chat."""
 
     base: str
     name: str
@@ -35,44 +40,79 @@ class AskedRun(Struct, frozen=True):
         return METHODS[self.wanted]
 
 
-def asked_run(path: str, written: str) -> AskedRun | None:
-    """The run that a path asks for. `written` is the path as it was written: a name keeps its case."""
+def asked_run(path: str) -> AskedRun | None:
+    """Return the run that a path names; `path` is as `relative_path` returns it."""
     base, _, wanted = path.rpartition("/")
     base, _, name = base.rpartition("/")
     if wanted not in METHODS or not name:
         return None
-    return AskedRun(base or "/", written.strip("/").split("/")[-2], wanted)
+    return AskedRun(base or "/", name, wanted)
 
 
 class RunRoutes:
-    """Serves them. `runs` are those of this process, by id."""
+    """Serves the routes of runs. `runs` holds those of this process, by id; `admit` raises Overloaded if it is full."""
 
-    def __init__(self, chat: Chat, runs: Mapping[str, Run], timeouts: Timeouts) -> None:
-        self._chat = chat
+    def __init__(
+        self, chat: Chat, runs: Mapping[str, Lifecycle], timeouts: Timeouts, admit: Callable[[], None]
+    ) -> None:
+        self._logs = chat.logs
+        self._callers = chat.callers
         self._runs = runs
         self._timeouts = timeouts
+        self._admit = admit
+        self._followers: Counter[str] = Counter()
+        """By the caller's key."""
         chat.logs.listen(self._stop_here)
 
     async def serve(
         self, asked: AskedRun, dialect: Dialect, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Raises NotFound for a run that is not there, is forgotten, or is another caller's."""
-        caller = await self._chat.who(scope)
+        """Answer a request for a run.
+
+        Raises NotFound for a run that does not exist, has expired, or has another caller.
+
+        Raises Overloaded, RateLimited and TooManyStreams if there are too many readers. A stop is never refused for
+        that.
+        """
+        caller = await self._callers.identify(scope)
         names = (asked.name, chat_name(caller, asked.name))
         if asked.wanted == "stop":
-            if not await self._stop(names, caller) and (await self._find(names, caller)).finale is None:
-                raise RunsUnavailable  # it runs somewhere, and nobody there could be told
+            if not await self.stop(names, caller) and (await self.find(names, caller)).finale is None:
+                raise RunsUnavailable  # it runs, but its process can't be reached
             await respond(send, Answer(status=204, body=b""), headers)
             return
-        followed = await self._find(names, caller)
+        self._callers.count_follower(caller)
+        followed = await self.find(names, caller)
         after = last_read(scope, followed.id)
         if followed.finale is not None and await self._has_it_all(followed, after, by_id=asked.name == followed.id):
-            await respond(send, Answer(status=204, body=b""), headers)  # a browser's EventSource then stops asking
+            await respond(send, Answer(status=204, body=b""), headers)  # ends the retries of a browser's EventSource
         else:
-            await self.follow(followed, dialect, after, headers, scope, receive, send)
+            await self.follow(caller, followed, dialect, after, headers, scope, receive, send)
+
+    async def attach(
+        self,
+        attached: Attached,
+        dialect: Dialect,
+        headers: Headers,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer a request with the run of an earlier one that had its Idempotency-Key, in this request's format.
+
+        Raises the same as `serve`.
+        """
+        self._callers.count_follower(attached.caller)
+        await self.follow(attached.caller, attached.followed, dialect, 0, headers, scope, receive, send)
+
+    @property
+    def followers(self) -> int:
+        """Return the number of readers that follow runs, without those that began them."""
+        return self._followers.total()
 
     async def follow(
         self,
+        caller: Caller,
         followed: FollowedRun,
         dialect: Dialect,
         after: int,
@@ -80,14 +120,32 @@ class RunRoutes:
         scope: Scope,
         receive: Receive,
         send: Send,
+        encoder: Encoder | None = None,
     ) -> None:
-        """Answer with what the run says behind batch number `after`."""
-        extensions: dict[str, Any] = scope.get("extensions") or {}
-        follower = Follower(send, receive, followed, dialect, headers, self._timeouts, extensions.get(ABORT))
-        await follower.follow(after)
+        """Answer with the run's batches after number `after`, with `encoder` if the reader needs its own.
+
+        Raises Overloaded and TooManyStreams if there are too many readers.
+        """
+        self._admit()
+        most = self._callers.most_followers(caller)
+        if most is not None and self._followers[caller.key] >= most:
+            raise TooManyStreams(limit="concurrent_streams")
+        if encoder is None:
+            encoder = _encoder_of(dialect, followed.id)
+        life = Lifecycle(token_hex(12))
+        extensions: Mapping[str, Any] = scope.get("extensions") or {}
+        stream = ResponseStream(send, life, dialect, headers, self._timeouts, extensions)
+        self._followers[caller.key] += 1
+        try:
+            await attend(life, life.begin(follow(stream, followed, encoder, after)), extensions, receive)
+        finally:
+            stream.close()
+            self._followers[caller.key] -= 1
+            if not self._followers[caller.key]:
+                del self._followers[caller.key]
 
     async def _has_it_all(self, followed: FollowedRun, after: int, *, by_id: bool) -> bool:
-        """Whether a client wants no more of a run that is over: it has the end, or asks whether its chat is idle."""
+        """Return whether the client of a finished run needs no more: it has the end, or asks if its chat is idle."""
         if not by_id:
             return True
         last = 0
@@ -98,19 +156,23 @@ class RunRoutes:
             return False
         return bool(after) and last < after
 
-    async def _find(self, names: Sequence[str], caller: Caller) -> FollowedRun:
-        """Both may be asked for at once: one name may have no answer while the other has."""
-        finding = (self._chat.logs.find(name) for name in names)
+    async def find(self, names: Sequence[str], caller: Caller) -> FollowedRun:
+        """Return the caller's run with one of these names. Raises NotFound and RunsUnavailable.
+
+        All names are looked up at once: one look-up may fail while another succeeds.
+        """
+        finding = (self._logs.find(name) for name in names)
         found = await asyncio.gather(*finding, return_exceptions=True)
         for followed in found:
             if not isinstance(followed, BaseException | None) and followed.owner == caller.key:
                 return followed
         raise next((failure for failure in found if isinstance(failure, BaseException)), NotFound())
 
-    async def _stop(self, names: Sequence[str], caller: Caller) -> bool:
+    async def stop(self, names: Sequence[str], caller: Caller) -> bool:
+        """Stop the caller's run with one of these names. Returns False if none runs. Raises RunsUnavailable."""
         if any(self._stop_here(name, caller.key) for name in names):
             return True
-        stopping = [asyncio.create_task(self._chat.logs.stop(name, caller.key)) for name in names]
+        stopping = [asyncio.create_task(self._logs.stop(name, caller.key)) for name in names]
         unavailable: RunsUnavailable | None = None
         try:
             for stopped in asyncio.as_completed(stopping):
@@ -129,7 +191,13 @@ class RunRoutes:
 
     def _stop_here(self, name: str, owner: str) -> bool:
         for run in self._runs.values():
-            if name in (run.id, *run.names) and run.caller is not None and run.caller.key == owner:
+            admission = run.admission
+            if admission and admission.caller.key == owner and name in (run.id, *admission.names):
                 run.end(Stopped())
                 return True
         return False
+
+
+def _encoder_of(dialect: Dialect, run: str) -> Encoder:
+    """Return the encoder for a reader that reconnects."""
+    return dialect.follower(run) if isinstance(dialect, Resumable) else dialect.encoder(ChatRequest(messages=()), run)

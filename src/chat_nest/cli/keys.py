@@ -9,46 +9,49 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from chat_nest.cli.options import CONFIG, CONTEXT, fail, has_color
+from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail, has_color
 
 if TYPE_CHECKING:
     from chat_nest.identity.key_file import ApiKey, KeyFile
-    from chat_nest.server.identity import Identity
+    from chat_nest.server.config.identity import Identity
 
 COLORS = {"valid": "green", "expired": "yellow", "revoked": "red"}
 ID = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
-COLUMNS = ("ID", "STATE", "CALLER", "GROUP", "CREATED", "EXPIRES", "IN USAGE", "NAME")
+COLUMNS = ("ID", "STATE", "CALLER", "GROUP", "SCOPES", "CREATED", "EXPIRES", "IN USAGE", "NAME")
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=Group, context_settings=CONTEXT)
 def keys() -> None:
     """Make, list and revoke the API keys of callers.
 
-    With [identity] keys_file the server answers only who sends a key of that file, as "Authorization: Bearer KEY" or
-    "x-api-key: KEY". The file holds no key: only hashes, made with the secret in CHAT_NEST_IDENTITY_SECRET. All keys of
-    one caller share that caller's limits.
+    With [identity] keys_file a request needs a key of that file, as "Authorization: Bearer KEY" or "x-api-key: KEY".
+    The file holds no keys, only hashes, made with the secret in CHAT_NEST_IDENTITY_SECRET. All keys of one caller share
+    that caller's limits.
 
     \b
-    To begin:
+    First steps:
       export CHAT_NEST_IDENTITY_KEYS_FILE=keys.json
       export CHAT_NEST_IDENTITY_SECRET=$(openssl rand -hex 32)    keep it: without it, all keys are void
       chat-nest keys create ada
       chat-nest serve
 
-    A change counts at every server that reads the file within a second, without a restart.
+    Every server that reads the file applies a change within a second, without a restart.
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
 
 
 @keys.command(context_settings=CONTEXT)
 @click.argument("caller")
 @CONFIG
-@click.option("--group", metavar="NAME", help="Whose limits the caller shares: see [groups.NAME].")
-@click.option("--name", metavar="TEXT", default="", help="What the key is for, to tell it from the caller's others.")
+@click.option("--group", metavar="NAME", help="The group whose limits the caller shares: see [groups.NAME].")
+@click.option("--name", metavar="TEXT", default="", help="A note to tell the caller's keys apart.")
+@click.option(
+    "--scopes", metavar="NAMES", default="chat", show_default=True, help="What the key may do: chat, sessions, or both."
+)
 @click.option("--expires", metavar="WHEN", help="90d, 24h, a date (its last second counts) or a date and time, in UTC.")
-def create(caller: str, file: Path | None, group: str | None, name: str, expires: str | None) -> None:
-    """Make a key for CALLER, and print it this once.
+def create(caller: str, file: Path | None, group: str | None, name: str, scopes: str, expires: str | None) -> None:
+    """Make a key for CALLER, and print it once.
 
-    Standard output is the key and nothing else. Nothing keeps it: a key that is lost is revoked, and another one made.
+    Standard output is only the key. It is stored nowhere: if a key is lost, revoke it and make another one.
 
     \b
     Examples:
@@ -56,20 +59,32 @@ def create(caller: str, file: Path | None, group: str | None, name: str, expires
       chat-nest keys create ada --name laptop --expires 90d
       chat-nest keys create acme-bot --group acme --expires 2027-06-30
       chat-nest keys create ci > key.txt
+      chat-nest keys create backend --scopes sessions      makes session tokens for its users
 
-    Exits with 2 where the configuration or an option is wrong, with 1 where the file can't be written.
+    Exits with 2 if the configuration or an option is wrong, with 1 if the file can't be written.
     """  # noqa: D301 - as above
-    from chat_nest.identity.key_file import create_key, is_name  # noqa: PLC0415 - so that --help is quick
+    from chat_nest.identity.key_file import SCOPES, create_key, is_name  # noqa: PLC0415 - so that --help is quick
 
     identity, path, groups = _load(file)
     if not all(is_name(text) for text in (caller, "-" if group is None else group, name or "-")):
         fail("CALLER, --group and --name must be 1 to 256 printable characters", code=2)
     if group is not None and groups and group not in groups and "default" not in groups:
         fail(f"there is no [groups.{group}] and no [groups.default]: every request with the key would get 403", code=2)
+    if group is not None and not groups:
+        click.echo(f"chat-nest: note: the group limits nothing: the configuration has no [groups.{group}]", err=True)
+    named = [scope.strip() for scope in scopes.split(",")]
+    if not all(scope in SCOPES for scope in named):
+        fail(f"--scopes must be some of {', '.join(SCOPES)}, with a comma between two", code=2)
     until = None if expires is None else _moment(expires)
     try:
         made, key = create_key(
-            path, identity.secret.reveal().encode(), caller=caller, group=group, name=name, expires=until
+            path,
+            identity.secret.reveal().encode(),
+            caller=caller,
+            group=group,
+            name=name,
+            expires=until,
+            scopes=tuple(dict.fromkeys(named)),
         )
     except (OSError, ValueError) as error:
         _fail_with(path, error)
@@ -82,16 +97,16 @@ def create(caller: str, file: Path | None, group: str | None, name: str, expires
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def list_(file: Path | None, as_json: bool) -> None:
-    """Show which keys there are, and whether they are valid. The keys themselves are nowhere.
+    """List the keys by ID, and whether they are valid. The keys themselves are not stored.
 
-    IN USAGE is how `chat-nest usage --by caller` and the logs call the caller.
+    IN USAGE is the caller's name in `chat-nest usage --by caller`. `chat-nest caller` prints its name in the log.
 
     \b
     Examples:
       chat-nest keys list
       chat-nest keys list --json | jq -r '.[] | select(.state == "valid") | .id'
 
-    Exits with 2 where the configuration is wrong, with 1 where the file can't be read.
+    Exits with 2 if the configuration is wrong, with 1 if the file can't be read.
     """  # noqa: D301 - as above
     import msgspec  # noqa: PLC0415 - as above
 
@@ -107,21 +122,21 @@ def list_(file: Path | None, as_json: bool) -> None:
         click.echo(_table([_row(key, now) for key in found.keys]), color=has_color())
 
 
-@keys.command(context_settings=CONTEXT, short_help="Shut out who holds a key.")
+@keys.command(context_settings=CONTEXT, short_help="Revoke keys by ID.")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @CONFIG
 def revoke(ids: tuple[str, ...], file: Path | None) -> None:
-    """Shut out who holds the keys with these IDs, as `chat-nest keys list` shows them.
+    """Revoke the keys with these IDs, as `chat-nest keys list` shows them.
 
-    Every server refuses them within a second; answers that run go on to their end. An ID is not the key: never write a
-    key on a command line.
+    Every server refuses the keys within a second. Running answers go on to their end. An ID is not the key: never write
+    a key on a command line.
 
     \b
     Examples:
       chat-nest keys revoke 1f09c2aa
       chat-nest keys list --json | jq -r '.[] | select(.caller == "ada") | .id' | xargs chat-nest keys revoke
 
-    Exits with 2 where there is no such key, and then revokes none of them; with 1 where the file can't be written.
+    Exits with 2 if one of the keys does not exist, and then revokes none; with 1 if the file can't be written.
     """  # noqa: D301 - as above
     from chat_nest.identity.key_file import UnknownKey, revoke_keys  # noqa: PLC0415 - as above
 
@@ -138,15 +153,26 @@ def revoke(ids: tuple[str, ...], file: Path | None) -> None:
         click.echo(f"Revoked {key.id} of {key.caller}, as of {key.revoked:%Y-%m-%d %H:%M:%S} UTC.")
 
 
-_JSON = ("id", "state", "caller", "group", "created", "expires", "in_usage", "name")
+_JSON = ("id", "state", "caller", "group", "scopes", "created", "expires", "in_usage", "name")
 
 
 def _row(key: ApiKey, now: datetime) -> tuple[str | None, ...]:
-    from chat_nest.messages import hashed  # noqa: PLC0415 - as above
+    from chat_nest.core.messages import hashed  # noqa: PLC0415 - as above
 
     created = f"{key.created:%Y-%m-%dT%H:%MZ}"
     expires = f"{key.expires:%Y-%m-%dT%H:%MZ}" if key.expires else None
-    return (key.id, key.state(now), key.caller, key.group, created, expires, hashed(key.caller_id), key.name or None)
+    scopes = ",".join(key.scopes)
+    return (
+        key.id,
+        key.state(now),
+        key.caller,
+        key.group,
+        scopes,
+        created,
+        expires,
+        hashed(key.caller_id),
+        key.name or None,
+    )
 
 
 def _table(rows: list[tuple[str | None, ...]]) -> str:
@@ -162,8 +188,8 @@ def _table(rows: list[tuple[str | None, ...]]) -> str:
 
 
 def _load(file: Path | None) -> tuple[Identity, Path, frozenset[str]]:
-    from chat_nest.server.config import load_identity  # noqa: PLC0415 - as above
-    from chat_nest.server.sources import ConfigError  # noqa: PLC0415 - as above
+    from chat_nest.server.config.settings import load_identity  # noqa: PLC0415 - as above
+    from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
         identity, groups = load_identity(str(file or ""))
@@ -182,7 +208,7 @@ def _read(path: Path) -> KeyFile:
 
 
 def _moment(text: str) -> datetime:
-    """When a key expires. A date is its end."""
+    """Return when a key expires. A date is valid to its end."""
     now = datetime.now(UTC).replace(microsecond=0)
     short = re.fullmatch(r"([1-9][0-9]{0,4})([dh])", text, re.ASCII)
     try:
@@ -200,8 +226,10 @@ def _moment(text: str) -> datetime:
 
 
 def _fail_with(path: Path, error: OSError | ValueError) -> NoReturn:
-    """Say why the file could not be read or written."""
+    """Print why the file could not be read or written, and exit."""
     if isinstance(error, FileNotFoundError) and path.parent.is_dir():
         fail(f"{path}: there is no such file: the first `chat-nest keys create CALLER` makes it", code=1)
+    if isinstance(error, FileNotFoundError):
+        fail(f"{path}: {error.strerror}: make the directory {path.parent}, or correct [identity] keys_file", code=1)
     reason = f"{error.strerror}" if isinstance(error, OSError) else f"{error}"
     fail(f"{path}: {reason}", code=1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from chat_nest.extras import install
+from chat_nest.core.extras import install
 
-SERVER_EXTRA = ("click", "uvicorn", "httptools", "uvloop")
+SERVER_EXTRA = ("click", "httptools", "uvloop")
 
 
 def main() -> None:
-    """Run the command; without the packages it needs, say how to get them."""
+    """Run the command. If packages are missing, print how to install them."""
     try:
         from chat_nest.cli.commands import chat_nest  # noqa: PLC0415 - fails where the extra is not installed
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What all commands have in common: the option --config, colors for a terminal only, and how a failure is told."""
+"""What all commands share: the option --config, colors for a terminal only, and the output of a failure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,39 @@ CONFIG = click.option(
 )
 
 
+class Command(click.Command):
+    """A command that suggests --config if its argument is a configuration file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        files = [each for each in args if each.endswith(".toml") and not each.startswith("-")]
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if not files or "extra argument" not in error.message:
+                raise
+            raise click.UsageError(
+                f"{error.message}: to use this configuration, write --config {files[-1]}", ctx
+            ) from None
+
+
+class Group(click.Group):
+    """A group of these commands."""
+
+    command_class = Command
+    group_class = type
+
+
 def has_color() -> bool:
-    """Whether standard output is a terminal whose user did not set NO_COLOR (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Return whether standard output is a terminal whose user did not set NO_COLOR (no-color.org)."""
+    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def fail(*problems: str, code: int) -> NoReturn:
-    """Say what is wrong, a line each, and exit."""
+    """Print the problems, a line each, and exit."""
     for problem in problems:
         click.echo(f"chat-nest: {escape(problem)}", err=True)
     sys.exit(code)

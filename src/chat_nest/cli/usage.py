@@ -1,8 +1,9 @@
-"""What `chat-nest usage` prints: requests, tokens and dollars, from the records that the store keeps."""
+"""The output of `chat-nest usage`: requests, tokens and dollars, from the records in the store."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -14,22 +15,23 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.protocols import Reports
-from chat_nest.records import By, UsageRow
+from chat_nest.core.errors import LimiterUnavailable, failure_name
+from chat_nest.core.protocols import Reports
+from chat_nest.core.records import By, UsageRow
+from chat_nest.core.usage import NANO
+from chat_nest.limits.windows import calendar_window
+from chat_nest.server.config.schema import StoreSection
 from chat_nest.server.logs import escape
-from chat_nest.server.schema import StoreSection
+from chat_nest.stores.places import place_of, remedy_of
 from chat_nest.stores.reports import BY
 from chat_nest.stores.urls import keeps_records, open_store
-from chat_nest.usage import NANO
-from chat_nest.windows import calendar_window
 
 WHEN = "must be days or hours (7d, 24h), a date (2026-11-30) or a date and time (2026-11-30T18:00)"
 COLUMNS = ("requests", "input", "output", "cost", "unpriced", "errors", "assumed")
 
 
 class Unanswerable(Exception):
-    """Says what is wrong and what to do; `code` is the exit code."""
+    """What is wrong, and what to do; `code` is the exit code."""
 
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
@@ -37,7 +39,7 @@ class Unanswerable(Exception):
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """The options, as they were given."""
+    """The options as given."""
 
     since: str
     until: str | None
@@ -46,13 +48,16 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 def answer(store: StoreSection, zone: ZoneInfo, asked: Asked, *, as_json: bool) -> str:
-    """The report as text, or as JSON. Raises Unanswerable."""
+    """Return the report as text or as JSON. Raises Unanswerable."""
+    logging.getLogger("chat_nest").addHandler(logging.NullHandler())  # the exception has it all
     now = time.time()
     since = moment("since", asked.since, now, zone)
     until = now if asked.until is None else moment("until", asked.until, now, zone)
     if since >= until:
         raise Unanswerable("--since must be before --until, and before now")
     by = _names(asked.by)
+    if asked.caller is not None and not re.fullmatch("[0-9a-f]{16}", asked.caller):
+        raise Unanswerable("--caller must be the 16 hex digits that `chat-nest caller WHO` prints for usage")
     if not keeps_records(store.url):
         scheme = store.url.partition(":")[0]
         raise Unanswerable(
@@ -67,7 +72,7 @@ def answer(store: StoreSection, zone: ZoneInfo, asked: Asked, *, as_json: bool) 
 
 
 def moment(option: str, text: str, now: float, zone: ZoneInfo) -> float:
-    """Unix seconds. `7d` is the midnight six days ago; a date is its first midnight, for `until` its last one.
+    """Return Unix seconds. `7d` is the midnight six days ago; a date is its first midnight, for `until` its last one.
 
     Raises Unanswerable.
     """
@@ -108,10 +113,10 @@ async def _read(
     except ValueError as error:
         raise Unanswerable(f"--since and --until: {error}") from None
     except LimiterUnavailable as error:
+        place, why = place_of(store), failure_name(error.__cause__ or error)
         if isinstance(error.__cause__, FileNotFoundError):
-            raise Unanswerable("the store's file is not there: has a server run with this configuration?", 1) from None
-        said = type(error.__cause__).__name__
-        raise Unanswerable(f"the store can't be read: {said}: check [store] url, the disk and its rights", 1) from None
+            raise Unanswerable(f"{place} is not there: has a server run with this configuration?", 1) from None
+        raise Unanswerable(f"{place} can't be read: {why}: {remedy_of(store)}", 1) from None
     finally:
         await store.aclose()
 
@@ -177,7 +182,7 @@ def _cells(row: UsageRow) -> list[str]:
 
 
 def dollars(nano: int) -> str:
-    """Nano-dollars as dollars, rounded up to a millionth."""
+    """Format nano-dollars as dollars, rounded up to a millionth."""
     millionths = -(-nano // (NANO // 1_000_000))
     return f"${millionths // 1_000_000:,}.{millionths % 1_000_000:06}"
 

@@ -1,6 +1,6 @@
 """AG-UI, the agent user interaction protocol, 1.0: one run of an agent that only talks. https://docs.ag-ui.com
 
-Its client checks the order of events, and fails at `[DONE]`: each start has its end before `RUN_FINISHED`.
+Its client checks the order of events: each start needs its end before `RUN_FINISHED`. It also fails at `[DONE]`.
 """
 
 from __future__ import annotations
@@ -8,35 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chat_nest.deltas import Batch, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.deltas import Batch, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError
+from chat_nest.core.messages import ChatRequest, Tool
+from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
+from chat_nest.dialects.collected import NO_ARGUMENTS
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, run_of_texts
+from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_url, media_type
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
-from chat_nest.errors import BadRequest, ChatError
-from chat_nest.messages import ChatRequest, Tool
-from chat_nest.protocols import Answer, Ending, Route
 
 NOT_SAID = ("activity", "reasoning")
-"""Messages that are for the page to show; no model is told of them."""
+"""Roles of messages that only the page shows. They are not sent to the model."""
+
+FAILED = 429
+"""From this status on the request itself was valid: a limit, this server or the provider refused it."""
 
 _TAIL = b"}\n\n"
 
 
 class AGUI:
-    """`path` is the HttpAgent's `url`."""
+    """The dialect of AG-UI. `path` is the HttpAgent's `url`."""
+
+    takes_images = True
 
     def __init__(self, path: str = "/api/ag-ui") -> None:
         self.routes: Sequence[Route] = (Route(path=path),)
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored.
+        """Parse a body. Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
 
         Of `forwardedProps`, `profile` and `model` are read.
         """
         fields = read.parse_fields(body, read.OWN_CONNECTION)
         turns = [
-            turn(entry, f"messages[{index}]", calls="toolCalls", answers="toolCallId")
+            turn(entry, f"messages[{index}]", calls="toolCalls", answers="toolCallId", part=_part)
             for index, entry in enumerate(entries(fields))
             if _is_said(entry)
         ]
@@ -62,13 +69,19 @@ class AGUI:
         return AGUIEncoder(thread or run_id, run or run_id, run_id)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:
-        details = {"field": error.field} if isinstance(error, BadRequest) and error.field else {}
+        """Return a run that failed, if the request was valid: pages of this format show failed runs, but no status."""
+        if error.status >= FAILED:
+            encoder = AGUIEncoder(request_id, request_id, request_id)
+            return Answer(status=200, body=encoder.start("") + encoder.fail(error), headers=EVENT_STREAM[:1])
+        details: dict[str, Any] = {"field": error.field} if isinstance(error, BadRequest) and error.field else {}
+        if isinstance(error, ChallengeRequired):
+            details = {"challenge": error.challenge}
         body = {"message": error.message, "code": error.code, **details, "request_id": request_id}
         return Answer(status=error.status, body=as_json(body))
 
 
 class AGUIEncoder:
-    """One run. `message_id` is a prefix of what is new in it, so that a thread never sees an id twice."""
+    """Encodes one run. `message_id` is a prefix of its new ids, so that no id appears twice in a thread."""
 
     streams = True
     headers: Sequence[tuple[bytes, bytes]] = EVENT_STREAM
@@ -82,8 +95,10 @@ class AGUIEncoder:
         self._end = b""
         self._parts = 0
         self._parent = message_id
-        """The message that calls belong to: the last one of text, else one of their own."""
+        """The message of the calls: the last message of text, else a message of their own."""
         self._calls: dict[int, str] = {}
+        self._empty: set[int] = set()
+        """The calls that have no arguments yet."""
 
     def start(self, model: str) -> bytes:
         self._model = model
@@ -122,7 +137,8 @@ class AGUIEncoder:
             "cachedInputTokens": usage.cached_input_tokens,
             "cacheWriteInputTokens": usage.cache_write_tokens,
         }
-        calls = [data({"type": "TOOL_CALL_END", "toolCallId": id}) for id in self._calls.values()]
+        calls = [self._arguments(index, NO_ARGUMENTS) for index in sorted(self._empty)]
+        calls += [data({"type": "TOOL_CALL_END", "toolCallId": id}) for id in self._calls.values()]
         last = data({"type": "RUN_FINISHED", **self._run, "usage": [counts]})
         return b"".join([self._switch(None), *calls, last])
 
@@ -151,16 +167,44 @@ class AGUIEncoder:
         begun = self._switch(None)
         if delta.index not in self._calls:
             self._calls[delta.index] = delta.id
+            self._empty.add(delta.index)
             called = {"toolCallId": delta.id, "toolCallName": delta.name, "parentMessageId": self._parent}
             begun += data({"type": "TOOL_CALL_START", **called})
         if not delta.arguments:
             return begun
-        id = self._calls[delta.index]
-        return begun + data({"type": "TOOL_CALL_ARGS", "toolCallId": id, "delta": delta.arguments})
+        return begun + self._arguments(delta.index, delta.arguments)
+
+    def _arguments(self, index: int, text: str) -> bytes:
+        self._empty.discard(index)
+        return data({"type": "TOOL_CALL_ARGS", "toolCallId": self._calls[index], "delta": text})
 
 
 def _id(fields: dict[str, Any], name: str) -> str:
     return read.name(fields[name], name) if name in fields else ""
+
+
+def _part(part: dict[str, Any], field: str, parts: Parts) -> None:
+    """Add a part. https://docs.ag-ui.com/sdk/js/core/multimodal-inputs, and its predecessor `binary`."""
+    match part.get("type"):
+        case "text":
+            parts.say(read.text(part.get("text"), f"{field}.text"))
+        case "image" | "document" | "audio" | "video":
+            at = f"{field}.source"
+            source = read.table(part.get("source"), at)
+            if source.get("type") == "data":
+                parts.attach(from_base64(source.get("value"), media_type(source, "mimeType", at), f"{at}.value"))
+            else:
+                parts.attach(from_url(source.get("value"), f"{at}.value", media_type(source, "mimeType", at)))
+        case "binary":
+            named = file_name(part.get("filename"), f"{field}.filename")
+            if part.get("data") is not None:
+                parts.attach(
+                    from_base64(part["data"], media_type(part, "mimeType", field), f"{field}.data", name=named)
+                )
+            else:
+                parts.attach(from_url(part.get("url"), f"{field}.url", media_type(part, "mimeType", field), name=named))
+        case _:
+            raise BadRequest("must be text, image, document or binary", field=f"{field}.type")
 
 
 def _is_said(entry: Any) -> bool:
@@ -168,7 +212,7 @@ def _is_said(entry: Any) -> bool:
 
 
 def _context(value: Any) -> str:
-    """What the page tells of itself: paragraphs."""
+    """Return the page's context as paragraphs."""
     told: list[str] = []
     for index, entry in enumerate(read.array(value, "context", read.MAX_PARTS)):
         at = f"context[{index}]"

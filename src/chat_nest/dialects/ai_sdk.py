@@ -1,7 +1,7 @@
-"""The UI message stream of the AI SDK (npm `ai` 5, 6 and 7): what `useChat` and its DefaultChatTransport speak.
+"""The UI message stream of the AI SDK (npm `ai` 5, 6 and 7), for `useChat` and its DefaultChatTransport.
 
-https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol. Its reader ends the whole chat at a chunk that it does not know, a
-delta without its start, or an empty object, so nothing else is ever sent.
+https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol. Its reader ends the whole chat at an unknown chunk, a delta without
+its start, or an empty object, so none of these is ever sent.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ from typing import Any
 
 import msgspec
 
-from chat_nest.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.errors import BadRequest, ChatError, Stopped
+from chat_nest.core.messages import ChatRequest, Format, Message, Options, Role, Tool, ToolCall
+from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
+from chat_nest.dialects import options as asked
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, run_of_texts
-from chat_nest.dialects.strict_json import is_array
+from chat_nest.dialects.media_parts import Parts, file_name, from_url, media_type
+from chat_nest.dialects.strict_json import is_array, is_object
 from chat_nest.dialects.turns import Turn, conversation, entries
-from chat_nest.errors import BadRequest, ChatError, Stopped
-from chat_nest.messages import ChatRequest, Message, Role, Tool, ToolCall
-from chat_nest.protocols import Answer, Ending, Route
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models"}
-FILES = frozenset({"file", "reasoning-file"})
-"""Parts that can't be sent on and must not be left out in silence. Any other unknown part is ignored."""
+OPTION_NAMES = {"format": "responseFormat", "stop": "stopSequences"}
+SAMPLING = {
+    "seed": "seed",
+    "top_p": "topP",
+    "top_k": "topK",
+    "frequency_penalty": "frequencyPenalty",
+    "presence_penalty": "presencePenalty",
+}
 HEADERS = (*EVENT_STREAM, (b"x-vercel-ai-ui-message-stream", b"v1"))
 
 _DONE = b"data: [DONE]\n\n"
@@ -38,16 +46,19 @@ _FINISH_REASONS: dict[FinishReason | None, str] = {
 
 
 class AISDK:
-    """`path` is the transport's `api`."""
+    """The dialect of the AI SDK. `path` is the transport's `api`."""
+
+    option_names = OPTION_NAMES
+    takes_images = True
 
     def __init__(self, path: str = "/api/ai") -> None:
         self.routes: Sequence[Route] = (Route(path=path),)
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored.
+        """Parse a body. Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
 
-        `message` may stand for `messages` of one. Of what a page adds with the transport's `body`, `profile`, `model`,
-        `system`, `tools`, `maxOutputTokens` and `temperature` are read.
+        `message` may replace a `messages` of one. A page can add fields with the transport's `body`: `profile`,
+        `model`, `system`, `tools`, `maxOutputTokens`, `temperature` and the settings of `_options` are read.
         """
         fields = read.parse_fields(body, REFUSED_FIELDS)
         turns: list[Turn] = []
@@ -65,6 +76,7 @@ class AISDK:
             max_output_tokens=read.least(fields, ("maxOutputTokens",)),
             temperature=read.temperature(fields),
             tools=_tools(fields.get("tools", {})),
+            options=_options(fields),
             chat_id=read.name(fields["id"], "id") if "id" in fields else "",
         )
 
@@ -72,12 +84,12 @@ class AISDK:
         return AISDKEncoder(run_id)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - it is in a header
-        """The page shows the whole body: a sentence."""
+        """Return the refusal as a sentence: the page shows the whole body."""
         return Answer(status=error.status, body=_sentence(error).encode(), headers=_TEXT_HTTP)
 
 
 class AISDKEncoder:
-    """One answer as one step of one message."""
+    """Encodes one answer as one step of one message."""
 
     streams = True
     headers: Sequence[tuple[bytes, bytes]] = HEADERS
@@ -113,7 +125,7 @@ class AISDKEncoder:
         return PING
 
     def fail(self, error: ChatError) -> bytes:
-        """`abort` for a run that its owner stopped: the page then keeps what it has, and shows no error."""
+        """Encode `abort` for a run that its caller stopped: the page then keeps its text, and shows no error."""
         if isinstance(error, Stopped):
             return data({"type": "abort"})
         return data({"type": "error", "errorText": error.message})
@@ -125,10 +137,13 @@ class AISDKEncoder:
             "outputTokens": usage.output_tokens,
             "totalTokens": usage.total_tokens,
         }
+        metadata: dict[str, Any] = {"usage": counts, "remaining": in_dollars(ending.remaining)}
+        if ending.signature:
+            metadata["signature"] = ending.signature
         last = {
             "type": "finish",
             "finishReason": _FINISH_REASONS.get(ending.reason, "other"),
-            "messageMetadata": {"usage": counts, "remaining": in_dollars(ending.remaining)},
+            "messageMetadata": metadata,
         }
         calls = [_called(pieces) for pieces in self._calls.values()]
         return b"".join([self._switch(None), *calls, data({"type": "finish-step"}), data(last), _DONE])
@@ -158,7 +173,7 @@ class AISDKEncoder:
 
 
 def _called(pieces: Sequence[ToolCallDelta]) -> bytes:
-    """The end of a call: its input as a value, or as the text that it is where that is not JSON."""
+    """Encode the end of a call: its input as a value, or as text if it is not JSON."""
     call = {"toolCallId": pieces[0].id, "toolName": pieces[0].name}
     text = "".join(piece.arguments for piece in pieces)
     try:
@@ -174,25 +189,29 @@ def _sentence(error: ChatError) -> str:
 
 
 def _turns(entry: Any, field: str) -> list[Turn]:
-    """A UI message as turns: an assistant's holds its calls with their results, step after step."""
+    """Return a UI message as turns: an assistant's message holds its calls with their results, step after step."""
     fields = read.table(entry, field)
     named = fields.get("role")
     role = ROLES.get(named) if type(named) is str else None
     if role is None:
         raise BadRequest("must be system, user or assistant", field=f"{field}.role")
-    if "parts" not in fields and "content" in fields:  # as version 4 had it
+    if fields.get("parts") is None and fields.get("content") is not None:  # the form of version 4
         return [(field, Message(role=role, content=read.text(fields["content"], f"{field}.content")))]
+    metadata = fields.get("metadata")
+    signature = read.signature(metadata, f"{field}.metadata") if is_object(metadata) and role == "assistant" else ""
     turns: list[Turn] = []
-    texts: list[str] = []
+    parts = Parts()
     calls: list[ToolCall] = []
     results: list[Message] = []
 
     def end_step() -> None:
-        if texts or calls or not turns:
-            turns.append((field, Message(role=role, content="\n".join(texts), tool_calls=tuple(calls))))
+        nonlocal parts
+        if parts or calls or not turns:
+            turns.append((field, parts.message(role, field, tool_calls=tuple(calls), signature=signature)))
         turns.extend((field, result) for result in results)
-        for kept in (texts, calls, results):
-            kept.clear()
+        parts = Parts()
+        calls.clear()
+        results.clear()
 
     for index, item in enumerate(read.array(fields.get("parts"), f"{field}.parts", read.MAX_PARTS)):
         at = f"{field}.parts[{index}]"
@@ -201,10 +220,11 @@ def _turns(entry: Any, field: str) -> list[Turn]:
         if kind == "text":
             if results:
                 end_step()
-            texts.append(read.text(part.get("text"), f"{at}.text"))
-        elif kind in FILES:
-            raise BadRequest("must be text: files are not accepted", field=f"{at}.type")
-        elif kind == "step-start" and (texts or calls):
+            parts.say(read.text(part.get("text"), f"{at}.text"))
+        elif kind == "file":
+            named = file_name(part.get("filename"), f"{at}.filename")
+            parts.attach(from_url(part.get("url"), f"{at}.url", media_type(part, "mediaType", at), name=named))
+        elif kind == "step-start" and (parts or calls):
             end_step()
         elif role == "assistant" and (kind == "dynamic-tool" or kind.startswith("tool-")):
             done = _result(part, at)
@@ -218,14 +238,14 @@ def _turns(entry: Any, field: str) -> list[Turn]:
 def _call(part: dict[str, Any], kind: str, field: str) -> ToolCall:
     named = part.get("toolName") if kind == "dynamic-tool" else kind.removeprefix("tool-")
     return ToolCall(
-        id=read.name(part.get("toolCallId"), f"{field}.toolCallId"),
-        name=read.name(named, f"{field}.toolName"),
+        id=read.word(part.get("toolCallId"), f"{field}.toolCallId"),
+        name=read.word(named, f"{field}.toolName"),
         arguments=read.written(part.get("input", {}), f"{field}.input"),
     )
 
 
 def _result(part: dict[str, Any], field: str) -> Message | None:
-    """What a tool gave; None where it has not, and its call is left out, which no provider takes without a result."""
+    """Return the result of a tool; None if there is none, and the call is left out, as providers require."""
     match part.get("state"):
         case "output-available":
             said = read.written(part.get("output"), f"{field}.output")
@@ -235,15 +255,35 @@ def _result(part: dict[str, Any], field: str) -> Message | None:
             said = "The user did not allow this call."
         case _:
             return None
-    return Message(role="tool", content=said, tool_call_id=read.name(part.get("toolCallId"), f"{field}.toolCallId"))
+    return Message(role="tool", content=said, tool_call_id=read.word(part.get("toolCallId"), f"{field}.toolCallId"))
+
+
+def _options(fields: dict[str, Any]) -> Options:
+    """Return the options, by the AI SDK's names. `responseFormat` is `{type: "json", schema}` or `text`."""
+    return Options(
+        format=_format(fields["responseFormat"]) if "responseFormat" in fields else None,
+        stop=asked.stops(fields, "stopSequences"),
+        **asked.sampling(fields, **SAMPLING),
+    )
+
+
+def _format(value: Any) -> Format | None:
+    chosen = read.table(value, "responseFormat")
+    if chosen.get("type") not in ("text", "json"):
+        raise BadRequest("must be text or json", field="responseFormat.type")
+    if chosen["type"] == "text":
+        return None
+    return Format() if chosen.get("schema") is None else asked.schema_format(chosen, "responseFormat")
 
 
 def _tools(value: Any) -> tuple[Tool, ...]:
-    """Tools by name, each with `description` and `parameters` or `inputSchema`, as pages send those of their own."""
+    """Return a page's own tools, by name, each with `description` and `parameters` or `inputSchema`."""
     tools: list[Tool] = []
     if is_array(value):
         raise BadRequest("must be an object: a tool for each name", field="tools")
     for name, entry in read.table(value, "tools").items():
+        if entry is None:
+            continue
         fields = read.table(entry, "tools")
         schema = "inputSchema" if "inputSchema" in fields else "parameters"
         tools.append(read.tool(name, fields.get("description"), fields.get(schema), "tools", schema))

@@ -1,25 +1,30 @@
-"""The endpoint of many a blog's chat: one message in; `chunk` events, then `done` or `error`, out.
+"""The chat endpoint of many blogs: one message in; `chunk` events, then `done` or `error`, out.
 
-With `get` it answers the browser's own EventSource, too: `GET PATH?message=...`. A GET that spends money can be caused
-by any page that a user visits, so it is off unless asked for.
+With `get` it also serves the browser's own EventSource: `GET PATH?message=...`. Any page that a user visits can cause a
+GET, and a GET here spends money, so it is off by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import parse_qs
 
-from chat_nest.deltas import Batch, TextDelta
+from chat_nest.core import header_fields
+from chat_nest.core.deltas import Batch, TextDelta
+from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, Forbidden
+from chat_nest.core.messages import ChatRequest, Message
+from chat_nest.core.protocols import Answer, Ending, Route, Scope
+from chat_nest.core.sse import event
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json
-from chat_nest.errors import BadRequest, ChatError, Forbidden
-from chat_nest.messages import ChatRequest, Message
-from chat_nest.protocols import Answer, Ending, Route, Scope
-from chat_nest.sse import event
+
+FAILED = 429
+"""From this status on the request itself was valid: a limit, this server or the provider refused it."""
 
 
 class Blog:
-    """`path` is where it answers; `get` switches GET on."""
+    """The dialect of blogs' chats, at `path`. `get` enables GET."""
 
     def __init__(self, path: str = "/chat", *, get: bool = False) -> None:
         routes = [Route(path=path)]
@@ -28,7 +33,10 @@ class Blog:
         self.routes: Sequence[Route] = tuple(routes)
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored."""
+        """Parse a body.
+
+        Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
+        """
         fields = read.parse_fields(body, read.OWN_CONNECTION)
         said = read.text(fields.get("message"), "message")
         if not said.strip():
@@ -39,27 +47,38 @@ class Blog:
         return BlogEncoder(run_id)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:
-        return Answer(status=error.status, body=as_json({**_error(error), "request_id": request_id}))
+        """Return an error event for a valid request that failed: pages of this format show events, and no status.
+
+        The id of the event stops the retries of an EventSource.
+        """
+        body = {**_error(error), "request_id": request_id}
+        if error.status < FAILED:
+            return Answer(status=error.status, body=as_json(body))
+        told = b"event: error\n%bdata: %b\n\n" % (_id_line(request_id), as_json(body))
+        return Answer(status=200, body=told, headers=EVENT_STREAM[:1])
 
 
 class BlogEncoder:
-    """One answer as chunks. Reasoning and tools are not sent."""
+    """Encodes one answer as chunks. Reasoning and tools are not sent."""
 
     streams = True
     headers: Sequence[tuple[bytes, bytes]] = EVENT_STREAM
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        self._id = b""
+        """The line with the id that the next event must have."""
 
     def start(self, model: str) -> bytes:  # noqa: ARG002 - the format has no place for it
-        """The first event's id, which an EventSource sends when it connects again: see `_from_query`."""
-        return b"id: %b\n" % self._run_id.encode()
+        """Encode the first event. Its id is sent by an EventSource that reconnects: see `_from_query`."""
+        self._id = _id_line(self._run_id)
+        return b""
 
     def encode(self, batch: Batch) -> bytes:
         pieces = [
             b'event: chunk\ndata: {"text":%b}\n\n' % as_json(delta.text) for delta in batch if type(delta) is TextDelta
         ]
-        return b"".join(pieces)
+        return self._first(b"".join(pieces)) if self._id else b"".join(pieces)
 
     def number(self, data: bytes, number: int) -> bytes:  # noqa: ARG002 - the format has no numbers
         return data
@@ -68,28 +87,40 @@ class BlogEncoder:
         return PING
 
     def fail(self, error: ChatError) -> bytes:
-        return event(b"error", as_json(_error(error)))
+        return self._first(event(b"error", as_json(_error(error))))
 
-    def finish(self, ending: Ending) -> bytes:  # noqa: ARG002 - nothing of it is told
-        return event(b"done", b"{}")
+    def finish(self, ending: Ending) -> bytes:  # noqa: ARG002 - nothing of it is sent
+        return self._first(event(b"done", b"{}"))
+
+    def _first(self, events: bytes) -> bytes:
+        """Put the id into the first event, after its name: some readers expect the name first."""
+        name, newline, rest = events.partition(b"\n")
+        if not newline:
+            return events
+        told, self._id = self._id, b""
+        return b"%b\n%b%b" % (name, told, rest)
 
 
-def _error(error: ChatError) -> dict[str, str]:
+def _id_line(id: str) -> bytes:
+    return b"id: %b\n" % id.encode()
+
+
+def _error(error: ChatError) -> dict[str, Any]:
     said = f"{error.field} {error.message}" if isinstance(error, BadRequest) and error.field else error.message
-    return {"error": said, "code": error.code}
+    details = {"challenge": error.challenge} if isinstance(error, ChallengeRequired) else {}
+    return {"error": said, "code": error.code, **details}
 
 
 def _from_query(scope: Scope) -> bytes | None:
-    """The body of the POST that would ask the same.
+    """Return the body of the equivalent POST.
 
-    An EventSource asks again whenever a connection ends, an answer's own end too, and then sends the last id it had:
-    that never is a new question, and 204 makes it stop. What a browser fetches for an image, a frame or a script, on
-    any page, spends nothing.
+    An EventSource reconnects whenever a connection ends, even after a complete answer, and then sends the last id it
+    got. That is never a new question, and 204 ends it. A request that a browser makes for an image, a frame or a
+    script, on any page, spends nothing.
     """
-    headers = {bytes(key).lower(): bytes(value) for key, value in scope["headers"]}
-    if b"last-event-id" in headers:
+    if header_fields.value(scope, b"last-event-id") is not None:
         return None
-    if headers.get(b"sec-fetch-dest", b"empty") != b"empty":
+    if (header_fields.value(scope, b"sec-fetch-dest") or b"empty") != b"empty":
         raise Forbidden("Only an EventSource or a fetch may ask here")
     try:
         given = parse_qs(

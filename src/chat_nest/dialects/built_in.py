@@ -1,24 +1,27 @@
-"""The dialects that come with Chat Nest, by the name that a configuration calls them: each takes its path, if any."""
+"""The built-in dialects, by their name in the configuration. Each takes an optional path."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Literal
 
+from chat_nest.core.protocols import Dialect
 from chat_nest.dialects.ag_ui import AGUI
 from chat_nest.dialects.ai_sdk import AISDK
 from chat_nest.dialects.anthropic import Anthropic
 from chat_nest.dialects.blog import Blog
 from chat_nest.dialects.native import Native
 from chat_nest.dialects.openai import OpenAI
-from chat_nest.protocols import Dialect
+from chat_nest.dialects.responses import Responses
 
-DialectName = Literal["native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog"]
+DialectName = Literal["native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", "blog"]
 
 DIALECTS: Mapping[str, Callable[..., Dialect]] = {
     "native": Native,
     "openai": OpenAI,
+    "responses": Responses,
     "ai_sdk": AISDK,
     "ag_ui": AGUI,
     "anthropic": Anthropic,
@@ -27,12 +30,24 @@ DIALECTS: Mapping[str, Callable[..., Dialect]] = {
 
 
 def named(dialect: Dialect | DialectName) -> Dialect:
-    """The dialect with this name, at its own path. Raises ValueError, which lists the names, for another."""
+    """Return the dialect with this name, at its default path.
+
+    Raises ValueError, which lists the names, for another name.
+    """
     if not isinstance(dialect, str):
         return dialect
     if dialect not in DIALECTS:
-        near = get_close_matches(dialect, DIALECTS, n=1)
+        near = get_close_matches(re.sub(r"[\s-]+", "_", dialect.strip().lower()), DIALECTS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         msg = f"there is no dialect {dialect!r}: {hint}there are {', '.join(DIALECTS)}"
         raise ValueError(msg)
     return DIALECTS[dialect]()
+
+
+def name_of(dialect: Dialect) -> str:
+    """Return the name of a built-in dialect, and the class of any other, for logs and metrics."""
+    kind = type(dialect)
+    return _NAMES.get(kind) or kind.__name__
+
+
+_NAMES: Mapping[object, str] = {kind: name for name, kind in DIALECTS.items()}

@@ -1,17 +1,24 @@
-"""An answer that is sent whole: what a dialect's JSON body is made of."""
+"""The pieces of an answer that is sent whole, for the JSON body of a dialect."""
 
 from __future__ import annotations
 
-from chat_nest.deltas import Batch, ReasoningDelta, TextDelta, ToolCallDelta
-from chat_nest.messages import ToolCall
+from chat_nest.core.deltas import Batch, ReasoningDelta, SignatureDelta, TextDelta, ToolCallDelta
+from chat_nest.core.messages import Thought, ToolCall
+
+NO_ARGUMENTS = "{}"
+"""The arguments of a call without any, in every format: clients parse this text."""
 
 
 class Collected:
-    """Keeps an answer's pieces. It grows no further than the answer's cap of output tokens lets it."""
+    """Collects the pieces of an answer, up to the answer's cap of output tokens."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._thoughts: list[Thought] = []
+        """The signed and the hidden ones."""
+        self._signed = 0
+        """The number of pieces of reasoning that are part of a signed thought."""
         self._calls: dict[int, list[ToolCallDelta]] = {}
 
     def add(self, batch: Batch) -> None:
@@ -20,6 +27,10 @@ class Collected:
                 self._text.append(delta.text)
             elif isinstance(delta, ReasoningDelta):
                 self._reasoning.append(delta.text)
+            elif isinstance(delta, SignatureDelta):
+                thought = "" if delta.redacted else "".join(self._reasoning[self._signed :])
+                self._signed = self._signed if delta.redacted else len(self._reasoning)
+                self._thoughts.append(Thought(text=thought, signature=delta.signature, redacted=delta.redacted))
             elif isinstance(delta, ToolCallDelta):
                 self._calls.setdefault(delta.index, []).append(delta)
 
@@ -32,8 +43,18 @@ class Collected:
         return "".join(self._reasoning)
 
     @property
+    def thoughts(self) -> list[Thought]:
+        """Return the reasoning in thoughts, in order; the last one has no signature if none came for it."""
+        rest = "".join(self._reasoning[self._signed :])
+        return [*self._thoughts, *([Thought(text=rest)] if rest else [])]
+
+    @property
     def calls(self) -> list[ToolCall]:
         return [
-            ToolCall(id=pieces[0].id, name=pieces[0].name, arguments="".join(piece.arguments for piece in pieces))
+            ToolCall(
+                id=pieces[0].id,
+                name=pieces[0].name,
+                arguments="".join(piece.arguments for piece in pieces).strip() or NO_ARGUMENTS,
+            )
             for pieces in self._calls.values()
         ]

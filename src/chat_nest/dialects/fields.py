@@ -1,4 +1,4 @@
-"""Fields that several dialects read. What breaks a rule raises BadRequest: the field and the rule, never the value."""
+"""Fields that several dialects read. A wrong one raises BadRequest with the field and the rule, never the value."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from chat_nest.core.errors import BadRequest
+from chat_nest.core.held_text import Held, restored
+from chat_nest.core.messages import Tool
 from chat_nest.dialects.strict_json import flaw, is_array, is_object, parse_object
-from chat_nest.errors import BadRequest
-from chat_nest.messages import Tool
 
 MAX_PARTS = 1_000
-"""Of one message."""
+"""The most parts of one message."""
 MAX_TOOLS = 128
 MAX_NAME = 256
-"""Characters of an id or a name."""
+"""The most characters of an id or a name."""
 
 OWN_CONNECTION = frozenset(
     [
@@ -25,14 +26,15 @@ OWN_CONNECTION = frozenset(
         *("callback", "callback_url", "image_url"),
     ]
 )
-"""What would choose a provider or open a connection."""
+"""Fields that would choose a provider or open a connection."""
 
+DIGITS = re.compile(r"[0-9]{1,15}")
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder(enc_hook=restored).encode
 
 
 def parse_fields(body: bytes, refused: Collection[str]) -> dict[str, Any]:
-    """The body's fields without those that are null, which is as good as absent."""
+    """Return the fields of the body, without those that are null: null means absent."""
     fields = {name: value for name, value in parse_object(body).items() if value is not None}
     refuse(fields, refused)
     return fields
@@ -44,18 +46,22 @@ def refuse(fields: Mapping[str, Any], refused: Collection[str]) -> None:
             raise BadRequest("is not accepted from a client", field=name)
 
 
-def positive(fields: Mapping[str, Any], name: str) -> int | None:
+def positive(fields: Mapping[str, Any], name: str, *, written: bool = False) -> int | None:
+    """Return a positive integer, also from 1e3 or 8000.0; if `written`, also from decimal digits in a string."""
     if name not in fields:
         return None
     value = fields[name]
+    if (type(value) is float and value.is_integer()) or (written and type(value) is str and DIGITS.fullmatch(value)):
+        value = int(value)
     if type(value) is not int or value < 1:
         raise BadRequest("must be a positive integer", field=name)
     return value
 
 
-def least(fields: Mapping[str, Any], names: Sequence[str]) -> int | None:
-    """The smallest of the positive integers with these names; None without any."""
-    return min([limit for name in names if (limit := positive(fields, name)) is not None], default=None)
+def least(fields: Mapping[str, Any], names: Sequence[str], *, written: bool = False) -> int | None:
+    """Return the smallest of the positive integers with these names; None if there is none."""
+    found = [positive(fields, name, written=written) for name in names]
+    return min([limit for limit in found if limit is not None], default=None)
 
 
 def temperature(fields: Mapping[str, Any]) -> float | None:
@@ -68,7 +74,7 @@ def temperature(fields: Mapping[str, Any]) -> float | None:
 
 
 def switch(fields: Mapping[str, Any], name: str) -> bool:
-    """True or false; false where it is left out."""
+    """Return true or false; false if the field is absent."""
     value = fields.get(name, False)
     if type(value) is not bool:
         raise BadRequest("must be true or false", field=name)
@@ -76,19 +82,38 @@ def switch(fields: Mapping[str, Any], name: str) -> bool:
 
 
 def text(value: Any, field: str) -> str:
+    """Return a string to send on. A NUL becomes U+FFFD: models write some, and not every provider accepts them."""
+    if type(value) is Held:
+        value = restored(value)
     if type(value) is not str:
         raise BadRequest("must be a string", field=field)
     if rule := flaw(value):
         raise BadRequest(rule, field=field)
-    return value
+    return value.replace("\x00", "\ufffd")
 
 
 def name(value: Any, field: str) -> str:
-    """An id or a name: a short string."""
+    """Return an id or a name: a short string."""
+    if type(value) is str and "\x00" in value:
+        raise BadRequest("must not contain NUL", field=field)
     named = text(value, field)
     if not 1 <= len(named) <= MAX_NAME:
         raise BadRequest(f"must have from 1 to {MAX_NAME} characters", field=field)
     return named
+
+
+def signature(fields: Mapping[str, Any], field: str) -> str:
+    """Return the signature of an earlier answer; an empty string if it has none."""
+    value = fields.get("signature")
+    return "" if value is None else name(value, f"{field}.signature")
+
+
+def word(value: Any, field: str) -> str:
+    """Return an id or a name of a call in the history. A model chose it, so it may be of any length."""
+    said = text(value, field)
+    if not said:
+        raise BadRequest("must not be empty", field=field)
+    return said
 
 
 def model(fields: Mapping[str, Any]) -> str | None:
@@ -110,8 +135,8 @@ def table(value: Any, field: str) -> dict[str, Any]:
 
 
 def written(value: Any, field: str) -> str:
-    """A JSON value as text, as a model would write it; a string stays what it is."""
-    if type(value) is str:
+    """Return a JSON value as text, as a model would write it; a string is returned unchanged."""
+    if type(value) is str or type(value) is Held:
         return text(value, field)
     try:
         return _encode(value).decode()
@@ -119,19 +144,20 @@ def written(value: Any, field: str) -> str:
         raise BadRequest("must not contain half of a surrogate pair", field=field) from None
 
 
-def tool(named: Any, description: Any, parameters: Any, field: str, schema: str) -> Tool:
-    """A tool whose description and parameters may be None; `schema` is what the dialect calls the parameters."""
+def tool(named: Any, description: Any, parameters: Any, field: str, schema: str, *, strict: bool | None = None) -> Tool:
+    """Return a tool. Description and parameters may be None; `schema` is the dialect's name for the parameters."""
     if type(named) is not str or not TOOL_NAME.fullmatch(named):
         raise BadRequest("must be 1 to 64 letters, digits, - _ and .", field=f"{field}.name")
     said = "" if description is None else text(description, f"{field}.description")
     if parameters is None:
-        return Tool(name=named, description=said)
+        return Tool(name=named, description=said, strict=strict)
     at = f"{field}.{schema}"
-    return Tool(name=named, description=said, parameters=Raw(written(table(parameters, at), at).encode()))
+    schema_text = Raw(written(table(parameters, at), at).encode())
+    return Tool(name=named, description=said, parameters=schema_text, strict=strict)
 
 
 def choice(chosen: str, tools: Sequence[Tool], field: str) -> str:
-    """A choice of a tool as ChatRequest has it, if it can be met."""
+    """Return a choice of a tool in the form of ChatRequest, if the tools can satisfy it."""
     kind, _, named = chosen.partition(":")
     if (kind == "tool" and named not in [tool.name for tool in tools]) or (kind == "required" and not tools):
         raise BadRequest("must choose among the tools of the request", field=field)

@@ -1,16 +1,18 @@
-"""What several dialects write: JSON text, the headers of a stream, and the wish not to be asked again."""
+"""Output that several dialects share: JSON text, the headers of a stream, and headers against retries."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from chat_nest.deltas import Batch, TextDelta
-from chat_nest.errors import ChatError, LimitExceeded
-from chat_nest.usage import NANO
+from chat_nest.core.deltas import Batch, TextDelta
+from chat_nest.core.errors import ChatError, LimitExceeded
+from chat_nest.core.usage import NANO
 
 EVENT_STREAM = (
     (b"content-type", b"text/event-stream"),
@@ -19,13 +21,16 @@ EVENT_STREAM = (
 )
 JSON = ((b"content-type", b"application/json"),)
 PING = b": ping\n"
-"""A comment with one LF: the official Python client of OpenAI takes a blank line behind it for an empty event."""
+"""A comment with one LF: OpenAI's official Python client takes a blank line after it for an empty event."""
+
+LONGEST_WAIT = 60.0
+"""Seconds. The longest wait in Retry-After; for a longer wait the client gets the date."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def as_json(value: Any) -> bytes:
-    """JSON in one line. Half of a surrogate pair, which UTF-8 has not, is escaped."""
+    """Encode JSON in one line. Half of a surrogate pair, which UTF-8 can't carry, is escaped."""
     try:
         return _encode(value)
     except UnicodeEncodeError:
@@ -33,9 +38,10 @@ def as_json(value: Any) -> bytes:
 
 
 def run_of_texts(batch: Batch, head: bytes, tail: bytes) -> bytes:
-    """An event for each piece of a batch that is nothing but text, which nearly all are; else nothing.
+    """Return an event for each piece of a batch of several texts; nothing for any other batch.
 
-    `head` and `tail` stand around the JSON text of each piece. For a batch of several: one is done sooner without.
+    Most batches have only text. `head` and `tail` surround the JSON text of each piece. A single text is faster without
+    this function.
     """
     texts = [delta.text for delta in batch if type(delta) is TextDelta]
     if len(texts) != len(batch):
@@ -47,20 +53,32 @@ def run_of_texts(batch: Batch, head: bytes, tail: bytes) -> bytes:
 
 
 def data(value: Any) -> bytes:
-    """An event without a name."""
+    """Return an event without a name."""
     return b"data: %b\n\n" % as_json(value)
 
 
 def in_dollars(remaining: Mapping[str, int]) -> dict[str, float]:
-    """What is left of each limit, by name, with those of money in dollars."""
+    """Return what is left of each limit, by name; limits of money are in dollars."""
     return {name: left / NANO if name.startswith("usd_") else left for name, left in remaining.items()}
 
 
-def retry_headers(error: ChatError) -> tuple[tuple[bytes, bytes], ...]:
-    """What keeps the official clients of OpenAI and Anthropic from asking again at once, three times in all.
+FAILED_DEPENDENCY = 424
+"""For a failure that may have been billed, before a whole answer: clients retry after 408, 409, 429 and 5xx."""
 
-    They do so after a 429 or a 5xx; here a limit is one for a minute or a day, and says itself how long to wait.
+
+def retry_headers(error: ChatError) -> tuple[tuple[bytes, bytes], ...]:
+    """Return headers that stop the retries of OpenAI's and Anthropic's official clients.
+
+    These clients try three times in all after a 429 or a 5xx. A limit here lasts for a minute or a day, and the
+    response has the time to wait.
     """
-    if isinstance(error, LimitExceeded) or not error.retryable:
+    if isinstance(error, LimitExceeded) or not error.retryable or error.billed:
         return ((b"x-should-retry", b"false"),)
     return ()
+
+
+def reset_date(error: ChatError) -> str:
+    """Return when the limit that refused resets, if that is too late for Retry-After: RFC 3339, UTC; else nothing."""
+    if not isinstance(error, LimitExceeded) or (error.retry_after or 0.0) <= LONGEST_WAIT or not error.resets_at:
+        return ""
+    return datetime.fromtimestamp(math.ceil(error.resets_at), UTC).isoformat().replace("+00:00", "Z")

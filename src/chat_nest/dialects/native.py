@@ -9,52 +9,65 @@ from typing import Any
 
 import msgspec
 
-from chat_nest.deltas import Batch, TextDelta
+from chat_nest.core.deltas import Batch, TextDelta
+from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
+from chat_nest.core.messages import ChatRequest, Message
+from chat_nest.core.protocols import Answer, Ending, Route
+from chat_nest.core.usage import NANO
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.frames import EVENT_STREAM, in_dollars
-from chat_nest.dialects.strict_json import flaw, is_object, parse_object
+from chat_nest.dialects.media_parts import openai_part, read_parts
+from chat_nest.dialects.strict_json import is_object, parse_object
 from chat_nest.dialects.turns import ROLES, entries
-from chat_nest.errors import BadRequest, ChatError, LimitExceeded
-from chat_nest.messages import ChatRequest, Message
-from chat_nest.protocols import Answer, Ending, Route
-from chat_nest.usage import NANO
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {
     *("model", "models", "tools", "tool_choice", "functions", "function_call"),
     *("n", "best_of", "logprobs", "top_logprobs", "logit_bias"),
 }
-"""What would choose a provider or a model, open a connection, or cost what no limit sees."""
+"""Fields that would choose a provider or a model, open a connection, or cost what no limit counts."""
 
 OUTPUT_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+MISSING = object()
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Native:
-    """The native dialect, byte-compatible with the clients of the npm package chat-nest-server 1.x."""
+    """The native dialect, byte-compatible with the clients of the npm package chat-nest-server 1.x.
+
+    `content` may also be an array of parts, as in OpenAI's chat completions.
+    """
+
+    takes_images = True
 
     def __init__(self, path: str = "/api/chat") -> None:
-        self.routes: Sequence[Route] = (Route(path=path),)
+        self.routes: Sequence[Route] = (Route(path=path, any_case=True),)
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored."""
-        fields = parse_object(body)
-        read.refuse(fields, REFUSED_FIELDS)
+        """Parse a body.
+
+        Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
+        """
+        given = parse_object(body)
+        read.refuse(given, REFUSED_FIELDS)  # null too: none of them is ever valid here
+        fields = {name: value for name, value in given.items() if value is not None}
         return ChatRequest(
             messages=_messages(fields),
             profile=_profile(fields),
-            system_prompt=_system_prompt(fields),
-            tokens_per_day=read.positive(fields, "dailyTokenLimit"),
-            tokens_per_request=read.positive(fields, "maxTokensPerRequest"),
-            max_output_tokens=read.least(fields, OUTPUT_FIELDS),
+            system_prompt=read.text(fields.get("systemPrompt", ""), "systemPrompt") or None,
+            tokens_per_day=read.positive(fields, "dailyTokenLimit", written=True),
+            tokens_per_request=read.positive(fields, "maxTokensPerRequest", written=True),
+            max_output_tokens=read.least(fields, OUTPUT_FIELDS, written=True),
             temperature=read.temperature(fields),
+            chat_id=read.name(fields["conversation"], "conversation") if "conversation" in fields else "",
         )
 
-    def encoder(self, request: ChatRequest, run_id: str) -> NativeEncoder:  # noqa: ARG002 - nothing here depends on it
-        return NativeEncoder(run_id)
+    def encoder(self, request: ChatRequest, run_id: str) -> NativeEncoder:
+        return NativeEncoder(run_id, request.ladder_below)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:
-        """`error` is the text that pages show; the fields behind it are for programs."""
+        """Return the refusal. Pages show the text in `error`; the fields after it are for programs."""
         text = error.message
         details: dict[str, Any] = {}
         if isinstance(error, BadRequest):
@@ -62,22 +75,26 @@ class Native:
             text = "Invalid messages payload" if about_messages else error.text
             details = {"field": error.field, "detail": error.message} if error.field else {"detail": error.message}
         elif isinstance(error, LimitExceeded):
-            details = {"limit": error.limit, "scope": error.scope}
+            details = {"limit": error.limit, "scope": error.scope, **_left(error)}
+        elif isinstance(error, ChallengeRequired):
+            details = {"challenge": error.challenge}
         body = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
         return Answer(status=error.status, body=_encode(body))
 
 
 class NativeEncoder:
-    """One answer as native events. Reasoning and tools are not sent."""
+    """Encodes one answer as native events. Reasoning and tools are not sent."""
 
     streams = True
     headers: Sequence[tuple[bytes, bytes]] = EVENT_STREAM
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, ladder_below: float | None = None) -> None:
         self._run_id = run_id
+        self._ladder_below = ladder_below
 
     def start(self, model: str) -> bytes:
-        return _event(b"start", {"id": self._run_id, "model": model})
+        rung = {} if self._ladder_below is None else {"ladder_below": self._ladder_below}
+        return _event(b"start", {"id": self._run_id, "model": model, **rung})
 
     def encode(self, batch: Batch) -> bytes:
         if len(batch) == 1 and type(batch[0]) is TextDelta:  # a paced token: half a microsecond of 40
@@ -85,8 +102,11 @@ class NativeEncoder:
         return b"".join([_token(delta.text) for delta in batch if type(delta) is TextDelta])
 
     def number(self, data: bytes, number: int) -> bytes:
-        """In the last event: who has read it has read them all."""
+        """Put the number into the last event: a reader that has it has all of the batch."""
         return data and b"%bid: %b-%d\n\n" % (data[:-1], self._run_id.encode(), number)
+
+    def queued(self, position: int, estimate: int | None) -> bytes:
+        return _event(b"queued", {"position": position, "estimate_seconds": estimate})
 
     def heartbeat(self) -> bytes:
         return b"event: ping\ndata: \n\n"
@@ -109,8 +129,12 @@ class NativeEncoder:
             "source": ending.source,
             "remaining": in_dollars(ending.remaining),
         }
+        if ending.signature:
+            answer["signature"] = ending.signature
         if ending.dropped_messages:
             answer["dropped_messages"] = ending.dropped_messages
+        if ending.dropped_images:
+            answer["dropped_images"] = ending.dropped_images
         return _event(b"done", answer)
 
 
@@ -121,8 +145,17 @@ def _event(name: bytes, data: dict[str, Any]) -> bytes:
 def _token(text: str) -> bytes:
     try:
         return b"event: token\ndata: %b\n\n" % _encode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair; JSON can carry it escaped
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry only escaped
         return b"event: token\ndata: %b\n\n" % json.dumps(text).encode()
+
+
+def _left(error: LimitExceeded) -> dict[str, float]:
+    """Return what is left and what is needed, in tokens or dollars, if a shorter request may fit."""
+    if not error.needed:
+        return {}
+    one = NANO if error.unit == "nanousd" else 1
+    left, needed = (amount if one == 1 else amount / one for amount in (error.room, error.needed))
+    return {"remaining": left, "needed": needed}
 
 
 def _wait(error: ChatError) -> dict[str, int]:
@@ -135,9 +168,9 @@ def _messages(fields: dict[str, Any]) -> tuple[Message, ...]:
     last = len(messages) - 1
     if messages[last].role != "user":
         raise BadRequest("the last message must be from the user", field=f"messages[{last}].role")
-    if not messages[last].content.strip():
+    if not (messages[last].content.strip() or messages[last].attachments):
         raise BadRequest("the last message must not be blank", field=f"messages[{last}].content")
-    # An answer that was cancelled before its first token; providers refuse empty ones.
+    # An answer that was cancelled before its first token. Providers refuse empty messages.
     return tuple(message for message in messages if message.role != "assistant" or message.content.strip())
 
 
@@ -148,26 +181,14 @@ def _message(entry: Any, index: int) -> Message:
     role = ROLES.get(named) if type(named) is str else None
     if role is None:
         raise BadRequest("must be user or assistant", field=f"messages[{index}].role")
-    content = entry.get("content")
-    if type(content) is not str:
+    said = entry.get("content", MISSING)
+    if said is MISSING:
         raise BadRequest("must be a string", field=f"messages[{index}].content")
-    if rule := flaw(content):
-        raise BadRequest(rule, field=f"messages[{index}].content")
-    return Message(role=role, content=content)
-
-
-def _system_prompt(fields: dict[str, Any]) -> str | None:
-    text = fields.get("systemPrompt", "")
-    if type(text) is not str:
-        raise BadRequest("must be a string", field="systemPrompt")
-    if rule := flaw(text):
-        raise BadRequest(rule, field="systemPrompt")
-    return text or None
+    parts = read_parts("" if said is None else said, f"messages[{index}].content", openai_part)
+    return parts.message(role, f"messages[{index}].content", signature=read.signature(entry, f"messages[{index}]"))
 
 
 def _profile(fields: dict[str, Any]) -> str | None:
-    """`profile`, else `aiUsageProfile`; what is not a string is no choice."""
-    name = fields.get("profile")
-    if name is None:
-        name = fields.get("aiUsageProfile")
+    """Return `profile`, else `aiUsageProfile`. A value that is not a string is ignored."""
+    name = fields.get("profile", fields.get("aiUsageProfile"))
     return name if isinstance(name, str) else None

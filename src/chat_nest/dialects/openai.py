@@ -1,42 +1,38 @@
-"""OpenAI's chat completions, for everything that speaks to an OpenAI-compatible server.
+"""OpenAI's chat completions, for clients of OpenAI-compatible servers.
 
-https://platform.openai.com/docs/api-reference/chat. No `event:`, `id:` or `retry:` line and no empty `data:` is ever
-sent: the official clients parse the data of every event that a blank line ends.
+https://platform.openai.com/docs/api-reference/chat. The stream has no `event:`, `id:` or `retry:` lines and no empty
+`data:`, because the official clients parse the data of every event that a blank line ends.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from chat_nest.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.claims import Quota
+from chat_nest.core.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.errors import BadRequest, ChatError, NotFound
+from chat_nest.core.messages import ChatRequest, Options, Tool
+from chat_nest.core.protocols import Answer, Encoder, Ending, Now, Route
+from chat_nest.core.usage import Usage
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.collected import Collected
-from chat_nest.dialects.frames import EVENT_STREAM, JSON, PING, as_json, data, retry_headers, run_of_texts
+from chat_nest.dialects import options as asked
+from chat_nest.dialects.collected import NO_ARGUMENTS, Collected
+from chat_nest.dialects.frames import EVENT_STREAM, JSON, LONGEST_WAIT, PING, as_json, data, run_of_texts
+from chat_nest.dialects.openai_refusals import error_body, quota_headers, refusal
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
-from chat_nest.errors import (
-    BadRequest,
-    BudgetExceeded,
-    ChatError,
-    Forbidden,
-    LimitExceeded,
-    NotFound,
-    RequestTooLarge,
-    Unauthorized,
-)
-from chat_nest.limits import Quota
-from chat_nest.messages import ChatRequest, Tool
-from chat_nest.protocols import Answer, Encoder, Ending, Now, Route
-from chat_nest.usage import Usage
 
-REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "functions", "function_call", "logit_bias", "top_logprobs", "audio"}
-"""What would choose a provider, open a connection, or cost what no limit sees. Any other parameter is ignored."""
-ONLY = {"n": 1, "best_of": 1, "logprobs": False, "modalities": ["text"], "response_format": {"type": "text"}}
-"""The one value that is accepted of these: what they are without being said."""
+REFUSED_FIELDS = read.OWN_CONNECTION | {
+    *("models", "functions", "function_call", "logit_bias", "top_logprobs", "audio", "web_search_options"),
+}
+"""Fields that would choose a provider, open a connection, or cost what no limit counts. Others are ignored."""
+ONLY = {"n": 1, "best_of": 1, "logprobs": False, "modalities": ["text"]}
+"""The only accepted value of these fields, which is also their default."""
 OUTPUT_FIELDS = ("max_tokens", "max_completion_tokens")
+OPTION_NAMES = {"format": "response_format", "parallel_calls": "parallel_tool_calls"}
+SAMPLING = {name: name for name in ("seed", "top_p", "top_k", "frequency_penalty", "presence_penalty")}
 
 _DONE = b"data: [DONE]\n\n"
 _TAIL = b'},"finish_reason":null}]}\n\n'
@@ -48,7 +44,11 @@ _FINISH_REASONS: dict[FinishReason | None, str] = {
 
 
 class OpenAI:
-    """`path` is where the `base_url` of an OpenAI client ends; `now` is the clock of `created`."""
+    """The dialect of chat completions. The `base_url` of a client ends with `path`; `now` is the clock of `created`."""
+
+    option_names = OPTION_NAMES
+    takes_images = True
+    longest_wait = LONGEST_WAIT
 
     def __init__(self, path: str = "/v1", *, now: Now = time.time) -> None:
         path = path.rstrip("/")
@@ -59,7 +59,10 @@ class OpenAI:
         self._now = now
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises BadRequest, which names the field and the rule and never the value. Unknown fields are ignored."""
+        """Parse a body.
+
+        Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
+        """
         fields = read.parse_fields(body, REFUSED_FIELDS)
         for name, only in ONLY.items():
             if name in fields and (fields[name] != only or type(fields[name]) is not type(only)):
@@ -74,6 +77,7 @@ class OpenAI:
             temperature=read.temperature(fields),
             tools=tools,
             tool_choice=_tool_choice(fields.get("tool_choice", "auto"), tools),
+            options=_options(fields),
             stream=read.switch(fields, "stream"),
             include_usage=options.get("include_usage") is True,
         )
@@ -84,21 +88,11 @@ class OpenAI:
             return OpenAIEncoder(run_id, created, include_usage=request.include_usage)
         return OpenAIWhole(run_id, created)
 
-    def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - it is in a header, as OpenAI has it
-        status = 400 if isinstance(error, RequestTooLarge) else error.status
-        return Answer(status=status, body=as_json(_error(error)), headers=(*JSON, *retry_headers(error)))
+    def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - OpenAI sends it in a header
+        return refusal(error)
 
     def quota_headers(self, quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
-        """The caller's tightest limit of requests, and that of tokens, in OpenAI's headers."""
-        headers: list[tuple[bytes, bytes]] = []
-        for unit in ("requests", "tokens"):
-            of_unit = [each for each in quotas if each.line.unit == unit and each.line.kind != "request"]
-            tightest = min((each for each in of_unit if each.line.scope == "caller"), key=_room, default=None)
-            if tightest is not None:
-                told = {"limit": str(tightest.line.limit), "remaining": str(tightest.room)}
-                told["reset"] = _duration(tightest.resets_in)
-                headers += [(f"x-ratelimit-{name}-{unit}".encode(), said.encode()) for name, said in told.items()]
-        return headers
+        return quota_headers(quotas)
 
     def _models(self, names: Sequence[str], below: str) -> Answer:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "chat-nest"} for name in names]
@@ -111,7 +105,7 @@ class OpenAI:
 
 
 class OpenAIEncoder:
-    """One answer as chunks. Reasoning goes where most servers put it, in `reasoning_content`."""
+    """Encodes one answer as chunks. Reasoning is in `reasoning_content`, as most servers have it."""
 
     streams = True
     headers: Sequence[tuple[bytes, bytes]] = EVENT_STREAM
@@ -122,6 +116,8 @@ class OpenAIEncoder:
         self._include_usage = include_usage
         self._head = b""
         self._text_head = b""
+        self._calls: dict[int, bool] = {}
+        """Whether each call has arguments."""
 
     def start(self, model: str) -> bytes:
         known = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": model}
@@ -139,6 +135,7 @@ class OpenAIEncoder:
             elif type(delta) is ReasoningDelta:
                 pieces.append(self._chunk({"reasoning_content": delta.text}))
             elif type(delta) is ToolCallDelta:
+                self._calls[delta.index] = bool(delta.arguments) or self._calls.get(delta.index, False)
                 pieces.append(self._chunk({"tool_calls": [_call_piece(delta)]}))
         return b"".join(pieces)
 
@@ -149,10 +146,12 @@ class OpenAIEncoder:
         return PING
 
     def fail(self, error: ChatError) -> bytes:
-        return data(_error(error))
+        return data(error_body(error))
 
     def finish(self, ending: Ending) -> bytes:
-        last = self._chunk({}, _FINISH_REASONS.get(ending.reason, "stop"))
+        empty = [ToolCallDelta(index, NO_ARGUMENTS) for index, has_some in self._calls.items() if not has_some]
+        last = b"".join([self._chunk({"tool_calls": [_call_piece(delta)]}) for delta in empty])
+        last += self._chunk({}, _FINISH_REASONS.get(ending.reason, "stop"))
         if not self._include_usage:
             return last + _DONE
         return b'%b%b"choices":[],"usage":%b}\n\n%b' % (last, self._head, as_json(_usage(ending.usage)), _DONE)
@@ -163,7 +162,7 @@ class OpenAIEncoder:
 
 
 class OpenAIWhole:
-    """One answer as one JSON object."""
+    """Encodes one answer as one JSON object."""
 
     streams = False
     headers: Sequence[tuple[bytes, bytes]] = JSON
@@ -189,7 +188,7 @@ class OpenAIWhole:
         return b""
 
     def fail(self, error: ChatError) -> bytes:
-        return as_json(_error(error))
+        return as_json(error_body(error))
 
     def finish(self, ending: Ending) -> bytes:
         answer = self._answer
@@ -202,7 +201,7 @@ class OpenAIWhole:
                 {
                     "id": call.id,
                     "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments or "{}"},
+                    "function": {"name": call.name, "arguments": call.arguments},
                 }
                 for call in calls
             ]
@@ -224,21 +223,6 @@ class OpenAIWhole:
         )
 
 
-def _room(quota: Quota) -> int:
-    return quota.room
-
-
-def _duration(seconds: float) -> str:
-    """As OpenAI writes a time: 120ms, 7.5s, 6m0s, 23h59m59s."""
-    if not 0 < seconds < math.inf:
-        return "0s"
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1_000)}ms"
-    minutes, rest = divmod(math.ceil(seconds * 1_000) / 1_000, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}h" * (hours > 0) + f"{minutes}m" * (hours + minutes > 0) + f"{round(rest, 3):g}s"
-
-
 def _call_piece(delta: ToolCallDelta) -> dict[str, Any]:
     if not delta.id:
         return {"index": delta.index, "function": {"arguments": delta.arguments}}
@@ -256,27 +240,6 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _error(error: ChatError) -> dict[str, Any]:
-    message, kind, code, param = error.message, "invalid_request_error", error.code, None
-    if isinstance(error, BudgetExceeded):
-        kind = code = "insufficient_quota"
-    elif isinstance(error, RequestTooLarge):
-        code = "context_length_exceeded"
-    elif isinstance(error, LimitExceeded):
-        kind, code = "rate_limit_error", "rate_limit_exceeded"
-    elif isinstance(error, BadRequest):
-        param = error.field or None
-        code = "model_not_found" if param == "model" else code
-        message = f"{param}: {message}" if param else message
-    elif isinstance(error, Unauthorized):
-        kind, code = "authentication_error", "invalid_api_key"
-    elif isinstance(error, Forbidden):
-        kind = "permission_error"
-    elif error.status >= 500:
-        kind = "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 def _tools(fields: dict[str, Any]) -> tuple[Tool, ...]:
     tools: list[Tool] = []
     for index, entry in enumerate(read.array(fields.get("tools", []), "tools", read.MAX_TOOLS)):
@@ -286,10 +249,22 @@ def _tools(fields: dict[str, Any]) -> tuple[Tool, ...]:
             raise BadRequest("must be function", field=f"{at}.type")
         at = f"{at}.function"
         function = read.table(offered.get("function"), at)
-        tools.append(
-            read.tool(function.get("name"), function.get("description"), function.get("parameters"), at, "parameters")
-        )
+        named, description, parameters = (function.get(name) for name in ("name", "description", "parameters"))
+        strict = asked.strictness(function, at)
+        tools.append(read.tool(named, description, parameters, at, "parameters", strict=strict))
     return tuple(tools)
+
+
+def _options(fields: dict[str, Any]) -> Options:
+    chosen = fields.get("response_format")
+    return Options(
+        format=None if chosen is None else asked.json_format(chosen, "response_format", described="json_schema"),
+        stop=asked.stops(fields, "stop", alone=True),
+        parallel_calls=asked.switch(fields, "parallel_tool_calls"),
+        effort=asked.word(fields.get("reasoning_effort"), asked.EFFORTS, "reasoning_effort"),
+        verbosity=asked.word(fields.get("verbosity"), asked.VERBOSITIES, "verbosity"),
+        **asked.sampling(fields, **SAMPLING),
+    )
 
 
 def _tool_choice(value: Any, tools: Sequence[Tool]) -> str:

@@ -1,41 +1,48 @@
-"""Bodies as RFC 8259 has them, and nothing that two parsers could read in two ways."""
+"""A strict JSON parser (RFC 8259) that refuses everything that two parsers could read differently."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from codecs import BOM_UTF8
 from typing import Any, TypeGuard
 
-from chat_nest.errors import BadRequest
+from chat_nest.core.errors import BadRequest
+from chat_nest.core.held_text import HeldBody, with_held
 
-MAX_DEPTH = 32
+MAX_DEPTH = 128
+"""Levels of arrays and objects. Arguments of a call are a few levels down, and must return as the model nested them."""
+MAX_VALUES = 8_192
+"""Items of arrays and members of objects, in the whole body: each costs far more to build than to send."""
 MAX_DIGITS = 32
-"""Longer integers are refused: no field takes one, and converting thousands of digits is slow."""
+"""Digits in a row in a number: no field needs more, and converting thousands of digits is slow."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is.
+    """Return the JSON object in `body`.
 
-    Raises BadRequest with field `body` and the rule that it breaks: UTF-8 without a byte order mark, one object, no
-    key twice, no NaN or Infinity, numbers within the range of a double, integers of at most 32 digits, at most 32
-    levels. A string may hold what `flaw` names: a dialect refuses it in the strings that it sends on.
+    A leading byte order mark is ignored (RFC 8259, section 8.1).
+
+    Raises BadRequest with field `body` and the rule that it breaks: UTF-8, one object, no duplicate key, no NaN or
+    Infinity, numbers within the range of a double and of at most 32 digits in a row, at most 128 levels and 8,192
+    values, which are counted before any is built. A string may have a `flaw`: a dialect refuses it in the strings that
+    it sends on. In a HeldBody, a string that is held apart is a Held.
     """
+    held = body if isinstance(body, HeldBody) else None
+    body = body.removeprefix(BOM_UTF8)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise _broken(f"must be UTF-8; byte {error.start} is not") from None
-    if text.startswith("\ufeff"):
-        raise _broken("must not begin with a byte order mark")
+    _check_size(body)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise _broken(f"must be valid JSON; it is not at character {error.pos}") from None
-    except RecursionError:
-        raise _broken(f"must not nest deeper than {MAX_DEPTH} levels") from None
     if not is_object(value):
         raise _broken("must be a JSON object")
-    _check_depth(value)
-    return value
+    return value if held is None or not held.held else {name: with_held(item, held) for name, item in value.items()}
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -47,9 +54,7 @@ def is_array(value: Any) -> TypeGuard[list[Any]]:
 
 
 def flaw(text: str) -> str | None:
-    """The rule that `text` breaks if it can't be sent on: it holds a NUL or half of a surrogate pair."""
-    if "\x00" in text:
-        return "must not contain NUL"
+    """Return why `text` can't be sent on: it holds half of a surrogate pair, which is no character. Else None."""
     if not text.isascii():
         try:
             text.encode()
@@ -69,12 +74,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS + digits.startswith("-"):
-        raise _broken(f"must not have a number of more than {MAX_DIGITS} digits")
-    return int(digits)
-
-
 def _float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
@@ -86,17 +85,40 @@ def _constant(_: str) -> float:
     raise _broken("must not have NaN or Infinity")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+# No hook for integers: it would cost more than all the rest.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
 
 
-def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        below: list[Any] = []
-        for item in level:
-            children = item.values() if is_object(item) else item
-            below += [child for child in children if type(child) in (dict, list)]
-        if not below:
-            return
-        level = below
-    raise _broken(f"must not nest deeper than {MAX_DEPTH} levels")
+_TOO_DEEP = f"must not nest deeper than {MAX_DEPTH} levels"
+_TOO_MANY = f"must not have more than {MAX_VALUES} values"
+_DEEP_START = re.compile(rb'\s*(?:[\[{]\s*(?:"[^"\\]*"\s*:\s*)?){%d}' % (MAX_DEPTH + 1))
+_LONG = b"9" * (MAX_DIGITS + 1)
+_NINES = bytes.maketrans(b"0123456789", b"9" * 10)
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _check_size(body: bytes) -> None:
+    """Refuse too many values, levels or digits. Only searches bytes, in time proportional to the body.
+
+    A body that is not JSON may be refused here for its size; otherwise the decoder refuses it.
+    """
+    containers = body.count(b"[") + body.count(b"{")
+    small = containers <= MAX_DEPTH and containers + body.count(b",") <= MAX_VALUES
+    if small and _LONG not in body.translate(_NINES):
+        return  # allowed even if none of them is inside a string
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # now each quote begins or ends a string
+    if plain.count(b'"') > 4 * MAX_VALUES:  # one key and one string for each value
+        raise _broken(_TOO_DEEP if _DEEP_START.match(body) else _TOO_MANY)
+    outside = b"".join(plain.split(b'"')[::2])
+    nesting = outside.translate(_SQUARE, _NO_BRACKET)
+    if b"[" * (MAX_DEPTH + 1) in nesting:
+        raise _broken(_TOO_DEEP)
+    if nesting.count(b"[") + outside.count(b",") > MAX_VALUES:
+        raise _broken(_TOO_MANY)
+    if _LONG in outside.translate(_NINES):
+        raise _broken(f"must not have a number of more than {MAX_DIGITS} digits")
+    for _ in range(MAX_DEPTH):  # each round removes the innermost level
+        nesting = nesting.replace(b"[]", b"")
+    if b"[]" in nesting or nesting.count(b"[") > MAX_DEPTH:
+        raise _broken(_TOO_DEEP)

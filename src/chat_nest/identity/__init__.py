@@ -1,1 +1,1 @@
-"""Who is asking."""
+"""Identification of callers: by IP address, API key, JSON Web Token or a proxy's header."""

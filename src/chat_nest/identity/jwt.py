@@ -1,4 +1,4 @@
-"""Who is asking: the subject of a JSON Web Token (RFC 7519) that somebody else has signed."""
+"""Callers identified by the subject of a JSON Web Token (RFC 7519) that another service has signed."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from chat_nest.extras import explain
+from chat_nest.core.extras import explain
+from chat_nest.core.messages import Caller
+from chat_nest.core.protocols import Scope
+from chat_nest.core.watched_file import WatchedFile
 from chat_nest.identity.bearer import credential, refused
 from chat_nest.identity.jwt_keys import SYMMETRIC, SigningKey, checked_algorithms, parse_keys
 from chat_nest.identity.key_file import checked_secret, is_name
-from chat_nest.identity.watched_file import WatchedFile
-from chat_nest.messages import Caller
-from chat_nest.protocols import Scope
 
 MAX_TOKEN = 8_192
-"""Characters; a longer token is refused before it is looked into."""
+"""Characters; a longer token is refused without parsing."""
 MAX_LEEWAY = 300.0
 
 
 class JsonWebTokens:
-    """The caller is the claim `caller_claim` of the token that comes as `Authorization: Bearer TOKEN`.
+    """Identifies the caller by the claim `caller_claim` of the token in `Authorization: Bearer TOKEN`.
 
-    Only the algorithms that are named are accepted: HS256 with a `secret` (at least 32 bytes), or some of RS256, ES256
-    and EdDSA with the public keys in `keys_file`, one in PEM or several in a JWK Set (RFC 7517), which is read again
-    within a second of a change. A token must have `exp`, `audience` in `aud`, and an `issuer` that is given in `iss`.
+    Only the given algorithms are accepted: HS256 with a `secret` (at least 32 bytes), or some of RS256, ES256 and EdDSA
+    with the public keys in `keys_file`. The file has one key in PEM or several in a JWK Set (RFC 7517), and is read
+    again within a second of a change. A token must have `exp`, `audience` in `aud`, and `issuer`, if given, in `iss`.
     Clocks may differ by `leeway` seconds. `group_claim` names the claim with the caller's group; a token without it has
-    none. Whatever is wrong with a token, it raises the same Unauthorized.
+    no group. Every fault of a token raises the same Unauthorized.
 
     Raises ValueError for arguments that don't fit together, for keys that can't be used, and without the extra `jwt`.
     """
@@ -76,8 +76,12 @@ class JsonWebTokens:
         keys = self._keys if self._file is None else self._file.recent()
         return self._late(token) if keys is None else self._subject(keys, token)
 
+    def claims(self, credential: str) -> bool:
+        """Return whether a credential has the three parts of a token (RFC 7515, section 7.1)."""
+        return credential.count(".") == 2
+
     async def check(self) -> None:
-        """Raises LimiterUnavailable while the file of keys can't be read."""
+        """Raise LimiterUnavailable while the file of keys can't be read."""
         if self._file is not None:
             await self._file.current()
 
@@ -88,7 +92,7 @@ class JsonWebTokens:
     def _subject(self, keys: Sequence[SigningKey], token: str) -> Caller:
         try:
             claims = self._claims(keys, token)
-        except Exception:  # whatever a library can raise for a token that somebody made up
+        except Exception:  # whatever a library can raise for a forged token
             raise refused() from None
         name, group = claims.get(self._caller_claim), claims.get(self._group_claim) if self._group_claim else None
         if not _is_name(name) or not (group is None or _is_name(group)):
@@ -96,7 +100,7 @@ class JsonWebTokens:
         return Caller(id=f"jwt:{name}", group=group)
 
     def _claims(self, keys: Sequence[SigningKey], token: str) -> Mapping[str, Any]:
-        """The claims of a token that holds. Raises anything for one that does not."""
+        """Return the claims of a valid token. Raises any exception for another."""
         head = self._jwt.get_unverified_header(token)
         if "crit" in head:
             raise ValueError("it asks for an extension, and we understand none (RFC 7515, section 4.1.11)")
@@ -108,7 +112,7 @@ class JsonWebTokens:
 
 
 def _one(keys: Sequence[SigningKey], head: Mapping[str, Any]) -> SigningKey:
-    """The one key that the token can be signed with. Raises ValueError if there is none, or a choice."""
+    """Return the one key that fits the token. Raises ValueError if none or several do."""
     fitting = [key for key in keys if key.algorithm == head.get("alg")]
     if "kid" in head:
         fitting = [key for key in fitting if key.id is None or key.id == head["kid"]]
@@ -122,8 +126,8 @@ def _is_name(value: object) -> bool:
 
 def _pyjwt() -> ModuleType:
     try:
-        jwt = import_module("jwt")  # here: only those who use tokens need it
-        import_module("cryptography")  # pyjwt does without it until it needs it
+        jwt = import_module("jwt")  # here: only servers with tokens need it
+        import_module("cryptography")  # pyjwt imports it only when it is needed
     except ImportError as error:
         raise ValueError(explain("JSON Web Tokens need", "jwt", error)) from None
     return jwt

@@ -1,4 +1,4 @@
-"""The keys that JSON Web Tokens may be signed with, from a PEM or a JWK Set (RFC 7517). Needs the extra `jwt`."""
+"""Keys that verify JSON Web Tokens, from a PEM or a JWK Set (RFC 7517). Needs the extra `jwt`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ MOST_KEYS = 100
 
 
 class SigningKey(Struct, frozen=True):
-    """What verifies the signatures of one algorithm; `id` is the JWK's `kid`, where there is one."""
+    """A key that verifies the signatures of one algorithm; `id` is the JWK's `kid`, if it has one."""
 
     algorithm: str
     key: Any
     id: str | None = None
 
     def __repr__(self) -> str:
-        """Without the key, which may be a secret."""
+        """Return it without the key, which may be a secret."""
         return f"SigningKey({self.algorithm!r}, id={self.id!r})"
 
 
 def checked_algorithms(names: Sequence[str]) -> frozenset[str]:
-    """Raises ValueError for none, one that is not supported, and for both kinds together.
+    """Return the set of names. Raises ValueError for an empty or unsupported choice, and for both kinds together.
 
-    With both, a public key could pass as the secret of a signature that anybody can make (RFC 8725, section 2.1).
+    With both, a public key could pass as the secret of a signature that any client can make (RFC 8725, section 2.1).
     """
     named = frozenset(names)
     if not named or not named <= SYMMETRIC | ASYMMETRIC:
@@ -41,7 +41,7 @@ def checked_algorithms(names: Sequence[str]) -> frozenset[str]:
 
 
 def parse_keys(data: bytes, algorithms: frozenset[str]) -> Sequence[SigningKey]:
-    """The keys in the file that fit one of the algorithms. Raises ValueError if there is none, or a private one."""
+    """Return the file's keys that fit one of the algorithms. Raises ValueError if there is none, or a private one."""
     if data.lstrip().startswith(b"{"):
         return _from_set(data, algorithms)
     if b"PRIVATE KEY" in data:
@@ -86,7 +86,7 @@ def _from_set(data: bytes, algorithms: frozenset[str]) -> Sequence[SigningKey]:
 
 
 def _from_entry(entry: Mapping[str, Any], algorithms: frozenset[str]) -> SigningKey | None:
-    """None for a key that is for something else. Raises anything for one that is broken."""
+    """Return the key; None for a key with another use. Raises any exception for a broken one."""
     from jwt import PyJWK  # noqa: PLC0415 - see jwt.py
 
     algorithm = BY_TYPE.get((entry["kty"], entry.get("crv")))
@@ -98,7 +98,7 @@ def _from_entry(entry: Mapping[str, Any], algorithms: frozenset[str]) -> Signing
 
 
 def _strong(key: Any) -> Any:
-    """The key. Raises ValueError for an RSA key that is too short (RFC 7518, section 3.3)."""
+    """Return the key. Raises ValueError for an RSA key that is too short (RFC 7518, section 3.3)."""
     if getattr(key, "curve", None) is None and 0 < getattr(key, "key_size", 0) < MIN_RSA_BITS:
         raise ValueError(f"its RSA key is too short: it must have at least {MIN_RSA_BITS} bits")
     return key

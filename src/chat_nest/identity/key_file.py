@@ -1,7 +1,8 @@
-"""The file of API keys: who holds which key, and until when. It holds no key, only what tells one.
+"""The file of API keys: the caller, the hash and the expiry of each key. It never holds a key itself.
 
-A key is 160 random bits, so its hash needs no slow function: those make up for passwords that can be guessed. The hash
-is keyed (HMAC-SHA-256, RFC 2104) with a secret that is not in the file: who can write to the file can't make a key.
+A key is 160 random bits, so its hash needs no slow function: those protect passwords that can be guessed. The hash is
+keyed (HMAC-SHA-256, RFC 2104) with a secret that is not in the file: write access to the file is not enough to make a
+key.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from chat_nest.identity.watched_file import MAX_BYTES
+from chat_nest.core.watched_file import MAX_BYTES
 
 PREFIX = "cn_"
 KEY = re.compile(r"cn_[a-z2-7]{32}", re.ASCII)
 MIN_SECRET = 32
 """Bytes."""
+
+SCOPES = ("chat", "sessions")
+"""What a key may do: chat, or make session tokens for others."""
 
 _Moment = Annotated[datetime, Meta(tz=True)]
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -35,24 +39,26 @@ _Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class ApiKey(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One key. `name` says to people what it is for; `hash` is of the key, in hex."""
+    """One key. `name` describes its purpose for people; `hash` is of the key, in hex."""
 
     id: Annotated[str, Meta(pattern="^[0-9a-z_-]{1,64}$")]
     caller: _Name
     group: _Name | None = None
     name: Annotated[str, Meta(max_length=256)] = ""
+    scopes: tuple[Annotated[str, Meta(pattern="^[a-z_]{1,32}$")], ...] = ("chat",)
+    """Some of SCOPES."""
     hash: _Hash
     created: _Moment
     expires: _Moment | None = None
     revoked: _Moment | None = None
 
     def __repr__(self) -> str:
-        """Say which one it is, not whose or what."""
+        """Return its id, without its caller or hash."""
         return f"ApiKey(id={self.id!r})"
 
     @property
     def caller_id(self) -> str:
-        """As in `Caller.id`: never that of a user whom a proxy names, or of an address."""
+        """The id as in `Caller.id`: never equal to that of a proxy's user or of an IP address."""
         return f"key:{self.caller}"
 
     def state(self, now: datetime) -> str:
@@ -63,7 +69,7 @@ class ApiKey(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`secret` tells whether a secret is the one that made the keys, and nothing else about it."""
+    """`secret` shows whether a given secret made the keys, and reveals nothing else about it."""
 
     secret: _Hash
     keys: tuple[ApiKey, ...] = ()
@@ -77,7 +83,7 @@ _decode = msgspec.json.Decoder(KeyFile).decode
 
 
 def checked_secret(secret: str | bytes) -> bytes:
-    """Raises ValueError for one that could be guessed."""
+    """Return the secret as bytes. Raises ValueError for one that could be guessed."""
     secret = secret.encode() if isinstance(secret, str) else secret
     if len(secret) < MIN_SECRET:
         raise ValueError(f"the secret must have at least {MIN_SECRET} bytes, and be random")
@@ -90,12 +96,12 @@ def key_hash(secret: bytes, key: str) -> bytes:
 
 
 def secret_hash(secret: bytes) -> str:
-    """What the file says about its secret."""
-    return key_hash(secret, "chat-nest api keys").hex()  # no key: those begin otherwise
+    """Return the mark of a secret that the file stores."""
+    return key_hash(secret, "chat-nest api keys").hex()  # not a key: those begin otherwise
 
 
 def parse(data: bytes) -> KeyFile:
-    """Raises ValueError, which names the place but not what is there."""
+    """Parse the file. Raises ValueError, which names the place but not the text there."""
     try:
         file = _decode(data)
     except ValueError as error:  # msgspec's own, and bytes that are not UTF-8
@@ -109,21 +115,28 @@ def parse(data: bytes) -> KeyFile:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be the name of a caller or a group, in every store."""
+    """Return whether it can be the name of a caller or a group, in every store."""
     return 0 < len(text) <= 256 and text.isprintable()
 
 
 def read_keys(path: Path) -> KeyFile:
-    """Raises OSError, ValueError."""
+    """Read the file. Raises OSError, ValueError."""
     return parse(path.read_bytes())
 
 
 def create_key(
-    path: Path, secret: bytes, *, caller: str, group: str | None, name: str, expires: datetime | None
+    path: Path,
+    secret: bytes,
+    *,
+    caller: str,
+    group: str | None,
+    name: str,
+    expires: datetime | None,
+    scopes: Sequence[str] = ("chat",),
 ) -> tuple[ApiKey, str]:
-    """Add a key to the file, which is made if it is not there, and return the key itself: nothing else has it.
+    """Add a key to the file, which is created if missing, and return the key itself, which is stored nowhere.
 
-    Raises OSError, and ValueError where the file can't be read or belongs to another secret.
+    Raises OSError, and ValueError if the file can't be read or belongs to another secret.
     """
     key = PREFIX + b32encode(token_bytes(20)).decode("ascii").lower()
     with _locked(path):
@@ -137,6 +150,7 @@ def create_key(
             caller=caller,
             group=group,
             name=name,
+            scopes=tuple(scopes),
             hash=key_hash(secret, key).hex(),
             created=_now(),
             expires=expires,
@@ -146,13 +160,13 @@ def create_key(
 
 
 def check_secret(file: KeyFile, secret: bytes) -> None:
-    """Raises ValueError if the file's keys were made with another one."""
+    """Raise ValueError if the file's keys were made with another secret."""
     if not hmac.compare_digest(file.secret, secret_hash(secret)):
         raise ValueError("its keys were made with another secret")
 
 
 def revoke_keys(path: Path, ids: Sequence[str]) -> list[ApiKey]:
-    """Mark the keys with these ids, and return them as they are now; one that was revoked before stays as it was.
+    """Mark the keys with these ids as revoked, and return them; a key that was revoked before stays as it was.
 
     Raises UnknownKey, with nothing revoked, OSError and ValueError.
     """
@@ -173,7 +187,7 @@ def _now() -> datetime:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """One at a time changes the file. It is replaced each time, so the lock is on its directory."""
+    """Lock the file for one change at a time. It is replaced each time, so the lock is on its directory."""
     if sys.platform == "win32":
         yield
         return
@@ -181,7 +195,7 @@ def _locked(path: Path) -> Generator[None]:
 
     fd = os.open(path.parent, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a network's file system may have no such locks
+        with contextlib.suppress(OSError):  # a network file system may have no such locks
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -189,7 +203,7 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, file: KeyFile) -> None:
-    """Replace the file whole, so that whoever reads it sees the old one or the new one. It stays its owner's alone."""
+    """Replace the whole file, so that a reader sees the old one or the new one. Only its owner can read it."""
     data = msgspec.json.format(msgspec.json.encode(file)) + b"\n"
     if len(data) > MAX_BYTES:
         raise ValueError(f"may have at most {MAX_BYTES} bytes: remove keys from it that are revoked or expired")
@@ -209,13 +223,13 @@ def _write(path: Path, file: KeyFile) -> None:
     if sys.platform != "win32":
         fd = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(fd)  # no crash may bring the old file back, and with it a key that was revoked
+            os.fsync(fd)  # a crash must not bring back the old file with a key that was revoked
         finally:
             os.close(fd)
 
 
 def _keep_owner(path: Path, fd: int) -> None:
-    """The server must be able to read what root has changed. Raises PermissionError for anybody else's file."""
+    """Keep the file's owner, so that the server can read it after a change by root. Raises PermissionError."""
     if sys.platform == "win32" or not path.exists():
         return
     owner, own = path.stat(), os.fstat(fd)

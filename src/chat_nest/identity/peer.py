@@ -1,4 +1,4 @@
-"""Who is asking: the address that the request came from."""
+"""Callers identified by the IP address of the request."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from chat_nest.messages import Caller
-from chat_nest.protocols import Scope
+from chat_nest.core import header_fields
+from chat_nest.core.messages import Caller
+from chat_nest.core.protocols import Scope
 
 KNOWN_ADDRESSES = 4_096
-"""Parsed addresses that are remembered."""
+"""The number of parsed IP addresses that are remembered."""
 
+FORWARDING = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
+"""Headers that proxies add."""
 _LONGEST_HOP = 64
+_Seen = tuple[str, bool, IPv4Address | IPv6Address | None]
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 class PeerAddress:
-    """Callers are told apart by network address: an IPv4 address, or an IPv6 /64, which is what one customer gets.
+    """Identifies callers by IP address: an IPv4 address, or an IPv6 /64, which is what one customer gets.
 
-    `X-Forwarded-For` is believed only as far as trusted proxies wrote it: from the right, over trusted hops, to the
-    first address that is not trusted. `trusted_proxies` are addresses, networks in CIDR notation, or `unix` for a peer
-    that has no address. Raises ValueError naming an entry that is none of these.
+    `X-Forwarded-For` is trusted only as far as trusted proxies wrote it: from the right, over trusted hops, to the
+    first untrusted IP address. `trusted_proxies` are IP addresses, networks in CIDR notation, or `unix` for a peer
+    without an IP address. Raises ValueError naming an invalid entry.
     """
 
     def __init__(self, trusted_proxies: Sequence[str] = ()) -> None:
@@ -32,44 +36,63 @@ class PeerAddress:
     def __call__(self, scope: Scope) -> Caller:
         client = scope.get("client")
         host: str = client[0] if client else ""
-        seen = self._read(host) if host else ("unix", self._trusts_unix)
-        if seen is None:  # a name that the server gave its peer
-            return Caller(id=host)
-        id, trusted = seen
-        if trusted:
+        seen = self._seen(scope, host)
+        return Caller(id=host if seen is None else seen[0])  # None: a name that the server gave its peer
+
+    def address(self, scope: Scope) -> IPv4Address | IPv6Address | None:
+        """Return the whole IP address of the request, with the same trust; None if it has none."""
+        client = scope.get("client")
+        seen = self._seen(scope, client[0] if client else "")
+        return None if seen is None else seen[2]
+
+    def _seen(self, scope: Scope, host: str) -> _Seen | None:
+        seen: _Seen | None = self._read(host) if host else ("unix", self._trusts_unix, None)
+        if seen is not None and seen[1]:
             for hop in reversed(_forwarded_for(scope).split(",")):
-                seen = self._read(hop) if len(hop) <= _LONGEST_HOP else None
-                if seen is None:
+                further = self._read(hop) if len(hop) <= _LONGEST_HOP else None
+                if further is None:
                     break
-                id, trusted = seen
-                if not trusted:
+                seen = further
+                if not seen[1]:
                     break
-        return Caller(id=id)
+        return seen
+
+    def is_stranger(self, scope: Scope) -> bool:  # noqa: ARG002 - see AcceptsStrangers
+        """Return True: an IP address is no credential."""
+        return True
 
     def trusts(self, scope: Scope) -> bool:
-        """Whether the request came straight from a trusted proxy."""
+        """Return whether the request came directly from a trusted proxy."""
         client = scope.get("client")
-        seen = self._read(client[0]) if client and client[0] else ("unix", self._trusts_unix)
+        seen = self._read(client[0]) if client and client[0] else ("unix", self._trusts_unix, None)
         return seen is not None and seen[1]
 
-    def _parse(self, hop: str) -> tuple[str, bool] | None:
-        """The caller's id and whether it is a trusted proxy; None if this is not an address."""
+    def _parse(self, hop: str) -> _Seen | None:
+        """Return the caller's id, whether it is a trusted proxy, and the address; None if this is not an IP address."""
         address = _address(hop.strip(" \t"))
         if address is None:
             return None
         trusted = any(address.version == network.version and address in network for network in self._trusted)
         if isinstance(address, IPv6Address):
-            return str(IPv6Network((int(address) >> 64 << 64, 64))), trusted
-        return str(address), trusted
+            return str(IPv6Network((int(address) >> 64 << 64, 64))), trusted, address
+        return str(address), trusted, address
+
+
+def is_local(scope: Scope) -> bool:
+    """Return whether the request came from a program on this machine, without a visible proxy on it."""
+    client = scope.get("client")
+    seen = _address(client[0]) if client and client[0] else None
+    if client and client[0] and (seen is None or not seen.is_loopback):
+        return False
+    return not any(header_fields.value(scope, name) is not None for name in FORWARDING)
 
 
 def _forwarded_for(scope: Scope) -> str:
-    values: list[bytes] = [value for name, value in scope.get("headers", ()) if name == b"x-forwarded-for"]
-    return b",".join(values).decode("latin-1")
+    return header_fields.text(b",".join(header_fields.values(scope, b"x-forwarded-for")))
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address as proxies write it: bare, `v4:port`, `[v6]` or `[v6]:port`, with or without a zone."""
+    """Return an IP address as proxies write it: bare, `v4:port`, `[v6]` or `[v6]:port`, with or without a zone."""
     port = ""
     if text.startswith("["):
         text, closed, port = text[1:].partition("]")

@@ -1,23 +1,24 @@
-"""Who is asking: the user whom a proxy in front has authenticated, by the headers that it sets."""
+"""Callers identified by headers of a proxy that has authenticated the user."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chat_nest.errors import Unauthorized
+from chat_nest.core import header_fields
+from chat_nest.core.errors import Unauthorized
+from chat_nest.core.messages import Caller
+from chat_nest.core.protocols import Scope
 from chat_nest.identity.peer import PeerAddress
-from chat_nest.messages import Caller
-from chat_nest.protocols import Scope
 
 _LONGEST = 256
 
 
 class TrustedHeader:
-    """The caller is the value of `caller_header`, and its group that of `group_header`, from trusted proxies only.
+    """Identifies the caller by `caller_header`, and its group by `group_header`, from trusted proxies only.
 
-    The proxy must set both headers itself and drop what a client sends under their names. A request from anywhere else,
-    or without the header, raises Unauthorized. `trusted_proxies` are as for PeerAddress. Raises ValueError where there
-    are none, or for a name that no header can have.
+    The proxy must set both headers itself and drop a client's headers of these names. A request from any other peer, or
+    without the header, raises Unauthorized. `trusted_proxies` are as for PeerAddress. Raises ValueError without any, or
+    for an invalid header name.
     """
 
     def __init__(self, trusted_proxies: Sequence[str], caller_header: str, group_header: str = "") -> None:
@@ -26,6 +27,10 @@ class TrustedHeader:
         self._peer = PeerAddress(trusted_proxies)
         self._caller = _header_name(caller_header)
         self._group = _header_name(group_header) if group_header else b""
+
+    def presented(self, scope: Scope) -> bool:
+        """Return whether the request has the caller's header, from any peer."""
+        return header_fields.value(scope, self._caller) is not None
 
     def __call__(self, scope: Scope) -> Caller:
         if not self._peer.trusts(scope):
@@ -43,11 +48,11 @@ def _header_name(name: str) -> bytes:
 
 
 def _only(scope: Scope, name: bytes) -> str:
-    """The header's one value, or nothing where there is none.
+    """Return the header's one value, or "" without one.
 
-    Raises Unauthorized for two of them, which could come from two different places, and for one that is too long.
+    Raises Unauthorized for two of them, which could come from two different sources, and for one that is too long.
     """
-    values = [bytes(value) for key, value in scope["headers"] if key.lower() == name]
+    values = header_fields.values(scope, name)
     if len(values) > 1 or any(len(value) > _LONGEST for value in values):
         raise Unauthorized
-    return values[0].decode("latin-1").strip() if values else ""
+    return header_fields.text(values[0]) if values else ""

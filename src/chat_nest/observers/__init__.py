@@ -1,1 +1,1 @@
-"""Who is told about a request: at most four calls each, never one a token."""
+"""Observers of requests: at most four calls each, never one a token."""

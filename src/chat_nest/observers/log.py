@@ -1,36 +1,41 @@
-"""One log line for each request: who asked (as a hash), what it used and how it ended; never a prompt or a key."""
+"""One log line for each request: caller (as a hash), usage and ending; never a prompt or a key."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Literal
 
-from chat_nest.errors import ChatError
-from chat_nest.messages import Caller
-from chat_nest.protocols import Ending
-from chat_nest.usage import NANO
-
-Value = str | int | float | None
-
-_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+-]+")
+from chat_nest.core.errors import ChatError
+from chat_nest.core.messages import Caller
+from chat_nest.core.protocols import Ending
+from chat_nest.core.request_log import CURRENT, EventLine, Value
+from chat_nest.core.usage import NANO
 
 
 class LogObserver:
-    """Writes to the logger `chat_nest`: INFO, or WARNING where the fault is on our side of the wire (5xx).
+    """Writes to the logger `chat_nest`: INFO, or WARNING for a fault on the server's side (5xx).
 
-    `style` is "text" for `key=value` pairs (logfmt) behind the name of what happened, or "json" for an object a line.
-    Values are escaped, so that no name can forge a line or move a terminal's cursor. Times are in seconds.
+    `style` is "text" for the event's name and `key=value` pairs (logfmt), or "json" for one object a line. Values are
+    escaped, so that no name can forge a line or move a terminal's cursor. Times are in seconds. With a `secret` the
+    caller is a keyed hash of its key, which hides the IP address or name from anyone without the secret. The record's
+    message is an EventLine. If `chat-nest serve` logs every HTTP request, the values go into that line instead.
     """
 
-    def __init__(self, style: Literal["text", "json"] = "text", logger: logging.Logger | None = None) -> None:
-        self._line = _as_json if style == "json" else _as_text
+    def __init__(
+        self,
+        style: Literal["text", "json"] = "text",
+        logger: logging.Logger | None = None,
+        *,
+        secret: str | bytes = b"",
+    ) -> None:
+        self._secret = secret.encode() if isinstance(secret, str) else secret
+        self._as_json = style == "json"
         self._log = logger or logging.getLogger("chat_nest")
 
     def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
-        """Nothing: the request's one line comes at its end."""
+        """Log nothing: the request's one line comes at its end."""
 
     def refused(self, id: str, caller: Caller | None, error: ChatError) -> None:
         """Log a request that was not admitted: nothing was spent on it."""
@@ -38,17 +43,18 @@ class LogObserver:
         self._write(
             "refused",
             error,
-            {"id": id, "caller": caller.key if caller else None, "error": error.code, "limit": limit},
+            {"id": id, "caller": self._name(caller.key) if caller else None, "error": error.code, "limit": limit},
         )
 
     def finished(self, ending: Ending) -> None:
         """Log an admitted request, however it ended."""
-        error = ending.error
-        if not self._log.isEnabledFor(logging.INFO if error is None else logging.WARNING):
-            return  # before anything is made for it
+        error, facts = ending.error, CURRENT.get()
+        level = logging.INFO if error is None else logging.WARNING
+        if not self._log.isEnabledFor(level) and (facts is None or not facts.joined):
+            return  # before any value is computed
         values: dict[str, Value] = {
             "id": ending.id,
-            "caller": ending.caller,
+            "caller": self._name(ending.caller),
             "group": ending.group or None,
             "profile": ending.profile,
             "model": ending.model,
@@ -63,19 +69,24 @@ class LogObserver:
         }
         self._write("finished", error, values)
 
-    def _write(self, event: str, error: ChatError | None, values: dict[str, Value]) -> None:
+    def _name(self, key: str) -> str:
+        return log_name(self._secret, key) if self._secret and key else key
+
+    def _write(self, event: str, error: ChatError | None, values: Mapping[str, Value]) -> None:
         level = logging.WARNING if error is not None and error.status >= 500 else logging.INFO
+        known = {name: value for name, value in values.items() if value is not None}
+        facts = CURRENT.get()
+        if facts is not None and facts.join(event, level, known):
+            return
         if self._log.isEnabledFor(level):
-            known = {name: value for name, value in values.items() if value is not None}
-            self._log.log(level, "%s", self._line(event, known))
+            self._log.log(level, EventLine(event, known, as_json=self._as_json))
 
 
-def _as_text(event: str, values: Mapping[str, Value]) -> str:
-    pairs = [
-        f"{name}={text if _PLAIN.fullmatch(text := str(value)) else json.dumps(text)}" for name, value in values.items()
-    ]
-    return " ".join((event, *pairs))
+def log_name(secret: bytes, key: str) -> str:
+    """Return the log's name for the caller with this `Caller.key`, if there is a secret: 16 hex digits.
 
-
-def _as_json(event: str, values: Mapping[str, Value]) -> str:
-    return json.dumps({"event": event, **values})
+    It is BLAKE2b with a key (RFC 7693), which costs a third of an HMAC.
+    """
+    if len(secret) > blake2b.MAX_KEY_SIZE:
+        secret = blake2b(secret).digest()
+    return blake2b(key.encode("ascii"), digest_size=8, key=secret).hexdigest()

@@ -1,51 +1,63 @@
-"""Anthropic's Messages API: the request, what the events of a stream mean, and the provider.
+"""Anthropic's Messages API: the request body, the events of a stream, and the provider.
 
-The format is that of https://docs.anthropic.com/en/api/messages-streaming. llama.cpp and others speak it, too.
+The format is that of https://docs.anthropic.com/en/api/messages-streaming. llama.cpp and others also have it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from chat_nest.deltas import (
-    Batch,
-    Delta,
-    FinishDelta,
-    FinishReason,
-    ReasoningDelta,
-    TextDelta,
-    ToolCallDelta,
-    UsageDelta,
-)
-from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamRateLimited, UpstreamUnavailable
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Message
-from chat_nest.protocols import Prompt
-from chat_nest.providers.codec import MAX_CALLS, Codec, count, field
+from chat_nest.core.attachments import segments
+from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, SignatureDelta, TextDelta, UsageDelta
+from chat_nest.core.errors import UpstreamTruncated
+from chat_nest.core.messages import Attachment, Message, Thought, Tool
+from chat_nest.core.protocols import Prompt
+from chat_nest.core.sse import Decoder
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Usage
+from chat_nest.counting.reported import read_count, read_usage
+from chat_nest.counting.tokens import base_name
+from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_name
+from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, says_stop, texts
+from chat_nest.providers.loose import field
+from chat_nest.providers.media import base64, taken
 from chat_nest.providers.presets import ANTHROPIC
-from chat_nest.providers.stream import ModelServer
+from chat_nest.providers.refusals import event_failure
+from chat_nest.providers.stream import ModelServer, codec_for
 from chat_nest.providers.tools import as_object
-from chat_nest.sse import Decoder
-from chat_nest.tokens import base_name
-from chat_nest.usage import Usage
 
 # The request.
 
 _NEWER = re.compile(r"claude-(?!(?:[123]|instant|(?:opus|sonnet|haiku)-4(?!-(?:[7-9]|\d\d)(?!\d)))(?![a-z]))")
 
+_UNSTRUCTURED = re.compile(r"claude-(?:[123](?!\d)|instant|(?:opus|sonnet|haiku)-4(?:$|-0|[-@]20\d{6}))")
+_EFFORTS: Final[dict[str, str]] = {
+    **dict.fromkeys(("none", "minimal", "low"), "low"),
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "max",
+}
+
 
 def takes_temperature(model: str) -> bool:
-    """Claude models since Opus 4.7 refuse one."""
+    """Return whether a model takes a temperature. Claude models since Opus 4.7 refuse it."""
     return _NEWER.match(base_name(model)) is None
 
 
+def takes_schemas(model: str) -> bool:
+    """Return whether a model takes a JSON schema. Claude models since Opus 4.1 and Sonnet 4.5 do."""
+    return _UNSTRUCTURED.match(base_name(model)) is None
+
+
 def request_body(prompt: Prompt) -> bytes:
-    """The JSON of one request for a stream."""
+    """Return the JSON of one request for a stream."""
     system = [message.content for message in prompt.messages if message.role in ("system", "developer")]
     body: dict[str, Any] = {
         "model": prompt.model,
@@ -57,23 +69,61 @@ def request_body(prompt: Prompt) -> bytes:
         body["system"] = text
     if prompt.temperature is not None and takes_temperature(prompt.model):
         body["temperature"] = min(prompt.temperature, 1.0)
+    body |= _options(prompt)
     if prompt.tools:
-        body["tools"] = [
-            {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
-            for tool in prompt.tools
-        ]
-        if prompt.tool_choice.startswith("tool:"):
-            body["tool_choice"] = {"type": "tool", "name": prompt.tool_choice.removeprefix("tool:")}
-        elif prompt.tool_choice != "auto":
-            body["tool_choice"] = {"type": "any" if prompt.tool_choice == "required" else prompt.tool_choice}
+        body["tools"] = [_tool(tool, prompt.model) for tool in prompt.tools]
+        if choice := _tool_choice(prompt):
+            body["tool_choice"] = choice
     return msgspec.json.encode(body)
 
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """User and assistant in turn, beginning with the user; the results of tools are the user's.
+def lacks(prompt: Prompt) -> list[str]:
+    """See Provider. The API has no JSON format without a schema; models up to Claude 4 have neither."""
+    format = prompt.options.format
+    known = format is None or (format.schema is not None and takes_schemas(prompt.model))
+    return [] if known else ["format"]
 
-    Turns of one side are put together, blank texts are left out, and so is what the assistant said before the user's
-    first turn: the API refuses all of these.
+
+def _options(prompt: Prompt) -> dict[str, Any]:
+    options = prompt.options
+    said: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    if options.format is not None and options.format.schema is not None:
+        config["format"] = {"type": "json_schema", "schema": options.format.schema}
+    if options.effort is not None and not takes_temperature(prompt.model):
+        config["effort"] = _EFFORTS[options.effort]
+    if config:
+        said["output_config"] = config
+    if options.stop:
+        said["stop_sequences"] = options.stop
+    if options.top_k is not None and takes_temperature(prompt.model):
+        said["top_k"] = options.top_k
+    if options.top_p is not None and not takes_schemas(prompt.model):  # later models take it or a temperature, not both
+        said["top_p"] = options.top_p
+    return said
+
+
+def _tool(tool: Tool, model: str) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": tool.name, "description": tool.description, "input_schema": tool.parameters}
+    return {**said, "strict": True} if tool.strict and takes_schemas(model) else said
+
+
+def _tool_choice(prompt: Prompt) -> dict[str, Any] | None:
+    kind, _, name = prompt.tool_choice.partition(":")
+    alone = prompt.options.parallel_calls is False and kind != "none"
+    if kind == "auto" and not alone:
+        return None
+    choice: dict[str, Any] = {"type": {"required": "any"}.get(kind, kind)}
+    if name:
+        choice["name"] = name
+    return {**choice, "disable_parallel_tool_use": True} if alone else choice
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return user and assistant messages in alternation, the user's first. Tool results are the user's.
+
+    Messages in a row from one side are merged. Blank texts, and assistant messages before the user's first, are left
+    out: the API refuses all of these.
     """
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -88,190 +138,271 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
         else:
             turns.append({"role": role, "content": blocks})
     if turns and turns[-1]["role"] == "assistant" and "text" in (last := turns[-1]["content"][-1]):
-        last["text"] = last["text"].rstrip()  # a text to go on with can't end in spaces
+        last["text"] = last["text"].rstrip()  # the API refuses an assistant's text to continue that ends in spaces
     return turns
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = [_block(each) for each in segments(message)] if message.attachments else []
+    thoughts = [_thought(each) for each in message.thoughts]
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content}]
-    blocks: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content.strip() else []
-    return blocks + [
+        said = blocks or message.content
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": said}]
+    if not blocks and message.content.strip():
+        blocks = [{"type": "text", "text": message.content}]
+    return [*thoughts, *blocks] + [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": as_object(call.arguments)}
         for call in message.tool_calls
     ]
 
 
-# The stream.
+def _thought(thought: Thought) -> dict[str, Any]:
+    if thought.redacted:
+        return {"type": "redacted_thinking", "data": thought.redacted}
+    return {"type": "thinking", "thinking": thought.text, "signature": thought.signature}
+
+
+def _block(part: str | Attachment) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    source: dict[str, Any] = {"type": "base64", "media_type": part.media_type, "data": base64(part)}
+    if part.url:
+        source = {"type": "url", "url": part.url}
+    block = {"type": "document" if part.is_file else "image", "source": source}
+    return {**block, "title": part.name} if part.is_file and part.name else block
+
+
+def takes(model: str) -> frozenset[str]:
+    """See Provider."""
+    return taken(model, "images", "files", "image_urls", "file_urls")
+
+
+# The stream. A field that servers write in different types has type Any here.
 
 
 class _Part(msgspec.Struct, gc=False):
     """A content block, or a delta: its fields by `type`."""
 
-    type: str | None = None
-    text: str | None = None
-    thinking: str | None = None
-    partial_json: str | None = None
-    id: str | None = None
-    name: str | None = None
-    stop_reason: str | None = None
+    type: Any = None
+    text: Any = None
+    thinking: Any = None
+    signature: Any = None
+    data: Any = None
+    partial_json: Any = None
+    id: Any = None
+    name: Any = None
+    input: Any = None
+    stop_reason: Any = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    id: Any = None
+    content: list[_Part] | None = None
+    usage: Any = None
 
 
 class _Event(msgspec.Struct, gc=False):
-    type: str
-    index: int | None = None
+    type: Any = None
+    index: Any = None
     delta: _Part | None = None
     content_block: _Part | None = None
-    message: Any = None
+    message: _Message | None = None
     usage: Any = None
     error: Any = None
-
-
-class _EventWithoutCounts(msgspec.Struct, gc=False):
-    type: str
-    index: int | None = None
-    delta: _Part | None = None
-    content_block: _Part | None = None
-
-
-class _Type(msgspec.Struct, gc=False):
-    type: str
+    # A message that is not streamed.
+    content: list[_Part] | str | None = None
+    stop_reason: Any = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
-_decode_without_counts = msgspec.json.Decoder(_EventWithoutCounts).decode
-_decode_type = msgspec.json.Decoder(_Type).decode
 
-_KNOWN: Final = frozenset(
-    ("message_start", "message_delta", "message_stop", "content_block_start", "content_block_delta", "error")
-)
 _INPUT: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-_TOTALS: Final = (*_INPUT, "output_tokens")
-_STOP_REASONS: Final[dict[str, FinishReason]] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
-_FAILURES: Final[dict[str, type[UpstreamError]]] = {
-    "overloaded_error": UpstreamUnavailable,
-    "api_error": UpstreamUnavailable,
-    "timeout_error": UpstreamUnavailable,
-    "rate_limit_error": UpstreamRateLimited,
-}
+_TOTALS: Final = (*_INPUT, "output_tokens", "thinking_tokens")
 
 
-def anthropic_codec() -> Codec:
-    """For one answer."""
-    return Codec(AnthropicReader(), Decoder())
+def anthropic_codec(calls: str = "call", taken: Collection[str] = (), *, whole: bool = False) -> Codec:
+    """Return the codec of one answer, which is one JSON object if it is `whole`. See Calls for `calls` and `taken`."""
+    return Codec(AnthropicReader(Calls(calls, taken)), WholeBody() if whole else Decoder())
 
 
 class AnthropicReader:
-    """See Reader. An answer is finished and over at `message_stop`.
+    """See Reader. An answer is over at `message_stop`, and finished if a stop reason came before it.
 
-    The input is known from the first event on, so a stream that is cut has that at least; the output's counts are
-    totals so far. Events and blocks of unknown types are left out, as the API's versioning asks for.
+    The first event has the input count, so a stream that is cut has at least that; the output counts are totals so far.
+    Events and blocks of unknown types are ignored, as the API's versioning policy asks.
+
+    A gateway may begin another message in the middle: see _begin.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
         self.over = False
-        self.finished = False
-        self._counts: dict[str, int] = {}
+        self.loose = False
+        self.finish = Finish(calls)
+        self._message: object = None
+        """The message's id."""
+        self._open: set[Index] = set()
+        """The indices of the blocks that have begun and not ended."""
+        self._left: set[Index] = set()
+        """Those that were open when the message's start was repeated, and still are."""
+        self._said = False
+        """Whether the message has said something."""
+        self._reason: object = None
+        self._counts: dict[str, object] = {}
         self._usage: Usage | None = None
-        self._reason: FinishReason = "other"
-        self._calls: dict[int, int] = {}
-        """The call's number by its block's."""
+        self._calls = calls
+        self._blocks: dict[Index, _Part] = {}
+        """The calls so far, by the index of their blocks; a delta without an index belongs to the latest call."""
+        self._block: _Part | None = None
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
             if not data.strip():
                 continue
-            event = _parsed(data)
-            if event is None:
-                continue
+            event = parsed(data, _decode, _Event, self)
             match event.type:
                 case "content_block_delta" if event.delta is not None:
+                    self._said = True
                     self._read_delta(event.index, event.delta, deltas)
                 case "content_block_start" if event.content_block is not None:
                     self._read_block(event.index, event.content_block, deltas)
-                case "message_start":
-                    # Its output is what the deltas are about to bring.
-                    self._count(field(event.message, "usage"), _INPUT, deltas)
+                case "content_block_stop":
+                    self._end_block(event.index, deltas)
+                case "message_start" if event.message is not None:
+                    self._begin(event.message, deltas)
+                    if self.over:
+                        return
                 case "message_delta":
-                    if event.delta is not None and event.delta.stop_reason:
-                        self._reason = _STOP_REASONS.get(event.delta.stop_reason, "other")
+                    if event.delta is not None and not (self._reason and says_stop(event.delta.stop_reason)):
+                        self._reason = event.delta.stop_reason or self._reason
                     self._count(event.usage, _TOTALS, deltas)
                 case "message_stop":
-                    self.over = self.finished = True
-                    deltas.append(FinishDelta(self._reason))
+                    if event.usage is not None:
+                        self._count(event.usage, _TOTALS, deltas)
+                    self._end(deltas)
                     return
+                case "message":
+                    self._read_message(event, deltas)
                 case "error":
-                    failure = _FAILURES.get(str(field(event.error, "type")), UpstreamError)
-                    raise failure
+                    raise event_failure(event.error)
+                case _ if event.error:  # sent by a gateway
+                    raise event_failure(event.error)
                 case _:
                     pass
 
-    def _read_delta(self, index: int | None, delta: _Part, deltas: list[Delta]) -> None:
-        if delta.text:
-            deltas.append(TextDelta(delta.text))
-        elif delta.thinking:
-            deltas.append(ReasoningDelta(delta.thinking))
-        elif delta.partial_json and index in self._calls:  # else of a tool that the provider runs itself
-            deltas.append(ToolCallDelta(self._calls[index], delta.partial_json))
+    def _begin(self, message: _Message, deltas: list[Delta]) -> None:
+        """Read the start of a message, which a gateway may repeat.
 
-    def _read_block(self, index: int | None, block: _Part, deltas: list[Delta]) -> None:
+        After a stop reason it ends the answer. Another id is the answer of another server, which the gateway asked
+        after it lost the first: it replaces a message that said nothing. Raises UpstreamTruncated if that message said
+        something, as the two would be mixed.
+        """
+        if self._said and self._reason:
+            self._end(deltas)
+            return
+        id = message.id or self._message
+        if self._message and id != self._message:
+            if self._said:
+                raise UpstreamTruncated
+            self._counts.clear()
+        elif read_count(number(message.usage, "input_tokens")) is not None:
+            for name in _INPUT:  # parts of two reports must not be added
+                self._counts.pop(name, None)
+        self._message = id
+        self._left = self._open.copy() if self._said else set()
+        self._open &= self._left
+        # Its output count is that of the deltas that follow.
+        self._count(message.usage, _INPUT, deltas)
+
+    def _end(self, deltas: list[Delta]) -> None:
+        self.over = True
+        self.finish.say(self._reason, deltas)
+
+    def _read_message(self, message: _Event, deltas: list[Delta]) -> None:
+        """Read a message that is not streamed."""
+        content = message.content or ()
+        for index, block in enumerate([_Part(text=content)] if isinstance(content, str) else content):
+            self._read_block(index, block, deltas)
+            self._end_block(index, deltas)
+        self._count(message.usage, _TOTALS, deltas)
+        self.finish.say(message.stop_reason, deltas)
+
+    def _read_delta(self, index: object, delta: _Part, deltas: list[Delta]) -> None:
+        if type(delta.text) is str:
+            if delta.text:
+                deltas.append(TextDelta(delta.text))
+        elif delta.text is not None:
+            deltas += [TextDelta(text) for _, text in texts(delta.text)]
+        if delta.thinking:
+            deltas += [ReasoningDelta(text) for _, text in texts(delta.thinking)]
+        if delta.signature and type(delta.signature) is str:
+            deltas.append(SignatureDelta(signature=delta.signature))
+        elif delta.type == "redacted_thinking" and delta.data and type(delta.data) is str:
+            deltas.append(SignatureDelta(redacted=delta.data))
+        if delta.partial_json:
+            block = self._of(index)
+            if block is not None:  # else of a tool that the provider runs itself
+                block.input = None
+                self._calls.piece(as_index(block.partial_json), "", "", as_arguments(delta.partial_json), deltas)
+
+    def _read_block(self, index: object, block: _Part, deltas: list[Delta]) -> None:
+        if self._left:
+            raise UpstreamTruncated  # the message begins anew, and a block of its first beginning never ended
+        self._open.add(as_index(index))
+        self._said = self._said or bool(block.type == "tool_use" or block.text or block.thinking)
         if block.type == "tool_use":
-            call = len(self._calls)
-            if index is None or index in self._calls or call >= MAX_CALLS:
-                raise UpstreamProtocol
-            self._calls[index] = call
-            deltas.append(ToolCallDelta(call, "", block.id or f"call_{call}", block.name or ""))
+            at = len(self._calls)
+            block.partial_json = at  # from here on: the call's identity
+            self._blocks[as_index(index)] = self._block = block
+            self._calls.piece(at, as_name(block.id), as_name(block.name), "", deltas)
         else:
+            self._blocks.pop(as_index(index), None)
+            self._block = None
             self._read_delta(index, block, deltas)
 
+    def _of(self, index: object) -> _Part | None:
+        """Return the call whose block has this index."""
+        key = as_index(index)
+        return self._block if key is None else self._blocks.get(key)
+
+    def _end_block(self, index: object, deltas: list[Delta]) -> None:
+        """End a block. Some servers write a call's whole input at the block's start."""
+        self._open.discard(as_index(index))
+        self._left.discard(as_index(index))
+        block = self._of(index)
+        if block is not None and block.input:
+            self._calls.piece(as_index(block.partial_json), "", "", as_arguments(block.input), deltas)
+            block.input = None
+
     def _count(self, counts: object, names: Sequence[str], deltas: list[Delta]) -> None:
-        """Take what is there and can be true; every event may bring some of the totals anew."""
-        for name in names:
-            if (value := count(counts, name)) is not None:
-                self._counts[name] = value
-        if "input_tokens" not in self._counts:
+        """Take the counts that are present and possible. Every event may update some of the totals."""
+        details = field(counts, "output_tokens_details")
+        places = [(name, details if name == "thinking_tokens" else counts) for name in names]
+        found = {name: value for name, place in places if read_count(value := number(place, name)) is not None}
+        if "input_tokens" not in self._counts and "input_tokens" not in found:
+            self._counts |= found
             return
-        read, written = (self._counts.get(f"cache_{kind}_input_tokens", 0) for kind in ("read", "creation"))
-        usage = Usage(
-            input_tokens=self._counts["input_tokens"] + read + written,
-            output_tokens=self._counts.get("output_tokens", 0),
-            cached_input_tokens=read,
-            cache_write_tokens=written,
+        self._counts |= found
+        usage = read_usage(
+            self._counts["input_tokens"],
+            self._counts.get("output_tokens", 0),
+            cached=self._counts.get("cache_read_input_tokens"),
+            cache_write=self._counts.get("cache_creation_input_tokens"),
+            cache_is="outside",
+            reasoning=self._counts.get("thinking_tokens"),
+            known=self._usage,
         )
-        if usage != self._usage:
+        if usage is not None and usage != self._usage:
             self._usage = usage
             deltas.append(UsageDelta(usage))
-
-
-def _parsed(data: bytes) -> _Event | None:
-    """The event; None for one of a type that is not known, whatever it holds."""
-    try:
-        return _decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
-        pass
-    try:
-        if _decode_type(data).type not in _KNOWN:
-            return None
-        event = _decode_without_counts(data)  # counts with numbers out of range
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise UpstreamProtocol from None
-    return _Event(event.type, event.index, event.delta, event.content_block)
 
 
 # The provider.
 
 
 class AnthropicProvider:
-    """Anthropic, or a server that speaks its Messages API. `base_url` ends where `/v1/messages` begins.
+    """Anthropic, or a server with its Messages API. `base_url` ends where `/v1/messages` begins.
 
-    The rest is as for ModelServer. Raises ValueError, which names the argument and never holds its value.
+    For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
     def __init__(
@@ -281,16 +412,33 @@ class AnthropicProvider:
         *,
         abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
+        api_keys: Sequence[str] = (),
+        api_keys_file: str | Path | None = None,
+        credentials: str | None = None,
     ) -> None:
-        self._server = ModelServer(ANTHROPIC, api_key, base_url, abort_bills=abort_bills, headers=headers)
+        self._server = ModelServer(
+            ANTHROPIC,
+            api_key,
+            base_url,
+            abort_bills=abort_bills,
+            headers=headers,
+            api_keys=api_keys,
+            api_keys_file=api_keys_file,
+            credentials=credentials,
+        )
         self.base_url = self._server.base_url
         self.abort_bills = self._server.abort_bills
+        self.key_in_clear = self._server.key_in_clear
         self.check = self._server.check
+        self.key_rests = self._server.key_rests
         self.aclose = self._server.aclose
+        self.lacks = lacks
+        self.takes = takes
 
     def __repr__(self) -> str:
         return f"AnthropicProvider({self.base_url!r})"
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
-        """See Provider. Only `timeouts.connect` is kept here; the others are for the caller, who cancels."""
-        return self._server.open("/v1/messages", request_body(prompt), anthropic_codec(), timeouts)
+        """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
+        make = codec_for(anthropic_codec, prompt)
+        return self._server.open(prompt.model, "/v1/messages", request_body(prompt), make, timeouts)

@@ -1,102 +1,286 @@
-"""What every codec shares: bytes of one answer's body in, deltas out. No input and output, no clock.
+"""The shared part of all codecs: bytes of one answer's body in, deltas out. No input and output, no clock.
 
-A vendor's own file has a `Reader`, which knows what one event means; `Codec` deals with bytes that are cut anywhere,
-and with what goes wrong in the middle of a read.
+Each vendor's file has a `Reader`, which interprets one event. `Codec` handles bytes that are cut anywhere, failures in
+the middle of a read, and the end of the body, which decides whether the answer is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Final, Protocol, TypeVar, cast
 
-from chat_nest.deltas import Delta, FinishReason
-from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated
-from chat_nest.limits import MAX_AMOUNT
-from chat_nest.sse import EventTooLong
+import msgspec
 
-MAX_CALLS = 128
-"""Tool calls of one answer; more is not understood."""
+from chat_nest.core.deltas import Delta, FinishDelta, FinishReason
+from chat_nest.core.errors import UpstreamError, UpstreamOverloaded, UpstreamProtocol, UpstreamTruncated
+from chat_nest.core.sse import EventTooLong
+from chat_nest.providers.calls import Calls
+from chat_nest.providers.halves import Halves
+from chat_nest.providers.loose import MAX_DIGITS, field, loosely
+from chat_nest.providers.refusals import identifiers
+
+FINISH_REASONS: Final[dict[str, FinishReason]] = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "max_output_tokens"), "length"),
+    **dict.fromkeys(("model_context_window_exceeded", "token_limit"), "length"),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool_calls"),
+    **dict.fromkeys(("content_filter", "content_filtered", "refusal", "guardrail_intervened"), "content_filter"),
+    **dict.fromkeys(("safety", "recitation", "blocklist", "prohibited_content", "spii"), "content_filter"),
+    **dict.fromkeys(("image_safety", "image_prohibited_content", "image_recitation"), "content_filter"),
+    **dict.fromkeys(("sensitive", "error_toxic", "model_armor"), "content_filter"),
+}
+"""The finish reasons of providers, in lower case and with `_` for `-`.
+
+Gateways use one vendor's words in another's format.
+
+Any other word is a failure, such as Mistral's `error`, vLLM's `abort` or Gemini's `MALFORMED_FUNCTION_CALL`.
+"""
+_FAILURES: Final[dict[str, type[UpstreamError]]] = {"insufficient_system_resource": UpstreamOverloaded}
+"""DeepSeek's finish reason."""
+_NOT_YET: Final = frozenset(("", "null", "none", "finish_reason_unspecified"))
+"""Finish reasons in the events before the last: DashScope's text `null`, Gemini's unspecified reason."""
+
+MAX_WHOLE: Final = 1 << 22
+"""Bytes of a non-streamed answer. A longer one is refused."""
+
+MAX_PART_DEPTH: Final = 16
+"""How deep parts of a content may be nested. Real ones are one or two levels deep."""
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Splitter(Protocol):
-    """Bytes in, whole events out; raises EventTooLong."""
+    """Splits bytes into whole events. Raises EventTooLong."""
 
     def feed(self, chunk: bytes) -> list[bytes]: ...
+    def end(self) -> list[bytes]:
+        """Return the last event, which only the end of the body ended."""
+        ...
+
+
+class WholeBody:
+    """A splitter for an answer that is one JSON value. The event is the body, or each item of an array."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        self._body += chunk
+        if len(self._body) > MAX_WHOLE:
+            raise EventTooLong([])
+        return []
+
+    def end(self) -> list[bytes]:
+        body = bytes(self._body).strip()
+        if not body.startswith(b"["):
+            return [body]
+        try:
+            return [bytes(item) for item in msgspec.json.decode(body, type=list[msgspec.Raw])]
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return []
+
+
+class Finish:
+    """The end of an answer: the provider's last finish reason, and whether it called tools."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.said = ""
+        """The provider's own reason; empty while there is none."""
+        self._calls = calls
+        self._told: FinishReason | None = None
+
+    def say(self, reason: object, deltas: list[Delta]) -> None:
+        """Take a finish reason, and append its delta.
+
+        The last reason counts, but `stop` does not override an earlier one.
+        """
+        if isinstance(reason, str) and reason.lower() not in _NOT_YET:
+            if not self.said or not says_stop(reason):
+                self.said = reason
+            self._tell(deltas)
+
+    def end(self, deltas: list[Delta]) -> None:
+        """Decide how the answer ended.
+
+        Raises UpstreamTruncated without a reason or the rest of a call, UpstreamError if the reason is a failure.
+        """
+        if not self.said or (self._calls.awaited and FINISH_REASONS.get(_word(self.said)) in ("stop", "tool_calls")):
+            raise UpstreamTruncated
+        self._calls.end()
+        if not self._tell(deltas):
+            failure = _FAILURES.get(self.said.lower(), UpstreamError)()
+            failure.detail = ", ".join(identifiers([self.said]))
+            raise failure
+
+    def _tell(self, deltas: list[Delta]) -> bool:
+        word = _word(self.said)
+        reason = FINISH_REASONS.get(word)
+        if reason is None and word.startswith("content_filter"):  # Gemini's in OpenAI's format: `content_filter: ...`
+            reason = "content_filter"
+        if reason == "stop" and self._calls.begun:  # many servers report `stop` after a tool call
+            reason = "tool_calls"
+        if reason is not None and reason != self._told:
+            self._told = reason
+            deltas.append(FinishDelta(reason))
+        return reason is not None
+
+
+def says_stop(reason: object) -> bool:
+    """Return whether a reason only means that the answer is over, so that it does not override an earlier one."""
+    return isinstance(reason, str) and FINISH_REASONS.get(_word(reason)) == "stop"
+
+
+def _word(reason: str) -> str:
+    return reason.lower().replace("-", "_")
 
 
 class Reader(Protocol):
-    """Takes events one read at a time, and keeps what has to be known of those before.
+    """Interprets the events of one read at a time, and keeps the state between reads.
 
-    `over`: nothing that follows matters. `finished`: the provider's completion signal came.
+    `over` means that no later event matters. `loose` means that an event needed `loosely`.
     """
 
     over: bool
-    finished: bool
+    loose: bool
+    finish: Finish
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
-        """Append what the events mean. Raises UpstreamError, after which what was appended still counts."""
+        """Append the deltas of the events. Raises UpstreamError; deltas that were appended before still count."""
         ...
 
 
 class Codec:
-    """The body of one answer in, deltas out.
+    """Decodes the body of one answer into deltas.
 
-    Bytes may be cut anywhere. What came before a failure is returned first; the failure is raised after it. `over` is
-    True once nothing that follows matters: after the provider's last event, or a failure.
+    Bytes may be cut anywhere. Deltas before a failure are returned first, and the next call raises the failure. `over`
+    is True once nothing that follows matters: after the provider's last event, or a failure.
     """
 
     def __init__(self, reader: Reader, splitter: Splitter) -> None:
         self.over = False
         self._reader = reader
         self._splitter = splitter
+        self._is_whole = isinstance(splitter, WholeBody)
+        self._halves: Halves | None = None
         self._failure: UpstreamError | None = None
 
     def feed(self, data: bytes) -> list[Delta]:
-        """Raises UpstreamProtocol for what is not understood, UpstreamError for an error that the provider sent."""
+        """Return the deltas of some bytes.
+
+        Raises UpstreamProtocol for invalid data, UpstreamError for a provider's error.
+        """
         deltas: list[Delta] = []
         if not self.over:
             failure: UpstreamError | None = None
+            reader = self._reader
             try:
                 events = self._splitter.feed(data)
             except EventTooLong as error:
                 events = error.events
                 failure = UpstreamProtocol()
             try:
-                self._reader.read(events, deltas)
+                reader.read(events, deltas)
+                if reader.over:
+                    failure = None
+                    reader.finish.end(deltas)
             except UpstreamError as error:
                 failure = error
-            self.over = self._reader.over
-            if failure is not None and not self.over:
-                self.over = True
-                failure.__context__ = failure.__traceback__ = None  # they hold the provider's text
-                self._failure = failure
+            except RecursionError:  # the value is nested too deeply
+                failure = UpstreamProtocol()
+            if failure is not None or reader.over or reader.loose:
+                deltas = self._settle(deltas, failure, last=reader.over or failure is not None)
         if self._failure is not None and not deltas:
-            raise self._failure
+            raise copy(self._failure)  # the traceback of the original would hold this object in a cycle
         return deltas
 
-    def end(self) -> None:
-        """The body ended cleanly, or is over. Raises UpstreamTruncated if the answer was never finished."""
-        self.over = True
-        if self._failure is not None:
-            raise self._failure
-        if not self._reader.finished:
-            raise UpstreamTruncated
+    def end(self, *, whole: bool = True) -> list[Delta]:
+        """Handle the end of the body, and return its deltas, if any. `whole` is whether its framing is complete.
+
+        Raises UpstreamTruncated if the answer has no end, UpstreamError if it ended with a failure.
+        """
+        deltas: list[Delta] = []
+        if not self.over:
+            failure: UpstreamError | None = None
+            finish = self._reader.finish
+            try:
+                if whole:
+                    self._read_rest(deltas)
+                if deltas and not finish.said and self._is_whole:
+                    finish.said = "stop"
+                finish.end(deltas)
+            except UpstreamTruncated as error:
+                failure = UpstreamProtocol() if self._is_whole else error
+            except UpstreamError as error:
+                failure = error
+            deltas = self._settle(deltas, failure, last=True)
+        if self._failure is not None and not deltas:
+            raise copy(self._failure)  # the traceback of the original would hold this object in a cycle
+        return deltas
+
+    def _read_rest(self, deltas: list[Delta]) -> None:
+        """Read the last event if only its end is missing. Half an event is dropped, as the standard requires."""
+        rest = self._splitter.end()
+        try:
+            self._reader.read(rest, deltas)
+        except (UpstreamProtocol, RecursionError):
+            return
+
+    def _settle(self, deltas: list[Delta], failure: UpstreamError | None, *, last: bool) -> list[Delta]:
+        if last:
+            self.over = True
+        if failure is not None:
+            failure.__context__ = failure.__traceback__ = None  # they hold the provider's text
+            self._failure = failure
+        if self._reader.loose and self._halves is None:
+            self._halves = Halves()
+        return deltas if self._halves is None else self._halves.join(deltas, last=last)
 
 
-# What readers need to look at values that may be anything.
+# Functions with which readers look at values of any type.
 
 
-def count(counts: object, name: str) -> int | None:
-    """A number of tokens; None where it is missing or can't be true."""
-    value = field(counts, name)
-    return value if type(value) is int and 0 <= value <= MAX_AMOUNT else None
+def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Reader) -> T:
+    """Return the event from `decode`, else read it `loosely`, which the reader notes.
+
+    Raises UpstreamProtocol.
+    """
+    try:
+        return decode(event)
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
+        pass
+    value = loosely(event, kind)
+    reader.loose = True
+    return value
 
 
-def field(value: object, name: str) -> object:
-    """A field of a JSON object, else None."""
-    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+def number(value: object, name: str) -> object:
+    """Return a field of a JSON object. An integer in a string, or with a fraction of zero, becomes an integer."""
+    found = field(value, name)
+    if isinstance(found, str):
+        return int(found) if found.isdecimal() and len(found) <= MAX_DIGITS else found
+    return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
-def with_calls(reason: FinishReason, calls: int) -> FinishReason:
-    """Several servers say that they just stopped, although they called tools."""
-    return "tool_calls" if calls and reason == "stop" else reason
+def texts(value: object, depth: int = 0) -> list[tuple[bool, str]]:
+    """Return the texts of a content that is a string, a part or a list of parts, each with whether it is reasoning.
+
+    Mistral's reasoning models write lists of `thinking` and `text` parts. Parts without a text add none. Raises
+    UpstreamProtocol for parts that are nested more than MAX_PART_DEPTH deep.
+    """
+    if depth > MAX_PART_DEPTH:
+        raise UpstreamProtocol
+    if isinstance(value, str):
+        return [(False, value)] if value else []
+    if isinstance(value, list):
+        return [said for part in cast("list[object]", value) for said in texts(part, depth + 1)]
+    if not isinstance(value, dict):
+        return [(False, str(value))] if type(value) in (int, float) else []
+    part = cast("dict[str, object]", value)
+    thought = next((part[name] for name in ("thinking", "reasoning", "reasoning_content") if part.get(name)), None)
+    if thought is not None:
+        return [(True, text) for _, text in texts(thought, depth + 1)]
+    text = next((part[name] for name in ("text", "refusal", "content", "summary") if part.get(name)), None)
+    said = texts(text, depth + 1)
+    thinks = str(part.get("type")).startswith(("thinking", "reasoning"))
+    return [(True, text) for _, text in said] if thinks else said

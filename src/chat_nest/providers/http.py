@@ -1,11 +1,11 @@
 """A pooled HTTP/1.1 session that streams bodies and never leaves a socket open.
 
-It does what a model provider's API needs and no more: no cookies, no redirects, no content codings, no credentials but
-the caller's. `http_connection` has the protocol, `http_route` the way to the origin.
+It does only what a model provider's API needs: no cookies, no redirects, no content codings, no credentials but the
+caller's. `http_connection` has the protocol, `http_route` the way to the origin.
 
-A GET is sent once more on a new connection where a kept-alive one turns out to be closed; a POST is never sent twice
-from here. When a kept-alive connection dies before the answer's first byte, the provider
-may or may not have seen the request (RFC 9110, 9.2.2, rules out an automatic retry): UpstreamUnavailable then leaves
+If a kept-alive connection turns out to be closed, a GET is sent once more on a new connection; a POST is never sent
+twice from here. If a kept-alive connection is lost before the first byte of the response, the provider may or may not
+have received the request (RFC 9110, 9.2.2, rules out an automatic retry): UpstreamUnavailable then leaves
 `spent_nothing` False, and a retry is the caller's decision.
 """
 
@@ -19,18 +19,20 @@ from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, Never
 
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     UpstreamError,
     UpstreamProtocol,
     UpstreamTimeout,
     UpstreamTruncated,
     UpstreamUnavailable,
     UpstreamUnreachable,
+    failure_name,
 )
-from chat_nest.providers.http_connection import Connection
+from chat_nest.core.trace_headers import TRACEPARENT
+from chat_nest.providers.http_connection import SLICE, Connection
 from chat_nest.providers.http_route import Route, request_head
 
-logger = logging.getLogger("chat_nest.upstream")
+logger = logging.getLogger("chat_nest.providers")
 
 KEEP_SECONDS: Final = 15.0
 """How long a connection without a request is kept."""
@@ -39,7 +41,7 @@ _CANT_CONNECT = (UpstreamError, OSError, UnicodeError)  # TimeoutError and ssl.S
 
 
 class HTTPStream:
-    """An answer whose body is still to be read, piece by piece."""
+    """A response whose body is still to be read, piece by piece."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -47,31 +49,45 @@ class HTTPStream:
         self.headers: Mapping[str, str] = connection.fields
         """Looked up in any case; repeated fields are joined by commas."""
         self.read: Callable[[], Coroutine[Any, Any, bytes]] = connection.read
-        """`await read()`: what has come since the last read, as soon as there is any; b"" at the body's clean end.
+        """`await read()`: return the bytes since the last read, as soon as there are any; b"" at the body's clean end.
 
-        Raises UpstreamTruncated where the body was cut or left, UpstreamProtocol where its framing is broken.
+        Raises UpstreamTruncated if the body was cut or left, UpstreamProtocol if its framing is invalid.
         """
         self.pass_on: Callable[[Callable[[bytes], bool]], Coroutine[Any, Any, bool]] = connection.pass_on
-        """`await pass_on(take)`: call `take` with each such piece, straight from the socket's read, while it says True.
+        """`await pass_on(take)`: call `take` with each such piece, straight from the socket's read, while it returns
+        True.
 
-        Returns whether it has said False; raises what `read` raises, and what `take` does.
+        Returns whether it has returned False; raises what `read` raises, and what `take` raises.
         """
+        self._unread: tuple[list[bytes], bool] = ([], False)
 
     @property
     def whole(self) -> bool:
         """Whether all of it was read."""
         return self._connection.drained
 
+    @property
+    def framed(self) -> bool:
+        """Whether its length or its chunks mark its end, and not only the connection's end."""
+        return self._connection.framed
+
     async def read_body(self, limit: int) -> bytes:
-        """The rest of the body, or its first `limit` bytes."""
+        """Return the rest of the body, or its first `limit` bytes."""
         body = bytearray()
         while len(body) < limit and (piece := await self.read()):
             body += piece
         return bytes(body[:limit])
 
     def leave(self) -> None:
-        """Forget the connection, which may serve another request from now on."""
+        """Release the connection, which may serve another request from now on."""
+        if self.status == 200:
+            self._unread = self._connection.take_unread()
         self.read = self.pass_on = _left
+
+    def take_unread(self) -> tuple[list[bytes], bool]:
+        """Return what `Connection.take_unread` returned when this was left; nothing the second time."""
+        unread, self._unread = self._unread, ([], False)
+        return unread
 
 
 async def _left(*_: object) -> Never:
@@ -79,10 +95,10 @@ async def _left(*_: object) -> Never:
 
 
 class HTTPSession:
-    """Requests to one origin, `base_url`, over kept-alive connections, as many at once as are asked for.
+    """Sends requests to one origin, `base_url`, over kept-alive connections, with no limit on their number.
 
-    HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured as they stand at the first request; loopback addresses are never
-    proxied. One event loop at a time may use it; the connections of a loop that is gone are replaced.
+    HTTP_PROXY, HTTPS_PROXY and NO_PROXY are read at the first request; loopback addresses are never proxied. One event
+    loop at a time may use it; the connections of a loop that is gone are replaced.
     """
 
     def __init__(self, base_url: str, *, tls: ssl.SSLContext | None = None) -> None:
@@ -93,13 +109,13 @@ class HTTPSession:
     def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None, connect_timeout: float
     ) -> AbstractAsyncContextManager[HTTPStream]:
-        """Send one request, which is no HEAD; entering returns once the answer's head is here, whatever its status.
+        """Send one request (no HEAD). Entering returns once the head of the response has arrived, with any status.
 
-        `connect_timeout`, in seconds, is for name resolution, TCP and TLS together; nothing else is limited in time.
-        Leaving returns the connection to the pool when the body was read to its end, else closes its socket at once,
-        as does cancelling before that. Raises UpstreamUnreachable or UpstreamTimeout when there was no connection,
-        UpstreamUnavailable when it was lost before the answer, UpstreamProtocol for an answer that is not HTTP/1, or a
-        success with a content coding. The body of an error is passed on as it came.
+        `connect_timeout`, in seconds, is for name resolution, TCP and TLS together; nothing else has a time-out.
+        Leaving returns the connection to the pool if the body was read to its end, else closes its socket at once, as
+        does cancelling. Raises UpstreamUnreachable or UpstreamTimeout if there was no connection, UpstreamUnavailable
+        if it was lost before the response, and UpstreamProtocol for a response that is not HTTP/1, or a success with a
+        content coding. The body of an error is passed on unchanged.
         """
         return _Exchange(self._running(), method, path, headers, body, connect_timeout)
 
@@ -111,7 +127,7 @@ class HTTPSession:
             await asyncio.sleep(0)  # the loop closes an aborted socket in its next turn
 
     def _running(self) -> _Pool:
-        """The connections of the running loop."""
+        """Return the connections of the running loop."""
         pool = self._pool
         if pool is None or pool.loop is not asyncio.get_running_loop():
             if pool is not None:
@@ -121,7 +137,7 @@ class HTTPSession:
 
 
 class _Pool:
-    """The connections to one origin, on one event loop; those without a request are closed after KEEP_SECONDS."""
+    """The connections to one origin, on one event loop. Those without a request are closed after KEEP_SECONDS."""
 
     def __init__(self, route: Route) -> None:
         self.loop = asyncio.get_running_loop()
@@ -132,7 +148,7 @@ class _Pool:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def take(self) -> Connection | None:
-        """The connection that was used last, if one is left that is still open."""
+        """Return the most recently used connection that is still open, if there is one."""
         while self._idle:
             connection, since = self._idle.pop()
             if not connection.closed and since + KEEP_SECONDS > self.loop.time():
@@ -159,7 +175,7 @@ class _Pool:
         self._idle.clear()
 
     def _sweep(self) -> None:
-        """Close what was idle for too long, and come back when the next one will have been."""
+        """Close what was idle for too long, and schedule the next sweep."""
         now = self.loop.time()
         old = [connection for connection, since in self._idle if since + KEEP_SECONDS <= now or connection.closed]
         self._idle = [(connection, since) for connection, since in self._idle if connection not in old]
@@ -169,7 +185,7 @@ class _Pool:
 
 
 class _Exchange:
-    """One request and its answer. Whatever ends it, its connection is in the pool again or closed."""
+    """One request and its response. At any end, its connection is back in the pool or closed."""
 
     def __init__(
         self,
@@ -186,6 +202,8 @@ class _Exchange:
         fields = {"host": pool.route.authority, "accept": "*/*", "accept-encoding": "identity", **pool.route.fields}
         for name, value in headers.items():
             fields[name.lower()] = value
+        if traceparent := TRACEPARENT.get():
+            fields["traceparent"] = traceparent
         if body is not None or method in _WITH_BODY:
             fields["content-length"] = str(len(body or b""))
         self._parts = [request_head(method, pool.route.prefix + path, fields), *([body] if body else [])]
@@ -209,7 +227,10 @@ class _Exchange:
             raise UpstreamUnreachable(spent_nothing=True)
         pool.busy.add(connection)
         try:
-            connection.send(self._parts)
+            long = sum(map(len, self._parts)) > 2 * SLICE
+            connection.send(self._parts[:1] if long else self._parts)
+            if long:
+                await connection.send_more(memoryview(self._parts[1]))
             if self._method != "GET":
                 self._parts = []  # the answer may take minutes
             await connection.answered()
@@ -240,7 +261,7 @@ class _Exchange:
             async with asyncio.timeout(self._connect_timeout):
                 return await self._pool.route.connect()
         except _CANT_CONNECT as error:
-            name, timed_out = type(error).__name__, isinstance(error, TimeoutError)
+            name, timed_out = failure_name(error), isinstance(error, TimeoutError)
         logger.warning("no connection to the provider: %s", name)  # never its text
         if timed_out:
             raise UpstreamTimeout(spent_nothing=True)

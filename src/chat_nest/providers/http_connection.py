@@ -1,6 +1,6 @@
 """One connection to a provider: an asyncio protocol on llhttp (httptools), read without a task or a queue.
 
-What is not HTTP/1.1 as RFC 9112 has it is refused, and what is kept of it is bounded.
+It refuses everything but HTTP/1.1 as in RFC 9112, and limits what it keeps.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated, UpstreamUnavailable
+from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated, UpstreamUnavailable
 
+SLICE: Final = 1 << 18
+"""Bytes of a body that are written in one call: encrypting them takes about a quarter of a millisecond."""
 READ_BUFFER: Final = 1 << 15
-"""A stream that nobody reads stops its socket once this many bytes wait; the last read from it comes on top."""
+"""With more waiting bytes than this, an unread stream stops its socket; the last read may exceed it."""
 MOST_READ: Final = 1 << 16
-"""One read becomes one write to the reader, and there are servers that hold so many writes, whatever their size."""
+"""One read becomes one write to the reader, and some servers hold this many writes, whatever their size."""
 HEAD_BYTES: Final = 1 << 16
-"""The most that a head may have, and that may come without a byte of a body."""
+"""The most bytes of a head, and of input without a byte of a body."""
 FIELD_BYTES: Final = 1 << 14
 FIELDS: Final = 128
 ONE_READER: Final = "an answer has one reader at a time"
 
 
 class Fields(Mapping[str, str]):
-    """Header fields, looked up in any case; the values of a repeated one are joined by commas (RFC 9110, 5.3)."""
+    """Header fields, looked up in any case; the values of a repeated field are joined by commas (RFC 9110, 5.3)."""
 
     __slots__ = ("_values",)
 
@@ -47,28 +49,28 @@ class Fields(Mapping[str, str]):
 
 
 class Connection(asyncio.Protocol):
-    """Sends one request at a time; `answered` waits for its answer's head, `read` or `pass_on` for its body.
+    """Sends one request at a time; `answered` waits for the head of its response, `read` or `pass_on` for its body.
 
-    What breaks an answer is raised where it is waited for, after the
-    bytes that came before it. The methods that begin with `on_` are for the parser.
+    An invalid or lost response raises in the call that waits for it, after the bytes that came before. The methods that
+    begin with `on_` are for the parser.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        """Done with True when something has changed, with False when `_take` wants no more."""
+        """Done with True when something has changed, with False when `_take` accepts no more."""
         self._take: Callable[[bytes], bool] | None = None
         self._failure: type[UpstreamError] | None = None
         self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append  # called by the parser for each piece, without a step of ours
+        self.on_body = self._pieces.append  # called by the parser for each piece, without code of this class
         self._parser: Any = HttpResponseParser(self)
         self.closed = False
         """Nothing more can be sent."""
         self.whole = True
-        """No answer is being waited for or read."""
+        """No response is expected or being read."""
         self.reason = ""
-        """What broke the answer, in a word for the log."""
+        """Why the response failed, in a word for the log."""
         self._prepare()
 
     def _prepare(self) -> None:
@@ -80,11 +82,15 @@ class Connection(asyncio.Protocol):
         self._until_closed = False
         self._without_body = self._unread = 0
         self._paused = False
+        self._unsent = False
 
-    # For the one who asks.
+    # For the session.
 
     def send(self, parts: Sequence[bytes]) -> None:
-        """Begin a request. It is buffered as far as the socket does not take it at once."""
+        """Begin a request. Bytes that the socket does not accept at once are buffered.
+
+        A long body is to follow with `send_more`, so that encrypting it does not block the event loop.
+        """
         self._prepare()
         self.whole = False
         if self.transport is None or self.closed:
@@ -92,15 +98,28 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.writelines(parts)
 
+    async def send_more(self, body: memoryview) -> None:
+        """Send the rest of a request, a slice in each turn of the event loop.
+
+        Stops if the response comes before its end.
+        """
+        self._unsent = True
+        for at in range(0, len(body), SLICE):
+            await asyncio.sleep(0)
+            if self.transport is None or self.closed or self._headed:
+                return
+            self.transport.write(body[at : at + SLICE])
+        self._unsent = False
+
     async def answered(self) -> None:
-        """Wait for the head. Raises UpstreamUnavailable where the connection was lost before, UpstreamProtocol."""
+        """Wait for the head. Raises UpstreamUnavailable if the connection was lost before, and UpstreamProtocol."""
         while not self._headed:
             await self._change()
 
     async def read(self) -> bytes:
-        """What has come since the last read, at most 64 KiB, as soon as there is any; b"" at the body's clean end.
+        """Return the bytes since the last read, at most 64 KiB, as soon as there are any; b"" at the body's clean end.
 
-        Raises UpstreamTruncated where the body was cut, UpstreamProtocol where its framing is broken.
+        Raises UpstreamTruncated if the body was cut, UpstreamProtocol if its framing is invalid.
         """
         while not self._pieces:
             if self.whole:
@@ -109,10 +128,10 @@ class Connection(asyncio.Protocol):
         return self._next()
 
     async def pass_on(self, take: Callable[[bytes], bool]) -> bool:
-        """Give `take` what comes, as `read` would, but straight from the socket's read: no task is woken for it.
+        """Call `take` with the bytes that `read` would return, straight from the socket's read: no task wakes for it.
 
-        Return True once it says False, and False at the body's clean end. Raises what `read` raises, and what `take`
-        does.
+        Returns True once `take` returns False, and False at the body's clean end. Raises what `read` raises, and what
+        `take` raises.
         """
         while True:
             while self._pieces:
@@ -129,14 +148,25 @@ class Connection(asyncio.Protocol):
 
     @property
     def drained(self) -> bool:
-        """The answer is whole, and all of it was read."""
+        """Whether the response is complete, and all of it was read."""
         return self.whole and not self._pieces
 
+    @property
+    def framed(self) -> bool:
+        """Whether the response's own framing marks the end of its body."""
+        return not self._until_closed
+
+    def take_unread(self) -> tuple[list[bytes], bool]:
+        """Return the pieces of the body that came and were not read; True if more may follow, as reading is paused."""
+        pieces = self._pieces.copy()
+        self._pieces.clear()  # the parser appends to this list
+        return pieces, self._paused and not self.whole
+
     def release(self) -> bool:
-        """Stop caring for the answer. True if another request may be sent; otherwise the socket is closed at once."""
-        reusable = self.whole and self._reusable and not self.closed
+        """Give up the response. Returns True if another request may be sent; otherwise the socket is closed at once."""
+        reusable = self.whole and self._reusable and not self.closed and not self._unsent
         self._pieces.clear()
-        # What is still to be written: the answer came before the whole request was sent.
+        # Unsent bytes: the response came before the whole request was sent.
         if not reusable or self.transport is None or self.transport.get_write_buffer_size():
             self.abort()
             return False
@@ -145,13 +175,13 @@ class Connection(asyncio.Protocol):
         return True
 
     def abort(self) -> None:
-        """Close the socket at once; whoever waits is told that the connection was lost."""
+        """Close the socket at once; waiting calls raise that the connection was lost."""
         self._fail("aborted")
 
     # For the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol. Also called when TLS has been put on top."""
+        """See asyncio.Protocol. Called again when TLS has been started on top."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's are no subclasses
 
     def data_received(self, data: bytes) -> None:
@@ -185,7 +215,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_exception(error)
 
     def eof_received(self) -> None:
-        """See asyncio.Protocol. The end of a body that has no other."""
+        """See asyncio.Protocol. This ends a body that has no other end."""
         if self._headed and self._until_closed and self._failure is None:
             self.whole = True
         self._fail("closed")
@@ -194,17 +224,17 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self._fail(type(exc).__name__ if exc else "closed")
         self.transport = None
-        self._parser = None  # it refers to us, and the collector comes seldom
+        self._parser = None  # it refers to this object, and the garbage collector rarely runs
 
     # For the parser.
 
     def on_message_begin(self) -> None:
-        """See httptools. What comes after the answer was not asked for: it stops the parser."""
+        """See httptools. Bytes after the response are unexpected: they stop the parser."""
         if self._headed:
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools. Of trailers nothing is kept."""
+        """See httptools. Trailers are dropped."""
         self._field_count += 1
         self._field_bytes += len(name) + len(value)
         too_long = len(name) + len(value) > FIELD_BYTES or self._field_bytes > HEAD_BYTES
@@ -214,7 +244,7 @@ class Connection(asyncio.Protocol):
             self.fields.add(name.decode("latin-1"), value.decode("latin-1"))
 
     def on_headers_complete(self) -> None:
-        """See httptools. A body may be chunked, have its length told, or go on until the connection is closed."""
+        """See httptools. A body may be chunked, have a declared length, or end with the connection."""
         self.status = self._parser.get_status_code()
         coding = self.fields.get("transfer-encoding")
         if self.status < 100 or (coding is not None and coding.strip().lower() != "chunked"):
@@ -225,7 +255,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if not self._headed:  # 1xx: the answer itself is still to come
+        if not self._headed:  # 1xx: the response itself is still to come
             self.fields = Fields()
         elif not self.whole:
             self.whole = self._failure is None
@@ -234,7 +264,7 @@ class Connection(asyncio.Protocol):
     # Inside.
 
     async def _change(self) -> bool:
-        """Wait until something comes, or the answer breaks: raises why."""
+        """Wait until bytes come. Raises if the response fails."""
         if self._failure is not None:
             raise self._failure
         if self._waiter is not None:
@@ -246,7 +276,7 @@ class Connection(asyncio.Protocol):
             self._waiter = None
 
     def _next(self) -> bytes:
-        """The pieces that wait, as one, and at most 64 KiB of them."""
+        """Return the waiting pieces, joined, and at most 64 KiB of them."""
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -259,7 +289,7 @@ class Connection(asyncio.Protocol):
         return data
 
     def _fail(self, reason: str, failure: type[UpstreamError] | None = None) -> None:
-        """Break the answer, unless it is whole or broken already, and close the connection."""
+        """Fail the response, unless it is complete or has failed already, and close the connection."""
         if not self.whole and self._failure is None:
             self.reason = reason
             self._failure = failure or (UpstreamTruncated if self._headed else UpstreamUnavailable)

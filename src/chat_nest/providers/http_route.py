@@ -1,7 +1,7 @@
-"""The way to an origin: its address, the proxy that the environment names, TCP and TLS.
+"""The route to an origin: its address, the proxy from the environment, TCP and TLS.
 
-Addresses are tried as RFC 8305 says (happy eyeballs): the next one when the one before has failed, or has not answered
-for a quarter of a second.
+Addresses are tried as in RFC 8305 (happy eyeballs): the next one after a failure, or after a quarter of a second
+without an answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PORTS = {"http": 80, "https": 443}
 
 
 def default_tls() -> ssl.SSLContext:
-    """Certificates are checked against the system's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others."""
+    """Return a TLS context with the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
     return _tls(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
@@ -37,10 +37,10 @@ def _tls(_file: str | None, _directory: str | None) -> ssl.SSLContext:  # OpenSS
 
 
 class Route:
-    """How to reach the origin of `url`, with the proxies of the environment as they stand now.
+    """The way to the origin of `url`, with the current proxies of the environment.
 
-    `authority` is for the Host header, `prefix` comes before the path of a request's first line, `fields` are for a
-    proxy that reads our requests.
+    `authority` is for the Host header, `prefix` comes before the path in the request line, and `fields` are for a proxy
+    that reads the requests.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
@@ -58,7 +58,10 @@ class Route:
             self.fields = _credentials(self._proxy)
 
     async def connect(self) -> Connection:
-        """Raises OSError, TimeoutError or UnicodeError (a host that is no name); UpstreamError from a proxy."""
+        """Connect.
+
+        Raises OSError, TimeoutError or UnicodeError (an invalid host name), and UpstreamError from a proxy.
+        """
         if self._proxy is None:
             connection = await _open(self._host, self._port)
             return connection if self._tls is None else await _start_tls(connection, self._tls, self._host)
@@ -73,7 +76,7 @@ class Route:
         return await _start_tls(connection, self._tls, self._host)
 
     async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
-        """Ask the proxy for a connection to the origin (RFC 9110, 9.3.6)."""
+        """Request a connection to the origin from the proxy (RFC 9110, 9.3.6)."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
         try:
@@ -87,7 +90,7 @@ class Route:
 
 
 def request_head(method: str, target: str, fields: dict[str, str]) -> bytes:
-    """A request's first line and its fields. Raises ValueError, without the value, for what leaves its line."""
+    """Return a request line and its fields. Raises ValueError, without the value, for a value that breaks its line."""
     lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in fields.items()]]
     text = "\r\n".join(lines)
     if not text.isascii() or text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
@@ -103,7 +106,7 @@ def _credentials(proxy: SplitResult) -> dict[str, str]:
 
 
 def _environment_proxy(origin: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for this origin. Its user and password may be part of it."""
+    """Return the proxy of the environment for this origin. The URL may hold a user and password."""
     host = origin.hostname or ""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -116,12 +119,12 @@ def _environment_proxy(origin: SplitResult) -> SplitResult | None:
 
 
 async def _start_tls(below: Connection, tls: ssl.SSLContext, host: str) -> Connection:
-    """A connection through TLS on top of another one, whose socket is closed at once if that fails or is cancelled."""
+    """Start TLS on a connection. If that fails or is cancelled, the socket is closed at once."""
     connection = Connection()
     assert below.transport is not None
     try:
         transport = await asyncio.get_running_loop().start_tls(below.transport, connection, tls, server_hostname=host)
-        if transport is None:  # as asyncio is typed; it is the case where the loop is being stopped
+        if transport is None:  # by asyncio's types; it happens while the loop is being stopped
             raise ConnectionAbortedError
     except BaseException:
         below.abort()
@@ -131,7 +134,7 @@ async def _start_tls(below: Connection, tls: ssl.SSLContext, host: str) -> Conne
 
 
 async def _open(host: str, port: int) -> Connection:
-    """A TCP connection to the first of the host's addresses that takes one."""
+    """Open a TCP connection to the first of the host's addresses that accepts one."""
     waiting = await _resolve(host, port)
     if len(waiting) == 1:
         return await _connect(waiting[0], port)
@@ -164,13 +167,13 @@ async def _connect(address: str, port: int) -> Connection:
 
 
 def _drop(late: asyncio.Task[Connection], won: Connection | None) -> None:
-    """An attempt that came second, or after we had left."""
+    """Drop a connection that came too late: after another one, or after the caller had left."""
     if not late.cancelled() and late.exception() is None and late.result() is not won:
         late.result().abort()
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    """The host's addresses, IPv6 and IPv4 by turns (RFC 8305, 4), at least one."""
+    """Return the host's addresses, IPv6 and IPv4 in alternation (RFC 8305, 4), at least one."""
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:

@@ -1,4 +1,4 @@
-"""A provider's list of models, and the names in it that are like one that it does not hold."""
+"""Parse a provider's list of models, and suggest similar names for a model that is not in it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 MOST_NAMES = 3
-"""Similar names in one piece of advice."""
+"""The most similar names in one piece of advice."""
 SIMILAR = 0.7
-"""From which ratio of difflib two names are similar."""
+"""The least ratio of difflib for similar names."""
 
 
 class _Model(msgspec.Struct):
@@ -21,29 +21,37 @@ class _Model(msgspec.Struct):
 
 class _List(msgspec.Struct):
     data: list[_Model] | None = None
-    """OpenAI's and Anthropic's."""
+    """The list of OpenAI and Anthropic."""
     models: list[_Model] | None = None
-    """Gemini's and Ollama's."""
+    """The list of Gemini and Ollama."""
 
 
 def model_names(body: bytes) -> frozenset[str]:
-    """The names in the answer to a request for the list of models; none where it is not understood."""
+    """Return the names in the response to a request for the list of models; none if it is not understood."""
+    return frozenset(listed_names(body))
+
+
+def listed_names(body: bytes) -> list[str]:
+    """Return the same names in the server's order."""
     try:
         found = msgspec.json.decode(body, type=_List)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return frozenset()
+        return []
     names = [model.id or model.name for model in (*(found.data or ()), *(found.models or ()))]
-    return frozenset(name.removeprefix("models/") for name in names if isinstance(name, str))
+    return [name.removeprefix("models/") for name in names if isinstance(name, str)]
 
 
 def unlisted(models: Iterable[str], listed: frozenset[str]) -> str:
-    """Advice for the operator, which names the `models` that are not among `listed`; empty where none is missing."""
+    """Return advice for the operator with the `models` that are not among `listed`; empty if all are."""
     missing = [model for model in dict.fromkeys(models) if listed and not _is_listed(model, listed)]
     return " ".join(_advice(model, listed) for model in missing)
 
 
 def _is_listed(model: str, listed: frozenset[str]) -> bool:
-    """Ollama takes a name without its `:latest`; Anthropic lists dated names, not their aliases `-0` and `-latest`."""
+    """Return whether a model is listed.
+
+    Ollama's `:latest` may be left out; Anthropic's `-0` and `-latest` are aliases.
+    """
     stem = model.removesuffix("-latest").removesuffix("-0")
     dated = f"{stem}-20"
     return model in listed or f"{model}:latest" in listed or any(name.startswith(dated) for name in listed)

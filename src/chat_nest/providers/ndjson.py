@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from chat_nest.sse import EventTooLong
+from chat_nest.core.sse import EventTooLong
 
 
 class LineDecoder:
-    """Bytes cut anywhere in, whole lines out, without their ends. Not decoded, and not checked for JSON.
+    """Splits bytes into whole lines, without their ends. The bytes may be cut anywhere, and are not decoded or parsed.
 
-    A line that no LF ended is dropped. A line may hold `max_line` bytes; no more than that is ever kept.
+    A line that no LF ended is dropped, unless `end` is called. A line may hold `max_line` bytes; no more than that is
+    ever kept.
     """
 
     def __init__(self, max_line: int = 1 << 20) -> None:
@@ -16,7 +17,10 @@ class LineDecoder:
         self._line = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Raises EventTooLong as soon as the limit is passed; the decoder is of no use afterwards."""
+        """Return the lines that end here.
+
+        Raises EventTooLong as soon as the limit is passed; the decoder is then unusable.
+        """
         end = chunk.rfind(b"\n") + 1
         lines: list[bytes] = []
         if end:
@@ -31,3 +35,12 @@ class LineDecoder:
             raise EventTooLong(lines)
         self._line += chunk[end:]
         return lines
+
+    def end(self) -> list[bytes]:
+        """Return the line that only the end of the body ended, if there is one.
+
+        For bodies whose framing is complete.
+        """
+        line = bytes(self._line)
+        self._line.clear()
+        return [line] if line else []

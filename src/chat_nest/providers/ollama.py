@@ -1,53 +1,54 @@
-"""Ollama's own API: the request, what the lines of a stream mean, and the provider.
+"""Ollama's own API: the request body, the lines of a stream, and the provider.
 
-The format is that of https://docs.ollama.com/api/chat. Ollama speaks OpenAI's, too: the preset `ollama_v1`.
+The format is that of https://docs.ollama.com/api/chat. For Ollama's OpenAI API, see the preset `ollama_v1`.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from chat_nest.deltas import (
-    Batch,
-    Delta,
-    FinishDelta,
-    FinishReason,
-    ReasoningDelta,
-    TextDelta,
-    ToolCallDelta,
-    UsageDelta,
-)
-from chat_nest.errors import UpstreamError, UpstreamProtocol
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Message, Tool
-from chat_nest.protocols import Prompt
-from chat_nest.providers.codec import MAX_CALLS, Codec, count, with_calls
+from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, TextDelta, UsageDelta
+from chat_nest.core.messages import Message, Tool
+from chat_nest.core.protocols import Prompt
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.counting.reported import read_usage
+from chat_nest.providers.calls import Calls, as_name, raw_arguments
+from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
+from chat_nest.providers.media import base64, moved_to_user, taken
 from chat_nest.providers.ndjson import LineDecoder
 from chat_nest.providers.presets import OLLAMA
-from chat_nest.providers.stream import ModelServer
+from chat_nest.providers.refusals import event_failure
+from chat_nest.providers.stream import ModelServer, codec_for
 from chat_nest.providers.tools import as_object, names_by_id
-from chat_nest.usage import Usage
 
 # The request.
 
 
 def request_body(prompt: Prompt) -> bytes:
-    """The JSON of one request for a stream."""
+    """Return the JSON of one request for a stream."""
     names = names_by_id(prompt.messages)
     options: dict[str, Any] = {"num_predict": prompt.max_output_tokens}
     if prompt.temperature is not None:
         options["temperature"] = prompt.temperature
+    asked = prompt.options
+    for name in ("seed", "top_p", "top_k", "frequency_penalty", "presence_penalty"):
+        if (value := getattr(asked, name)) is not None:
+            options[name] = value
+    if asked.stop:
+        options["stop"] = asked.stop
     body: dict[str, Any] = {
         "model": prompt.model,
-        "messages": [_message(message, names) for message in prompt.messages],
+        "messages": [_message(message, names) for message in moved_to_user(prompt.messages)],
         "stream": True,
         "options": options,
     }
+    if asked.format is not None:
+        body["format"] = "json" if asked.format.schema is None else asked.format.schema
     if tools := _tools(prompt):
         body["tools"] = [
             {
@@ -59,8 +60,23 @@ def request_body(prompt: Prompt) -> bytes:
     return msgspec.json.encode(body)
 
 
+def lacks(prompt: Prompt) -> list[str]:
+    """See Provider. The API can't require a tool call, or forbid parallel ones."""
+    one = prompt.options.parallel_calls is False and bool(prompt.tools)
+    asked = {"tool_choice": prompt.tool_choice == "required", "parallel_calls": one}
+    return [name for name, lacking in asked.items() if lacking]
+
+
+def takes(model: str) -> frozenset[str]:
+    """See Provider. The API takes images in base64, before a message's text."""
+    return taken(model, "images")
+
+
 def _tools(prompt: Prompt) -> Sequence[Tool]:
-    """The API has no choice of tools: none, or a certain one, is said by what is offered; `required` can't be said."""
+    """Return the tools to offer.
+
+    The API has no tool choice: only `none` and a certain tool can be expressed, by the offer.
+    """
     if prompt.tool_choice == "none":
         return ()
     if prompt.tool_choice.startswith("tool:"):
@@ -71,6 +87,8 @@ def _tools(prompt: Prompt) -> Sequence[Tool]:
 def _message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     said: dict[str, Any] = {"role": role, "content": message.content}
+    if message.attachments:
+        said["images"] = [base64(each) for each in message.attachments]
     if message.tool_calls:
         said["tool_calls"] = [
             {"function": {"name": call.name, "arguments": as_object(call.arguments)}} for call in message.tool_calls
@@ -80,109 +98,101 @@ def _message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
     return said
 
 
-# The stream.
+# The stream. A field that servers write in different types has type Any here.
 
 
 class _Function(msgspec.Struct, gc=False):
-    name: str = ""
+    name: Any = None
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class _Call(msgspec.Struct, gc=False):
-    function: _Function
-    id: str | None = None
+    function: _Function | None = None
+    id: Any = None
 
 
 class _Message(msgspec.Struct, gc=False):
-    content: str | None = None
-    thinking: str | None = None
+    content: Any = None
+    thinking: Any = None
+    reasoning: Any = None
+    reasoning_content: Any = None
     tool_calls: list[_Call] | None = None
 
 
 class _Line(msgspec.Struct, gc=False):
-    message: _Message | None = None
-    done: bool | None = None
-    done_reason: str | None = None
+    message: _Message | str | None = None
+    # The fields of /api/generate, which some servers also use here.
+    response: Any = None
+    thinking: Any = None
+    done: Any = None
+    done_reason: Any = None
     error: Any = None
     prompt_eval_count: Any = None
     eval_count: Any = None
 
 
-class _LineWithoutCounts(msgspec.Struct, gc=False):
-    message: _Message | None = None
-    done: bool | None = None
-    done_reason: str | None = None
-    error: Any = None
-
-
 _decode = msgspec.json.Decoder(_Line).decode
-_decode_without_counts = msgspec.json.Decoder(_LineWithoutCounts).decode
-
-_DONE_REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length"}
+_DONE: Final = (1, "true", "True", "1")
 
 
-def ollama_codec(calls: str = "call") -> Codec:
-    """For one answer. `calls` begins the ids of calls that come without one: it should differ from answer to answer."""
-    return Codec(OllamaReader(calls), LineDecoder())
+def ollama_codec(calls: str = "call", taken: Collection[str] = (), *, whole: bool = False) -> Codec:
+    """Return the codec of one answer, which is one JSON object if it is `whole`. See Calls for `calls` and `taken`."""
+    return Codec(OllamaReader(Calls(calls, taken)), WholeBody() if whole else LineDecoder())
 
 
 class OllamaReader:
-    """See Reader. An answer is finished and over with the line that says `done`, which also has the counts.
+    """See Reader. An answer is over with the line that has `done`, the reason and the counts.
 
-    Where the prompt's count is missing, as it is when the server had all of it in its cache, nothing is reported.
+    If the prompt was in the server's cache, its count is missing, and no usage is reported.
     """
 
-    def __init__(self, calls: str) -> None:
+    def __init__(self, calls: Calls) -> None:
         self.over = False
-        self.finished = False
-        self._ids = calls
-        self._calls = 0
+        self.loose = False
+        self.finish = Finish(calls)
+        self._calls = calls
+        self._prompt: object = None
+        self._answer: object = None
+        """The newest counts: some servers with this format send them in every line except the last one."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
             if not data.strip():
                 continue
-            line = _parsed(data)
-            if line.error is not None:
-                raise UpstreamError
-            if line.message is not None:
-                self._read_message(line.message, deltas)
-            if line.done:
-                self.over = self.finished = True
-                reason = _DONE_REASONS.get(line.done_reason or "stop", "other")
-                deltas.append(FinishDelta(with_calls(reason, self._calls)))
-                counts = {"prompt": line.prompt_eval_count, "answer": line.eval_count}
-                prompt, answer = count(counts, "prompt"), count(counts, "answer")
-                if prompt is not None and answer is not None:
-                    deltas.append(UsageDelta(Usage(input_tokens=prompt, output_tokens=answer)))
+            line = parsed(data, _decode, _Line, self)
+            if line.error is not None and (line.error or line.message is None):
+                raise event_failure(line.error)
+            message = _Message(content=line.message) if isinstance(line.message, str) else line.message
+            if line.response or line.thinking:
+                message = message or _Message()
+                message.content, message.thinking = message.content or line.response, message.thinking or line.thinking
+            if message is not None:
+                self._read_message(message, deltas)
+            if line.prompt_eval_count is not None:
+                self._prompt = line.prompt_eval_count
+            if line.eval_count is not None:
+                self._answer = line.eval_count
+            if line.done is True or (line.done and line.done in _DONE):
+                self.over = True
+                # Servers older than done_reason, and some others with this format, leave it out.
+                self.finish.say("stop" if line.done_reason is None else line.done_reason, deltas)
+                counts = {"prompt": self._prompt, "answer": self._answer}
+                usage = read_usage(number(counts, "prompt"), number(counts, "answer"))
+                if usage is not None:
+                    deltas.append(UsageDelta(usage))
                 return
 
     def _read_message(self, message: _Message, deltas: list[Delta]) -> None:
-        if message.thinking:
-            deltas.append(ReasoningDelta(message.thinking))
-        if message.content:
-            deltas.append(TextDelta(message.content))
+        if thought := message.thinking or message.reasoning or message.reasoning_content:
+            deltas += [ReasoningDelta(text) for _, text in texts(thought)]
+        if type(message.content) is str:
+            if message.content:
+                deltas.append(TextDelta(message.content))
+        elif message.content is not None:
+            deltas += [ReasoningDelta(text) if thinks else TextDelta(text) for thinks, text in texts(message.content)]
         for call in message.tool_calls or ():
-            index = self._calls
-            if index >= MAX_CALLS:
-                raise UpstreamProtocol
-            self._calls += 1
-            arguments = bytes(call.function.arguments).decode()
-            call_id = call.id or f"{self._ids}_{index}"
-            said = "{}" if arguments == "null" else arguments
-            deltas.append(ToolCallDelta(index, said, call_id, call.function.name))
-
-
-def _parsed(data: bytes) -> _Line:
-    try:
-        return _decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
-        pass
-    try:  # counts with numbers out of range
-        line = _decode_without_counts(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise UpstreamProtocol from None
-    return _Line(line.message, line.done, line.done_reason, line.error)
+            function = call.function or _Function()
+            self._calls.whole(as_name(call.id), as_name(function.name), raw_arguments(function.arguments), deltas)
 
 
 # The provider.
@@ -191,7 +201,7 @@ def _parsed(data: bytes) -> _Line:
 class OllamaProvider:
     """An Ollama server. `base_url` ends where `/api/chat` begins.
 
-    The rest is as for ModelServer. Raises ValueError, which names the argument and never holds its value.
+    For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
     def __init__(
@@ -201,17 +211,33 @@ class OllamaProvider:
         *,
         abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
+        api_keys: Sequence[str] = (),
+        api_keys_file: str | Path | None = None,
+        think_tags: str | None = None,
     ) -> None:
-        self._server = ModelServer(OLLAMA, api_key, base_url, abort_bills=abort_bills, headers=headers)
+        self._server = ModelServer(
+            OLLAMA,
+            api_key,
+            base_url,
+            abort_bills=abort_bills,
+            headers=headers,
+            api_keys=api_keys,
+            api_keys_file=api_keys_file,
+            think_tags=think_tags,
+        )
         self.base_url = self._server.base_url
         self.abort_bills = self._server.abort_bills
+        self.key_in_clear = self._server.key_in_clear
         self.check = self._server.check
+        self.key_rests = self._server.key_rests
         self.aclose = self._server.aclose
+        self.lacks = lacks
+        self.takes = takes
 
     def __repr__(self) -> str:
         return f"OllamaProvider({self.base_url!r})"
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
-        """See Provider. Only `timeouts.connect` is kept here; the others are for the caller, who cancels."""
-        codec = ollama_codec(f"call_{secrets.token_hex(6)}")
-        return self._server.open("/api/chat", request_body(prompt), codec, timeouts)
+        """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
+        make = codec_for(ollama_codec, prompt)
+        return self._server.open(prompt.model, "/api/chat", request_body(prompt), make, timeouts)

@@ -1,4 +1,4 @@
-"""The HTTP side of every provider: open a stream, tell refusals apart, check the key without spending anything."""
+"""The HTTP client of every provider: open a stream, classify refusals, check the key at no cost."""
 
 from __future__ import annotations
 
@@ -6,44 +6,73 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from chat_nest.deltas import Batch
-from chat_nest.errors import UpstreamAuth, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnavailable
-from chat_nest.limits import Timeouts
+from msgspec import Struct
+
+from chat_nest.core.deltas import Batch, Delta, FinishDelta
+from chat_nest.core.errors import UpstreamAuth, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnavailable
+from chat_nest.core.protocols import KeyRest, Prompt
+from chat_nest.core.timeouts import Timeouts
 from chat_nest.providers.codec import Codec
+from chat_nest.providers.credentials import credentials_for
 from chat_nest.providers.http import HTTPSession, HTTPStream
+from chat_nest.providers.keys import EVERY_MODEL, Key, KeyPool
 from chat_nest.providers.model_list import model_names
 from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import refusal
+from chat_nest.providers.think_tags import THINK_TAGS, Thoughts
 
-logger = logging.getLogger("chat_nest.upstream")
+logger = logging.getLogger("chat_nest.providers")
 
+JSON: Final = "application/json"
 ERROR_BODY_SECONDS: Final = 1.0
 LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 END_SECONDS: Final = 0.05
-"""After the last event: how long to wait for the body's end, which lets the connection be used again."""
+"""Seconds to wait for the body's end after the last event, so that the connection can be used again."""
 CHECK_SECONDS: Final = 10.0
 REST_LIMIT: Final = 1 << 16
-"""Bytes that are read of what is not part of an answer."""
+"""The most bytes read of a body that is not part of an answer."""
+DROP_SLICE: Final = 1 << 14
+"""Bytes that are decoded at once of what nobody took."""
 LIST_LIMIT: Final = 1 << 20
-"""Bytes of a list of models; a longer one is not understood."""
+"""Bytes of a list of models. A longer list is refused."""
+
+_STREAMS: Final = (b"data:", b"event:", b"id:", b"retry:")
+_MAY_BE_AN_ANSWER: Final = frozenset(
+    ("application/json", "application/x-ndjson", "application/octet-stream", "text/plain", "text/event-stream")
+)
 
 _OWN_HEADERS: Final = frozenset(
     ("accept-encoding", "connection", "content-length", "content-type", "expect", "host", "te", "transfer-encoding")
 )
 
 
-class ModelServer:
-    """One vendor's server: where it is, how it wants to be asked, and what its answers mean before the first event.
+Make = Callable[..., Codec]
+"""Makes the codec of one answer; with `whole=True` that of an answer that is one JSON value."""
 
-    `base_url` is the preset's where none is given. `abort_bills` says what the server bills for an answer that is
-    abandoned (see Provider); left out it is "stops" for servers on this machine, and the preset's for its own host.
-    `headers` are sent with every request, and win over ours. Raises ValueError, which names the argument and never
-    holds its value.
+
+def codec_for(make: Make, prompt: Prompt) -> Make:
+    """Return `make` for the answer to this prompt: the ids of its calls are new, and none that the prompt has."""
+    taken = [call.id for message in prompt.messages for call in message.tool_calls]
+    return partial(make, "", taken)
+
+
+class ModelServer:
+    """One vendor's server: its URL, its requests, and the meaning of its responses before the first event.
+
+    `base_url` is the preset's by default. `abort_bills` is what the server bills for an abandoned answer (see
+    Provider); the default is "stops" for model servers on this machine, and the preset's value for its own
+    host. `headers` are sent with every request, and override the default ones. `api_keys`, or the `api_keys_file` with
+    one a line, are several keys instead of one: see KeyPool. `credentials`, "aws" or "google", are those of a cloud
+    instead: see `providers.credentials`. `think_tags` is whether thoughts between tags in the text are reasoning
+    (default: the preset's). Raises ValueError, which names the argument and never holds its value.
     """
 
     def __init__(
@@ -54,55 +83,178 @@ class ModelServer:
         *,
         abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
+        api_keys: Sequence[str] = (),
+        api_keys_file: str | Path | None = None,
+        credentials: str | None = None,
+        think_tags: str | None = None,
     ) -> None:
         self._preset = preset
+        self._think_tags = preset.think_tags if think_tags is None else think_tags
+        if self._think_tags not in THINK_TAGS:
+            raise ValueError("think_tags must be off, on or opened")
         self.base_url = _checked_url(preset.base_url if base_url is None else base_url)
-        self._is_local = urlsplit(self.base_url).hostname in LOCAL_HOSTS
-        self.abort_bills = _abort_bills(preset, self.base_url, self._is_local, abort_bills)
-        self._has_key = bool(api_key)
+        # What has the API of another vendor and is on this machine is a gateway to that vendor, who bills.
+        may_be_free = not preset.proxy and (preset.imitated or not preset.hosted)
+        is_free = may_be_free and urlsplit(self.base_url).hostname in LOCAL_HOSTS
+        self.abort_bills = _abort_bills(preset, self.base_url, is_free, abort_bills)
+        self._bills_nothing = is_free and abort_bills is None
+        if credentials is not None and (api_key or api_keys or api_keys_file):
+            raise ValueError("give either credentials or keys, not both")
+        self._credentials = None if credentials is None else credentials_for(credentials, self.base_url)
+        self._keys = _key_pool(api_key, api_keys, api_keys_file, urlsplit(self.base_url).hostname or "")
         self._headers = {"accept": f"{preset.media_type}, application/json", "user-agent": "chat-nest"}
         self._headers |= preset.headers
-        if api_key:
-            self._headers[preset.key_header] = preset.key_prefix + _checked_header("api_key", api_key.strip())
+        self._given: dict[str, str] = {}
+        """Headers that override those of a key."""
         for name, value in (headers or {}).items():
             if name.lower() in _OWN_HEADERS or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
                 raise ValueError("headers must have names that may be set")
-            self._headers[name.lower()] = _checked_header("headers", value)
-        self._headers |= {"content-type": "application/json", "accept-encoding": "identity"}
+            self._given[name.lower()] = _checked_header("headers", value)
+        self._headers |= {**self._given, "content-type": JSON, "accept-encoding": "identity"}
+        has_key = (
+            self._keys is not None
+            or self._credentials is not None
+            or bool({preset.key_header, "authorization"} & self._given.keys())
+        )
+        self.key_in_clear = has_key and is_in_clear(self.base_url)
         self._session = HTTPSession(self.base_url)
 
     @asynccontextmanager
     async def open(
-        self, path: str, body: bytes, codec: Codec, timeouts: Timeouts
+        self, model: str, path: str, body: bytes, make: Make, timeouts: Timeouts
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
-        """POST `body` and yield what `codec` makes of the answer. See Provider.
+        """POST `body` and yield the codec's batches. See Provider.
 
-        Only `timeouts.connect` is kept here; the others are for the caller, who cancels.
+        With several keys, the next one is tried after a refused one, which costs nothing. Applies only
+        `timeouts.connect`; the caller applies the others, by cancelling.
         """
-        asking = self._session.request("POST", path, headers=self._headers, body=body, connect_timeout=timeouts.connect)
+        asking, tried = _Request(model, path, [body], timeouts.connect), list[Key]()
         del body  # the answer may take minutes
+        async with AsyncExitStack() as stack:
+            while (answer := await self._attempt(asking, tried, stack)) is None:
+                pass
+            media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if media_type in (self._preset.media_type, ""):
+                yield _Batches(answer, self._decoder(make()))
+            else:
+                first = await _beginning(answer, media_type)
+                whole = first.startswith((b"{", b"["))
+                yield _Batches(answer, self._decoder(make(whole=whole)), first, made_whole=whole)
+
+    def _decoder(self, codec: Codec) -> Codec | Thoughts:
+        if self._think_tags == "off":
+            return codec
+        return Thoughts(codec, self._preset.think_tag, opened=self._think_tags == "opened")
+
+    async def _attempt(self, asking: _Request, tried: list[Key], stack: AsyncExitStack) -> HTTPStream | None:
+        """Send the request with the next key. Returns None if that key is refused, at no cost, and there are others."""
+        if self._keys is not None:
+            await self._keys.refresh()
+        key = self._choose(asking.model, tried)
+        # Kept only if another attempt may need it.
+        body = asking.body.pop() if self._keys is None or len(self._keys) < 2 else asking.body[0]
+        now = asyncio.get_running_loop().time
+        sent_at = now()
+        headers = await self._proven("POST", asking.path, key, body)
+        request = self._session.request("POST", asking.path, headers=headers, body=body, connect_timeout=asking.connect)
+        del body
         try:
-            async with asking as answer:
+            async with AsyncExitStack() as attempt:
+                attempt.enter_context(self._using(key, asking.model))
+                answer = await attempt.enter_async_context(request)
                 if answer.status != 200:
                     raise await self._refused(answer)
-                media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                if media_type not in (self._preset.media_type, ""):
-                    logger.warning("the provider answered 200 without a stream: %s", UpstreamProtocol.code)
-                    raise UpstreamProtocol(spent_nothing=True)
-                yield _Batches(answer, codec)
+                if self._keys is not None and key is not None:
+                    self._keys.accepted(key, asking.model, sent_at)
+                stack.push_async_exit(attempt.pop_all())
+                asking.body.clear()
+                return answer
         except UpstreamUnavailable as lost:
-            # llama.cpp closes kept-alive connections without a word. A model on this machine bills nothing, so such a
-            # request may be sent again.
-            lost.spent_nothing = lost.spent_nothing or self._is_local
+            # llama.cpp closes kept-alive connections without a word. A model on this machine bills nothing unless
+            # the operator says otherwise, so such a request may be sent again.
+            lost.spent_nothing = lost.spent_nothing or self._bills_nothing
             raise
+        except UpstreamError as error:
+            if not (error.of_key and error.spent_nothing):
+                raise
+            return None
+
+    def _choose(self, model: str, tried: list[Key]) -> Key | None:
+        """Return the next key, which is then `tried`; None for a server without keys.
+
+        Raises UpstreamError after the last.
+        """
+        if self._keys is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        key = self._keys.choose(model, now, tried)
+        if key is None:
+            raise self._keys.exhausted(model, now)
+        tried.append(key)
+        return key
+
+    @contextmanager
+    def _using(self, key: Key | None, model: str) -> Generator[None]:
+        """Count the key's running answer. An error inside, also during the answer, may start a rest of the key."""
+        if self._keys is None or key is None:
+            yield
+            return
+        self._keys.chosen(key)
+        try:
+            yield
+        except UpstreamError as error:
+            self._keys.failed(key, model, error, asyncio.get_running_loop().time())
+            raise
+        finally:
+            self._keys.left(key)
+
+    async def _proven(self, method: str, path: str, key: Key | None, body: bytes = b"") -> Mapping[str, str]:
+        """Return the headers of a request, with the credentials."""
+        if self._credentials is not None:
+            proof = await self._credentials.headers(method, self.base_url + path, JSON if body else "", body)
+        elif key is not None:
+            proof = {self._preset.key_header: self._preset.key_prefix + key.value}
+        else:
+            return self._headers
+        return {**self._headers, **proof, **self._given}
+
+    def key_rests(self) -> tuple[int, Sequence[KeyRest]]:
+        """See PoolsKeys. Rests belong to this process."""
+        if self._keys is None:
+            return 0, ()
+        return len(self._keys), self._keys.rests(asyncio.get_running_loop().time())
 
     async def check(self) -> frozenset[str]:
-        """Ask for the list of models, which costs nothing, and return their names; none where there is no such list.
+        """Request the list of models, which costs nothing, and return their names; none if the server has no such list.
 
-        A server that answers 404 or 405 counts as reachable. Takes 10 seconds at most. Raises UpstreamError;
-        UpstreamAuth has a message for the operator.
+        A server that answers 404 or 405 counts as reachable. With several keys one accepted key is enough; resting keys
+        are not tried, unless all rest. Takes 10 seconds at most. Raises UpstreamError; UpstreamAuth has a message for
+        the operator.
         """
-        headers = {name: value for name, value in self._headers.items() if name != "content-type"}
+        keys, tried = self._keys, list[Key]()
+        if keys is None:
+            return await self._list_models(None)
+        await keys.refresh()
+        now = asyncio.get_running_loop().time
+        key = keys.choose(EVERY_MODEL, now()) or keys.first_awake(now())
+        while True:
+            sent_at = now()
+            tried.append(key)
+            try:
+                with self._using(key, EVERY_MODEL):
+                    names = await self._list_models(key)
+            except UpstreamError as error:
+                another = keys.choose(EVERY_MODEL, now(), tried) if error.of_key else None
+                if another is None:
+                    raise
+                key = another
+            else:
+                keys.accepted(key, EVERY_MODEL, sent_at)
+                return names
+
+    async def _list_models(self, key: Key | None) -> frozenset[str]:
+        headers = dict(await self._proven("GET", self._preset.check_path, key))
+        del headers["content-type"]
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 async with self._session.request(
@@ -118,15 +270,18 @@ class ModelServer:
         except TimeoutError:
             error = UpstreamTimeout(spent_nothing=True)
         if isinstance(error, UpstreamAuth):
-            said = "refused the API key" if self._has_key else "wants an API key, and none is set"
+            if self._credentials is not None:
+                raise error
+            said = "wants an API key, and none is set" if key is None else "refused the API key"
             where = f"api_key or {self._preset.key_env}" if self._preset.key_env else "api_key"
             error = UpstreamAuth(f"The model provider {said}. Check {where}.", spent_nothing=True)
         raise error
 
     async def _refused(self, answer: HTTPStream) -> UpstreamError:
         body = await _rest(answer, ERROR_BODY_SECONDS)
-        error = refusal(answer.status, answer.headers, body, time.time(), list(self._headers.values()))
-        logger.warning("the provider answered %d: %s", answer.status, error.code)
+        secrets = [*self._headers.values(), *(self._keys.secrets if self._keys is not None else ())]
+        error = refusal(answer.status, answer.headers, body, time.time(), secrets)
+        logger.debug("the provider answered %d: %s", answer.status, error.code)  # the caller logs it, with the model
         return error
 
     async def aclose(self) -> None:
@@ -134,26 +289,52 @@ class ModelServer:
         await self._session.aclose()
 
 
-class _Batches:
-    """The batches of one answer: what one read brought is one batch."""
+class _Request(Struct):
+    """A request to send; `body` is empty once it is not needed again."""
 
-    def __init__(self, answer: HTTPStream, codec: Codec) -> None:
+    model: str
+    path: str
+    body: list[bytes]
+    connect: float
+
+
+class _Batches:
+    """The batches of one answer: one read gives one batch. `first` was read before.
+
+    One that was `made_whole`, and is no stream, had all been produced before it came.
+    """
+
+    def __init__(
+        self, answer: HTTPStream, codec: Codec | Thoughts, first: bytes = b"", *, made_whole: bool = False
+    ) -> None:
         self._answer = answer
         self._codec = codec
+        self._first = first
+        self._made_whole = made_whole
+        self._cut: UpstreamError | None = None
+        """The end of a broken connection, which is raised after the text that was held back."""
 
     def __aiter__(self) -> _Batches:
         return self
 
     async def __anext__(self) -> Batch:
         while not self._codec.over:
-            data = await self._answer.read()
+            try:
+                data, self._first = self._first or await self._answer.read(), b""
+            except UpstreamError as cut:
+                if held := self._held(cut):
+                    return held
+                raise
             if not data:
                 break
             deltas = self._codec.feed(data)
             if deltas:
                 return deltas
-        await self._end()
-        raise StopAsyncIteration
+        self._raise_cut()
+        last = await self._end()
+        if not last:
+            raise StopAsyncIteration
+        return last
 
     async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
         """See protocols.PassOn."""
@@ -165,33 +346,122 @@ class _Batches:
             full = bool(deltas) and not take(deltas)
             return not (full or codec.over)
 
-        if not codec.over:
-            await self._answer.pass_on(read)
-        if not full:
-            await self._end()
-        return full
+        self._raise_cut()
+        if self._first:
+            first, self._first = self._first, b""
+            read(first)
+        if not (full or codec.over):
+            try:
+                await self._answer.pass_on(read)
+            except UpstreamError as cut:
+                held = self._held(cut)
+                if held and not take(held):
+                    return True
+                raise
+        if full:
+            return True
+        last = await self._end()
+        return bool(last) and not take(last)
 
-    async def _end(self) -> None:
-        self._codec.end()
-        if not self._answer.whole:
-            await _rest(self._answer, END_SECONDS)
+    def _held(self, cut: UpstreamError) -> list[Delta]:
+        """Return the text that was held back when the connection broke, such as half a tag. The next call raises."""
+        if self._codec.over:
+            return []
+        held: list[Delta] = []
+        with suppress(UpstreamError):
+            held = [delta for delta in self._codec.end(whole=False) if not isinstance(delta, FinishDelta)]
+        if held:
+            self._cut = cut
+        return held
+
+    def _raise_cut(self) -> None:
+        if self._cut is not None:
+            cut, self._cut = self._cut, None
+            raise cut
+
+    def drop(self, count: Callable[[Batch], None]) -> bool:
+        """See protocols.ReadsAhead."""
+        codec, (pieces, more) = self._codec, self._answer.take_unread()
+        pieces, self._first = [self._first, *pieces], b""
+        for piece in pieces:
+            for at in range(0, len(piece), DROP_SLICE):
+                if not codec.over:
+                    with suppress(UpstreamError):
+                        count(codec.feed(piece[at : at + DROP_SLICE]))
+        unseen = (more or self._made_whole) and not codec.over
+        if not codec.over:
+            with suppress(UpstreamError):
+                count(codec.end(whole=False))
+        return unseen
+
+    async def _end(self) -> list[Delta]:
+        """Return what the end of the body decides; nothing if the last event decided it."""
+        answer = self._answer
+        last = self._codec.end(whole=answer.whole and answer.framed)
+        if not answer.whole:
+            await _rest(answer, END_SECONDS)
+        return last
+
+
+async def _beginning(answer: HTTPStream, media_type: str) -> bytes:
+    """Return the beginning of a body whose type is not the requested one, without blanks.
+
+    It is read if it is JSON, or a stream with another type. Raises UpstreamProtocol for anything else, such as an HTML
+    page, which is not from a model.
+    """
+    first = b""
+    while media_type in _MAY_BE_AN_ANSWER and len(first) < 6 and (data := await answer.read()):
+        first = (first + data).lstrip(b" \t\r\n\xef\xbb\xbf")
+        if first.startswith((b"{", b"[", b":")):
+            return first
+    if not first.startswith(_STREAMS):
+        logger.warning("the provider answered 200 without a stream: %s", UpstreamProtocol.code)
+        raise UpstreamProtocol(spent_nothing=True)
+    return first
 
 
 async def _rest(answer: HTTPStream, seconds: float, limit: int = REST_LIMIT) -> bytes:
-    """The rest of the body, if it is short and comes soon: the connection can then be used again."""
+    """Return the rest of the body, if it is short and comes soon: the connection can then be used again."""
     with suppress(UpstreamError, TimeoutError):
         async with asyncio.timeout(seconds):
             return await answer.read_body(limit)
     return b""
 
 
-def _abort_bills(preset: Preset, base_url: str, is_local: bool, given: str | None) -> str:
+def _key_pool(key: str | None, keys: Sequence[str], file: str | Path | None, name: str) -> KeyPool | None:
+    given = [each for each in (key, keys, file) if each]
+    if len(given) > 1:
+        raise ValueError("give one of api_key, api_keys and api_keys_file, not several")
+    if key:
+        return KeyPool([_checked_header("api_key", key.strip())], name=name)
+    return KeyPool(keys, file, name=name) if given else None
+
+
+def _abort_bills(preset: Preset, base_url: str, is_free: bool, given: str | None) -> str:
     if given is not None:
         if given not in ("stops", "full", "unknown"):
             raise ValueError("abort_bills must be stops, full or unknown")
         return given
     own = not preset.hosted or urlsplit(base_url).hostname == urlsplit(preset.base_url).hostname
-    return "stops" if is_local else preset.abort_bills if own else "unknown"
+    return "stops" if is_free else preset.abort_bills if own else "unknown"
+
+
+def is_in_clear(url: str) -> bool:
+    """Return whether others can read requests to a URL: they leave this machine and its private network by plain HTTP.
+
+    Raises ValueError for an invalid URL.
+    """
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_near(parts.hostname or "")
+
+
+def _is_near(host: str) -> bool:
+    """Return whether the name or address is in this machine or a private network."""
+    try:
+        return ip_address(host).is_private
+    except ValueError:
+        name = host.removesuffix(".")
+        return name == "localhost" or name.endswith(".localhost") or "." not in name
 
 
 def _checked_url(url: str) -> str:
@@ -211,7 +481,7 @@ def _checked_url(url: str) -> str:
 
 
 def _checked_header(field: str, value: str) -> str:
-    """A value that can neither end a header nor start another."""
+    """Return a value that can neither end a header nor start another one. Raises ValueError for any other."""
     if not (value.isascii() and value.isprintable() and value):
         raise ValueError(f"{field} must be printable ASCII")
     return value

@@ -1,4 +1,4 @@
-"""Tool calls and their results, for the providers whose format is not OpenAI's."""
+"""Tool calls and results, for providers with a format other than OpenAI's."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable
 
 import msgspec
 
-from chat_nest.messages import Message
+from chat_nest.core.messages import Message
 
 
 def as_object(arguments: str) -> object:
-    """The arguments as the JSON object that they should be; what the model wrote instead is kept under `arguments`."""
+    """Return the arguments as a JSON object. If the model wrote anything else, that is the object's `arguments`."""
     try:
         value = msgspec.json.decode(arguments)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        return msgspec.Raw(arguments.encode())  # as it was written: numbers may be larger than ours
+        return msgspec.Raw(arguments.encode())  # unchanged: numbers may be larger than Python's
     return {"arguments": arguments} if arguments.strip() else {}
 
 
 def names_by_id(messages: Iterable[Message]) -> dict[str, str]:
-    """Which function each call is of: some APIs want the name with its result, not the call's id."""
+    """Return the function of each call, by id: some APIs need the name with the result, not the call's id."""
     return {call.id: call.name for message in messages for call in message.tool_calls}

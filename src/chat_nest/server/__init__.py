@@ -1,1 +1,1 @@
-"""What `chat-nest serve` adds around the handler."""
+"""The server of `chat-nest serve`, around the handler."""

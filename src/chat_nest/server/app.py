@@ -1,39 +1,56 @@
-"""The composition root: from a Config to the one ASGI application that `chat-nest serve` runs."""
+"""The composition root: from a Config to the ASGI application of `chat-nest serve`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
+from chat_nest import __version__
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
+from chat_nest.asgi.hosts import Hosts, names_a_host
+from chat_nest.asgi.parts import Parts
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
-from chat_nest.errors import MethodNotAllowed
-from chat_nest.identity.api_keys import ApiKeys
-from chat_nest.identity.jwt import JsonWebTokens
-from chat_nest.identity.peer import PeerAddress
+from chat_nest.asgi.settings import Changes
+from chat_nest.challenges.settings import SERVICES, Challenge
+from chat_nest.core.errors import ChatError, MethodNotAllowed, StoreEmptied, failure_name
+from chat_nest.core.protocols import Answer, Identify, Provider, Scope
+from chat_nest.core.request_log import CURRENT
+from chat_nest.identity.first_of import FirstOf
+from chat_nest.identity.guarded import Guarded
+from chat_nest.identity.peer import PeerAddress, is_local
+from chat_nest.identity.sessions import Sessions
+from chat_nest.identity.visitors import Visitors
 from chat_nest.observers.log import LogObserver
-from chat_nest.protocols import Answer, Provider, Scope
+from chat_nest.pipeline.upstream import split_model
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
-from chat_nest.run_logs import open_runs
-from chat_nest.server.config import Config
-from chat_nest.server.front_ends import make_dialects
-from chat_nest.server.health import Health
-from chat_nest.server.identity import make_identify
-from chat_nest.server.openapi import PATH, document
-from chat_nest.server.page_files import PageFile, page_file, read_page
-from chat_nest.server.providers import ProviderConfig
+from chat_nest.providers.responses import ResponsesProvider
+from chat_nest.runs.urls import open_runs
+from chat_nest.server.config.front_ends import make_dialects
+from chat_nest.server.config.identity import make_identify
+from chat_nest.server.config.providers import ProviderConfig
+from chat_nest.server.config.sessions import make_sessions
+from chat_nest.server.config.settings import Config
+from chat_nest.server.config.visitors import make_visitors
+from chat_nest.server.health import Health, Readiness
+from chat_nest.server.openapi.paths import PATH, document
+from chat_nest.server.page_files import PageFile, page_file
+from chat_nest.server.page_settings import OfferedProfile, PageFacts, page_files
+from chat_nest.server.reload import Reload
+from chat_nest.server.telemetry import Telemetry
+from chat_nest.stores.places import place_of, remedy_of
 from chat_nest.stores.urls import open_store
-from chat_nest.upstream import split_model
 
 log = logging.getLogger("chat_nest.server")
 
@@ -42,33 +59,127 @@ Serve = Callable[[Scope, Send], Awaitable[None]]
 _json = msgspec.json.Encoder().encode
 
 
-class ServerApp:
-    """The chat endpoint, the page that uses it, and what tells whether both work. An ASGI application.
+class Front(Struct, frozen=True, kw_only=True):
+    """What the server answers besides chats."""
 
-    The chat's path is passed on untouched: whatever wrapped `send` would cost every token.
+    health: Health
+    files: Mapping[str, PageFile]
+    info: bytes
+    hosts: Hosts
+    shows_details: bool
+    """Whether /readyz shows its details to all clients."""
+
+
+class Prepared(Struct, frozen=True, kw_only=True, eq=False):
+    """All that a configuration sets, ready to be put in force."""
+
+    config: Config
+    identify: Identify | None
+    visitors: Visitors | None
+    guarded: Identify | None
+    """`identify` with a rate of refusals."""
+    parts: Parts
+    front: Front
+
+
+class ServerApp:
+    """The ASGI application: the chat endpoint, its page, and the health checks.
+
+    The chat's path is passed on unchanged: a wrapper of `send` would cost time for every token.
     """
 
-    def __init__(self, handler: ChatHandler, health: Health, files: dict[str, PageFile], info: bytes) -> None:
+    def __init__(self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry) -> None:
+        self.reload: Reload | None = None
+        """Read the configuration again, in all workers; None until the worker serves."""
+        self.metrics = telemetry.metrics
+        """What a scrape gets, of all workers; None if metrics are off."""
+        self._telemetry = telemetry
         self._handler = handler
-        self._health = health
-        self._info = info
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
-        self._answers: dict[str, Serve] = {path: file.serve for path, file in files.items()}
-        self._answers |= {"/healthz": self._healthz, "/readyz": self._readyz, "/api/info": self._api_info}
+        self._use(prepared)
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._prepared.config
+
+    @property
+    def handler(self) -> ChatHandler:
+        """The chat endpoint."""
+        return self._handler
+
+    async def readiness(self) -> Readiness:
+        """Return the readiness, at most a few seconds old."""
+        return await self._health.readiness()
+
+    def prepare(self, config: Config) -> Prepared:
+        """Build what `adopt` puts in force. It may take a while, so another thread may call it.
+
+        Providers and the identification of callers are kept if their settings have not changed, with all they know.
+        Raises OSError and ValueError; then nothing has changed.
+        """
+        now, known = self._prepared, self._handler.providers
+        providers = {
+            name: known[name] if now.config.providers.get(name) == each else make_provider(each)
+            for name, each in config.providers.items()
+        }
+        identify, visitors, guarded, sessions = now.identify, now.visitors, now.guarded, now.parts.sessions
+        if _identity(config) != _identity(now.config):
+            visitors = make_visitors(config.server, config.identity, config.visitors)
+            identify = make_identify(config.server, config.identity, visitors)
+            guarded = _guarded(identify, config.server.trusted_proxies)
+            sessions = _sessions(config)
+        parts = self._handler.prepare(**_changeable(config, providers, guarded, sessions, visitors))
+        return _prepared(config, self._handler, parts, identify, visitors)
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Put what `prepare` returned in force, from the next request on. Needs the running loop."""
+        before = self._prepared.front.health
+        self._handler.adopt(prepared.parts)
+        self._use(prepared)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = asyncio.create_task(self._watch_health(before))
+
+    def _use(self, prepared: Prepared) -> None:
+        front = prepared.front
+        self._prepared = prepared
+        self._health, self._hosts, self._info = front.health, front.hosts, front.info
+        self._shows_details = front.shows_details
+        self._telemetry.name(prepared.config)
+        self._answers: dict[str, Serve] = {path: file.serve for path, file in front.files.items()}
+        self._answers |= {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/version": _version,
+            "/api/info": self._api_info,
+        }
+
+    async def _watch_health(self, before: Health | None = None) -> None:
+        if before is not None:
+            await before.aclose()
+        await self._health.report()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            answer = self._answers.get(scope["path"])
+            answer = self._answers.get(scope["path"]) if b"%" not in scope.get("raw_path", b"") else None
             if answer is None:
                 await self._handler(scope, receive, send)
-            elif scope["method"] in ("GET", "HEAD"):
+                return
+            path = scope["path"]
+            if (facts := CURRENT.get()) is not None:
+                facts.route = path
+            try:
+                # No page elsewhere can use an IP address to get here, and probes often do.
+                if path != "/healthz" and (path != "/readyz" or names_a_host(scope)):
+                    self._hosts.check(scope)
+                if scope["method"] not in ("GET", "HEAD"):
+                    raise MethodNotAllowed("GET, HEAD")
                 await answer(scope, send)
-            else:
-                error = MethodNotAllowed("GET, HEAD")
-                await respond(
-                    send, Answer(status=error.status, body=_json({"error": error.message})), error_headers(error)
-                )
+            except ChatError as error:
+                body = _json({"error": error.message, "code": error.code})
+                await respond(send, Answer(status=error.status, body=body), error_headers(error))
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
@@ -78,122 +189,261 @@ class ServerApp:
         await receive()
         try:
             await self._handler.store.ping()
+        except StoreEmptied as emptied:  # an operator may accept it while the server runs
+            log.error("%s: %s", place_of(self._handler.store), emptied.advice)  # noqa: TRY400 - the advice has all details
         except Exception as error:
             await self._handler.aclose()
-            said = f"the store can't be used: {type(error).__name__}: check [store] url, the disk and its rights"
+            store, why = self._handler.store, failure_name(error.__cause__ or error)
+            said = f"the store can't be used: {place_of(store)}: {why}: {remedy_of(store)}"
             await send({"type": "lifespan.startup.failed", "message": said})
             return
         self._handler.start()
-        self._watch = asyncio.create_task(self._health.report())
+        self._telemetry.start()
+        self._watch = asyncio.create_task(self._watch_health())
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self._watch.cancel()
         await asyncio.wait([self._watch])
         await self._health.aclose()
         await self._handler.aclose()
+        await self._telemetry.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
     def drain(self) -> None:
-        """Be not ready, and begin no new answers: the server is about to end."""
+        """Report not ready, and refuse new answers: the server is about to end."""
         self._draining = True
         self._handler.drain()
 
     @property
     def running(self) -> int:
-        """How many answers run, with a reader or without."""
+        """The number of running answers, with or without a reader."""
         return self._handler.running
 
     async def _healthz(self, _scope: Scope, send: Send) -> None:
         await respond(send, Answer(status=200, body=b'{"status":"ok"}'))
 
-    async def _readyz(self, _scope: Scope, send: Send) -> None:
+    async def _readyz(self, scope: Scope, send: Send) -> None:
         if self._draining:
             await respond(send, Answer(status=503, body=b'{"status":"draining"}'))
             return
         found = await self._health.readiness()
-        await respond(send, Answer(status=200 if found.ready else 503, body=found.body()))
+        body = found.body() if self._shows_details or is_local(scope) else found.public_body()
+        await respond(send, Answer(status=200 if found.ready else 503, body=body))
 
     async def _api_info(self, _scope: Scope, send: Send) -> None:
         await respond(send, Answer(status=200, body=self._info))
 
 
-def build(config: Config) -> ServerApp:
-    """The application, with nothing opened or asked yet except the store's file.
+def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
+    """Return the application. Nothing is opened or called yet, except the store's file.
 
-    Raises ValueError or OSError where the store can't be opened.
+    With a `caller_secret` the log names callers by a keyed hash.
+
+    Raises ValueError or OSError if the store can't be opened.
     """
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
-    identify = make_identify(config.server, config.identity)
-    dialects = make_dialects(config.dialects, blog_get=config.blog_get)
+    visitors = make_visitors(config.server, config.identity, config.visitors)
+    identify = make_identify(config.server, config.identity, visitors)
+    telemetry = Telemetry(config)
     handler = create_chat_handler(
-        dialects=dialects,
-        providers=providers,
-        profiles=config.profiles,
-        default_profile=config.default_profile,
-        limits=config.limits,
-        groups=config.groups,
-        prices=config.prices,
-        hard_caps=config.hard_caps,
+        **_changeable(
+            config, providers, _guarded(identify, config.server.trusted_proxies), _sessions(config), visitors
+        ),
         timeouts=config.timeouts,
-        store=open_store(config.store, records_days=config.records_days),
+        store=open_store(
+            config.store, records_days=config.records_days, state=config.state, accept=config.accept_command
+        ),
         journal=config.journal,
         degraded=config.degraded,
         lease=config.lease,
-        identify=identify,
-        observers=(LogObserver(),),
-        cors_origins=config.server.cors_origins,
-        time_zone=config.server.time_zone,
-        max_body_bytes=config.server.max_body_bytes,
-        max_streams=config.server.max_streams,
+        observers=(LogObserver(secret=caller_secret), *telemetry.observers),
         logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
-    key_from = {name: provider.key_from for name, provider in config.providers.items()}
-    store_seconds = config.timeouts.store
+    return ServerApp(handler, _prepared(config, handler, handler.parts, identify, visitors), telemetry)
+
+
+def _changeable(
+    config: Config,
+    providers: Mapping[str, Provider],
+    identify: Identify | None,
+    sessions: Sessions | None,
+    visitors: Visitors | None,
+) -> Changes:
+    """Return the handler's arguments that a reload can change."""
+    return {
+        "dialects": make_dialects(config.dialects, blog_get=config.blog_get, responses_store=config.responses_store),
+        "providers": providers,
+        "profiles": config.profiles,
+        "default_profile": config.default_profile,
+        "limits": config.limits,
+        "groups": config.groups,
+        "prices": config.prices,
+        "counting": {name: provider.counting for name, provider in config.providers.items()},
+        "hard_caps": config.hard_caps,
+        "identify": identify,
+        "sessions": sessions,
+        "visitors": visitors,
+        "challenge": None if visitors is None or config.visitors is None else config.visitors.full_challenge,
+        "origins": config.server.origins,
+        "allowed_hosts": config.server.allowed_hosts,
+        "trusted_proxies": config.server.trusted_proxies,
+        "time_zone": config.server.time_zone,
+        "max_body_bytes": config.server.max_body_bytes,
+        "max_upload_bytes": config.server.max_upload_bytes,
+        "max_streams": config.server.max_streams,
+        "queue": config.queue,
+        "provider_streams": {
+            name: each.concurrent_streams
+            for name, each in config.providers.items()
+            if each.concurrent_streams is not None
+        },
+        "turn_secrets": [secret.reveal() for secret in config.turn_secrets],
+    }
+
+
+def _identity(config: Config) -> tuple[object, ...]:
+    """Return the settings of the ways to identify callers."""
+    server = config.server
+    return (
+        config.identity,
+        config.sessions,
+        config.visitors,
+        server.trusted_proxies,
+        server.caller_header,
+        server.group_header,
+    )
+
+
+def _sessions(config: Config) -> Sessions | None:
+    return make_sessions(config.sessions, config.identity, config.server.trusted_proxies)
+
+
+def _prepared(
+    config: Config, handler: ChatHandler, parts: Parts, identify: Identify | None, visitors: Visitors | None
+) -> Prepared:
+    challenge = parts.settings.challenge
     health = Health(
         handler.store,
-        handler.providers,
-        key_from,
+        parts.providers,
+        {name: provider.key_from for name, provider in config.providers.items()},
         models=_models(config),
-        identify=identify,
-        store_seconds=store_seconds,
+        identify=_checkable(parts.sessions, identify),
+        draws_on_allowance=lambda: handler.draws_on_allowance,
+        store_seconds=config.timeouts.store,
     )
     resumable = config.profiles[config.default_profile].on_disconnect != "cancel"
-    info = _json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable})
+    takes_keys, strangers = config.identity.takes_keys, config.identity.accepts_strangers
+    wants_key = takes_keys and not strangers
     described = document(
-        dict(zip(config.dialects, dialects, strict=True)),
+        dict(zip(config.dialects, parts.dialects, strict=True)),
         max_body_bytes=config.server.max_body_bytes,
-        names_callers=not isinstance(identify, PeerAddress),
-        bearer=isinstance(identify, ApiKeys | JsonWebTokens),
+        names_callers=config.identity.ways != ("address",),
+        bearer=takes_keys,
+        strangers=strangers,
+        sessions=config.sessions is not None,
+        visitors=visitors is not None,
+        challenge=challenge is not None,
     )
-    files = {**read_page(), PATH: page_file(b"application/json", described)}
-    return ServerApp(handler, health, files, info)
+    facts = _page_facts(config, visitors, challenge, wants_key=wants_key)
+    front = Front(
+        health=health,
+        files={**page_files(config.page, facts), PATH: page_file(PATH, described)},
+        info=_json({"demo": config.is_demo, "model": config.model.partition(":")[2], "resumable": resumable}),
+        hosts=parts.hosts,
+        shows_details=config.server.readyz_details,
+    )
+    return Prepared(
+        config=config,
+        identify=identify,
+        visitors=visitors,
+        guarded=parts.settings.identify,
+        parts=parts,
+        front=front,
+    )
+
+
+async def _version(_scope: Scope, send: Send) -> None:
+    await respond(send, Answer(status=200, body=_json({"version": __version__})))
+
+
+def _guarded(identify: Identify | None, trusted_proxies: Sequence[str]) -> Identify | None:
+    """Add a rate of refusals to `identify`. An IP address is always known, and needs no such rate."""
+    return (
+        identify
+        if identify is None or isinstance(identify, PeerAddress)
+        else Guarded(identify, PeerAddress(trusted_proxies))
+    )
+
+
+def _checkable(sessions: Sessions | None, identify: Identify | None) -> Identify | None:
+    """Return what /readyz checks: the sessions, and the other ways."""
+    if sessions is None or identify is None:
+        return sessions or identify
+    return FirstOf(sessions, identify)
+
+
+def _page_facts(
+    config: Config, visitors: Visitors | None, challenge: Challenge | None, *, wants_key: bool
+) -> PageFacts:
+    """Return the page's facts, with the default profile first, then the others that every visitor may choose."""
+    rules = config.rules()
+    default = next(profile for profile in rules.all if profile.name.lower() == config.default_profile.lower())
+    offered = dict.fromkeys((default, *rules.open))
+    if challenge is not None and challenge.before:  # the challenge decides, and not the visitor
+        offered = dict.fromkeys((rules.named(challenge.before),))
+    profiles = [
+        OfferedProfile(
+            name=profile.name,
+            model=profile.model.partition(":")[2],
+            system_prompt=profile.allow_system_prompt,
+            resumable=profile.on_disconnect != "cancel",
+            signed_turns=profile.signed_turns,
+        )
+        for profile in offered
+    ]
+    return PageFacts(
+        demo=config.is_demo,
+        wants_key=wants_key,
+        profiles=profiles,
+        cookie=None if visitors is None else visitors.new_cookie,
+        challenge=challenge.kind if challenge is not None and challenge.kind in SERVICES else "",
+    )
 
 
 def _models(config: Config) -> dict[str, list[str]]:
-    """The models of the profiles, by provider."""
+    """Return the models of the profiles, by provider."""
     models: dict[str, list[str]] = {}
     for profile in config.profiles.values():
-        for full in (profile.model, *profile.fallbacks):
+        for full in profile.models:
             provider, name = split_model(full)
             models.setdefault(provider, []).append(name)
     return models
 
 
 def make_provider(config: ProviderConfig) -> Provider:
-    """The provider that a resolved configuration describes."""
+    """Return the provider of a resolved configuration."""
     key = None if config.api_key is None else config.api_key.reveal()
     if config.kind == "demo":
         return DemoProvider(config.base_url or None, key)
     preset = PRESETS[config.kind]
+    given: Any = {
+        "abort_bills": config.abort_bills,
+        "api_keys": [each.reveal() for each in config.api_keys],
+        "api_keys_file": config.api_keys_file or None,
+    }
+    if preset.wire != "ollama":
+        given["credentials"] = config.credentials
+    if preset.wire in ("openai", "ollama"):
+        given["think_tags"] = config.think_tags
     match preset.wire:
-        case "anthropic":
-            return AnthropicProvider(key, config.base_url, abort_bills=config.abort_bills)
-        case "gemini":
-            return GeminiProvider(key, config.base_url, abort_bills=config.abort_bills)
+        case "responses":
+            return ResponsesProvider(key, config.base_url, **given)
         case "ollama":
-            return OllamaProvider(key, config.base_url, abort_bills=config.abort_bills)
+            return OllamaProvider(key, config.base_url, **given)
+        case "anthropic":
+            return AnthropicProvider(key, config.base_url, **given)
+        case "gemini":
+            return GeminiProvider(key, config.base_url, **given)
         case "openai":
             version = config.api_version or AZURE_API_VERSION
-            return OpenAIProvider(
-                key, config.base_url, preset=preset, api_version=version, abort_bills=config.abort_bills
-            )
+            return OpenAIProvider(key, config.base_url, preset=preset, api_version=version, **given)

@@ -1,4 +1,4 @@
-"""Whether this server can answer chats now: its store, its providers and its callers' keys, not asked too often."""
+"""The readiness of this server: its store, its providers and its callers' keys, checked at most every few seconds."""
 
 from __future__ import annotations
 
@@ -6,34 +6,65 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from math import ceil
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from chat_nest.errors import UpstreamAuth, UpstreamNotStarted, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
-from chat_nest.protocols import Identify, Provider, Store
+from chat_nest.core.errors import (
+    StoreEmptied,
+    UpstreamAuth,
+    UpstreamNotStarted,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from chat_nest.core.protocols import Checkable, CheckableIdentity, Identify, PoolsKeys, Provider, Store
 from chat_nest.providers.model_list import unlisted
+from chat_nest.stores.places import place_of, remedy_of, sentence
 
 log = logging.getLogger("chat_nest.server")
 
 FRESH_SECONDS = 5.0
-"""An answer is given again for this long, so that nobody can use /readyz to hammer a provider."""
+"""An answer is reused for this long, so that clients can't use /readyz to flood a provider."""
 PROVIDER_SECONDS = 5.0
+MOST_RESTS = 20
+"""The most resting keys that are listed for a provider."""
 DEGRADED = "degraded"
-"""The store is down, and what is admitted draws on an allowance that was held in it before."""
+"""The store is down, and requests draw on an allowance that was held in it before."""
 
 _json = msgspec.json.Encoder().encode
 
 
+class Rest(Struct, frozen=True, omit_defaults=True):
+    """A key that is not used until then, for `model` or for every model. `reason` is an error's code."""
+
+    until: datetime
+    reason: str
+    model: str = ""
+
+
+class Keys(Struct, frozen=True):
+    """How many keys a provider has, and how many of them rest in this process. Nothing of a key is shown."""
+
+    count: int
+    resting: int
+    rests: Sequence[Rest]
+    """The first MOST_RESTS to end."""
+
+
 class Part(Struct, frozen=True, omit_defaults=True):
-    """The store, one provider, or what tells who asks: `status` is `ok`, DEGRADED or an error's code.
+    """The store, a provider, or the identification of callers. `status` is `ok`, DEGRADED or an error's code.
 
     `advice` is for the operator.
     """
 
     status: str
     advice: str = ""
+    keys: Keys | None = None
+    """Of a provider with several keys."""
 
 
 class Readiness(Struct, frozen=True):
@@ -41,20 +72,39 @@ class Readiness(Struct, frozen=True):
     store: Part
     providers: Mapping[str, Part]
     identity: Part | None = None
-    """None where telling who asks needs nothing that could be missing."""
+    """None if identification needs nothing that could be missing."""
+
+    @property
+    def status(self) -> str:
+        """`ready`, DEGRADED or `unavailable`."""
+        return ("ready" if self.store.status == "ok" else DEGRADED) if self.ready else "unavailable"
+
+    def public_body(self) -> bytes:
+        """Return what every client may know: whether chats can be answered, and if not, what kind of part fails."""
+        missing = {} if self.ready else {"message": self._missing()}
+        return _json({"ready": self.ready, "status": self.status, **missing})
+
+    def _missing(self) -> str:
+        if self.store.status not in ("ok", DEGRADED):
+            return "The budgets can't be reached"
+        if self.identity is not None and self.identity.status != "ok":
+            return "Nobody can be identified"
+        return "The model can't be reached"
 
     def body(self) -> bytes:
-        status = ("ready" if self.store.status == "ok" else DEGRADED) if self.ready else "unavailable"
+        """Return what the operator may know, with names and advice."""
+        status = self.status
         identity = {} if self.identity is None else {"identity": self.identity}
         return _json({"status": status, "store": self.store, "providers": self.providers, **identity})
 
 
 class Health:
-    """Ready means: the store answers, so does every provider, and it can be told who asks.
+    """Checks the readiness: the store answers, every provider answers, and callers can be identified.
 
-    `models` are the configured ones, by provider. One that the provider does not list is advice only: some lists are
-    incomplete. `key_from` says where a provider's key is set. A provider without a `check` of its own counts as
-    reachable, and so does what `identify` reads. `clock` is in seconds.
+    `models` are the configured ones, by provider. A model that the provider does not list only gives advice: some lists
+    are incomplete. `key_from` is where a provider's key is set. A provider without a `check` counts as reachable, and
+    so does what `identify` reads. `draws_on_allowance` returns whether chats can be answered without the store. `clock`
+    is in seconds.
     """
 
     def __init__(
@@ -65,6 +115,7 @@ class Health:
         *,
         models: Mapping[str, Sequence[str]] | None = None,
         identify: Identify | None = None,
+        draws_on_allowance: Callable[[], bool] = lambda: False,
         store_seconds: float = 1.0,
         provider_seconds: float = PROVIDER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -74,23 +125,28 @@ class Health:
         self._key_from = key_from
         self._models = models or {}
         self._identify = identify
+        self._draws_on_allowance = draws_on_allowance
         self._store_seconds = store_seconds
         self._provider_seconds = provider_seconds
         self._clock = clock
         self._asking: asyncio.Task[Readiness] | None = None
         self._asked_at = -FRESH_SECONDS
+        self._logged: set[str] = set()
+        """The providers that log by themselves why they do not start."""
 
     async def readiness(self) -> Readiness:
-        """The state, at most FRESH_SECONDS old. Callers who come while it is found out wait for the same answer."""
+        """Return the state, at most FRESH_SECONDS old. Concurrent callers wait for the same check."""
         asking = self._asking
         if asking is None or (asking.done() and self._clock() - self._asked_at >= FRESH_SECONDS):
             asking = self._asking = asyncio.create_task(self._ask())
-        return await asyncio.shield(asking)  # whoever asked first may leave
+        return await asyncio.shield(asking)  # the first caller may leave
 
     async def report(self) -> None:
         """Log what is not ready, what may be wrong, and what to do."""
         found = await self.readiness()
         for name, part in (("store", found.store), *found.providers.items(), ("identity", found.identity)):
+            if name in self._logged:
+                continue
             if part is not None and part.status != "ok":
                 log.error("%s: %s: %s", name, part.status, part.advice)
             elif part is not None and part.advice:
@@ -102,12 +158,12 @@ class Health:
             await asyncio.wait([self._asking])
 
     async def _ask(self) -> Readiness:
-        checks: dict[str, Any] = {name: getattr(provider, "check", None) for name, provider in self._providers.items()}
-        asked = [self._provider(name, check) for name, check in checks.items() if check is not None]
+        checks = {name: each.check for name, each in self._providers.items() if isinstance(each, Checkable)}
+        asked = [self._provider(name, check) for name, check in checks.items()]
         store, identity, found = await asyncio.gather(self._store_part(), self._identity_part(), asyncio.gather(*asked))
         self._asked_at = self._clock()
-        parts = dict(zip((name for name, check in checks.items() if check is not None), found, strict=True))
-        providers = {name: parts.get(name, Part("ok")) for name in checks}
+        parts = {**dict.fromkeys(self._providers, Part("ok")), **dict(zip(checks, found, strict=True))}
+        providers = {name: replace(part, keys=_keys(self._providers[name])) for name, part in parts.items()}
         ready = all(part is None or part.status in ("ok", DEGRADED) for part in (store, identity, *found))
         return Readiness(ready, store, providers, identity)
 
@@ -115,25 +171,29 @@ class Health:
         try:
             async with asyncio.timeout(self._store_seconds):
                 await self._store.ping()
+        except StoreEmptied as error:
+            return Part(error.code, f"{sentence(place_of(self._store))}: {error.advice}")
         except Exception as error:
             log.debug("the store does not answer: %s", type(error).__name__)
-            if getattr(self._store, "can_admit", False):
-                return Part(DEGRADED, "The store does not answer, and requests draw on the allowance of [degraded]")
-            return Part("limiter_unavailable", "The store does not answer: check [store] url, the disk and its rights")
+            if self._draws_on_allowance():
+                said = "does not answer, and requests draw on the allowance of [degraded]"
+                return Part(DEGRADED, f"{sentence(place_of(self._store))} {said}: {remedy_of(self._store)}")
+            advice = f"{sentence(place_of(self._store))} does not answer: {remedy_of(self._store)}"
+            return Part("limiter_unavailable", advice)
         return Part("ok")
 
     async def _identity_part(self) -> Part | None:
-        check: Callable[[], Awaitable[None]] | None = getattr(self._identify, "check", None)
-        if check is None:
+        if not isinstance(self._identify, CheckableIdentity):
             return None
         try:
             async with asyncio.timeout(self._store_seconds):
-                await check()
+                await self._identify.check()
         except Exception:
             return Part("limiter_unavailable", "The file of keys can't be used, so nobody is let in: the log says why")
         return Part("ok")
 
     async def _provider(self, name: str, check: Callable[[], Awaitable[frozenset[str] | None]]) -> Part:
+        self._logged.discard(name)
         try:
             async with asyncio.timeout(self._provider_seconds):
                 listed = await check()
@@ -146,6 +206,7 @@ class Health:
             case UpstreamAuth():
                 advice = f"The provider refused the key: correct it in {self._key_from.get(name, 'its configuration')}"
             case UpstreamNotStarted():
+                self._logged.add(name)
                 advice = f"{error.advice}: the log has the remedy"
             case UpstreamUnreachable():
                 advice = f"{error.message}: check base_url of [providers.{name}], and the network"
@@ -158,3 +219,13 @@ class Health:
             case _:
                 advice = "The provider failed: check its base_url, and whether its kind is the API that is there"
         return Part(getattr(error, "code", "upstream_error"), advice)
+
+
+def _keys(provider: Provider) -> Keys | None:
+    """Return the keys of a provider that has several."""
+    count, rests = provider.key_rests() if isinstance(provider, PoolsKeys) else (0, ())
+    if count < 2:
+        return None
+    now = datetime.now(UTC).replace(microsecond=0)
+    shown = [Rest(now + timedelta(seconds=ceil(each.seconds)), each.reason, each.model) for each in rests[:MOST_RESTS]]
+    return Keys(count, len(rests), shown)

@@ -1,7 +1,7 @@
-"""Gives freed memory back to the system from time to time.
+"""Return freed memory to the system from time to time.
 
-glibc keeps what was freed between blocks that still live, and returns only what lies at the heap's end: after a flood
-the process would stay as large as it ever was. Looking in vain takes 0.1 ms, giving back 100 MB some 10 ms.
+glibc keeps memory that was freed between live blocks, and returns only the end of the heap: after a flood of requests
+the process would keep its largest size. A call without effect takes 0.1 ms, returning 100 MB some 10 ms.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ EVERY_SECONDS = 5.0
 
 
 class Trimmer:
-    """Trims the heap every few seconds, where the C library can (malloc_trim(3): glibc, not musl)."""
+    """Trims the heap every few seconds, if the C library can (malloc_trim(3): glibc, not musl)."""
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Trim from time to time, on the running loop."""
+        """Start trimming, on the running loop."""
         if self._trim is not None:
             self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._again, self._trim)
 
     def stop(self) -> None:
-        """Trim no more. Safe to call before `start`."""
+        """Stop trimming. Safe to call before `start`."""
         if self._timer is not None:
             self._timer.cancel()
 

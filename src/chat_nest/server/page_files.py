@@ -1,71 +1,153 @@
-"""The page's files, read once when the server starts, and the headers that keep the page harmless."""
+"""The page's files, read once at the start, and the headers that restrict the page."""
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from chat_nest.asgi.request import Send, header
-from chat_nest.protocols import Scope
+from chat_nest.asgi.request import Send
+from chat_nest.core import header_fields
+from chat_nest.core.protocols import Scope
 
 MEDIA_TYPES = {
     "html": b"text/html; charset=utf-8",
     "js": b"text/javascript; charset=utf-8",
     "css": b"text/css; charset=utf-8",
+    "json": b"application/json",
     "svg": b"image/svg+xml",
     "png": b"image/png",
+    "webp": b"image/webp",
+    "jpg": b"image/jpeg",
+    "jpeg": b"image/jpeg",
+    "woff2": b"font/woff2",
 }
-POLICY = b"; ".join(
-    (
-        b"default-src 'none'",
-        b"script-src 'self'",
-        b"style-src 'self'",
-        b"connect-src 'self'",
-        b"img-src 'self' data:",
-        b"base-uri 'none'",
-        b"form-action 'none'",
-        b"frame-ancestors 'none'",
+LIBRARIES = "lib/"
+"""The folder of third-party files: each path has its version in it, so a browser may keep it for a year."""
+COMPRESSED = (b"text/", b"application/json", b"image/svg+xml")
+
+
+def policy(frame_ancestors: Sequence[str] = (), *, frames: bool = False) -> bytes:
+    """Return the Content-Security-Policy: what a model writes into the page can load nothing and send nothing.
+
+    Only pages of `frame_ancestors` may show the page in a frame. Trusted Types keep text from becoming markup, except
+    through DOMPurify. With `frames`, the page may show pages of this server in a frame.
+    """
+    ancestors = ("'self'", *frame_ancestors) if frame_ancestors else ("'none'",)
+    shown = (b"frame-src 'self'",) if frames else ()
+    return b"; ".join(
+        (
+            b"default-src 'none'",
+            b"script-src 'self'",
+            b"worker-src 'self'",
+            b"style-src 'self'",
+            b"font-src 'self'",
+            b"connect-src 'self'",
+            b"img-src 'self' data:",
+            *shown,
+            b"base-uri 'none'",
+            b"form-action 'none'",
+            b"require-trusted-types-for 'script'",
+            b"trusted-types dompurify chat-nest",
+            b"frame-ancestors " + " ".join(ancestors).encode(),
+        )
     )
-)
-"""What a model writes into the page can load nothing, send nothing and frame nothing."""
-HARMLESS = (
-    (b"content-security-policy", POLICY),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-)
+
+
+def challenge_policy(sources: Sequence[str], frame_ancestors: Sequence[str]) -> bytes:
+    """Return the policy of the frame with a service's challenge: scripts and frames of these sources, and no others."""
+    theirs = " ".join(("'self'", *sources)).encode()
+    return b"; ".join(
+        (
+            b"default-src 'none'",
+            b"script-src " + theirs,
+            b"frame-src " + theirs,
+            b"connect-src " + theirs,
+            b"img-src data: " + theirs,
+            b"style-src 'unsafe-inline' " + theirs,
+            b"base-uri 'none'",
+            b"form-action 'none'",
+            b"frame-ancestors " + " ".join(("'self'", *frame_ancestors)).encode(),
+        )
+    )
 
 
 class PageFile(Struct, frozen=True):
     media_type: bytes
     body: bytes
     etag: bytes
+    policy: bytes = policy()
+    cache_control: bytes = b"no-cache"
+    """The browser may keep it, but must revalidate it."""
+    other_sites: bool = False
+    """Whether pages of other origins may load it as a script."""
+    cookie: Callable[[Scope], bytes] | None = None
+    """Returns the value of Set-Cookie for a request, or nothing."""
 
     async def serve(self, scope: Scope, send: Send) -> None:
-        """Answer GET or HEAD; 304 where the browser has it already."""
-        known = header(scope, b"if-none-match") or b""
-        fresh = self.etag in (tag.strip().removeprefix(b"W/") for tag in known.split(b","))
-        headers = [*HARMLESS, (b"etag", self.etag), (b"cache-control", b"no-cache")]
+        """Answer GET or HEAD, compressed if the client accepts gzip; 304 if it has the file already."""
+        squeezes = self.media_type.startswith(COMPRESSED)
+        squeezed = squeezes and b"gzip" in (header_fields.value(scope, b"accept-encoding") or b"")
+        etag = b'"%s-gzip"' % self.etag if squeezed else b'"%s"' % self.etag
+        known = header_fields.value(scope, b"if-none-match") or b""
+        fresh = etag in (header_fields.trim(tag).removeprefix(b"W/") for tag in known.split(b","))
+        headers = [
+            (b"content-security-policy", self.policy),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-opener-policy", b"same-origin"),
+            (b"cross-origin-resource-policy", b"cross-origin" if self.other_sites else b"same-origin"),
+            (b"etag", etag),
+            (b"cache-control", self.cache_control),
+        ]
+        if self.cookie is not None and (cookie := self.cookie(scope)):
+            headers.append((b"set-cookie", cookie))
+        if squeezes:
+            headers.append((b"vary", b"accept-encoding"))
+        body = b"" if fresh else _squeezed(self.body) if squeezed else self.body
         if not fresh:
-            headers += [(b"content-type", self.media_type), (b"content-length", b"%d" % len(self.body))]
-        body = b"" if fresh or scope["method"] == "HEAD" else self.body
+            headers += [(b"content-type", self.media_type), (b"content-length", b"%d" % len(body))]
+        if squeezed and not fresh:
+            headers.append((b"content-encoding", b"gzip"))
         await send({"type": "http.response.start", "status": 304 if fresh else 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def page_file(media_type: bytes, body: bytes) -> PageFile:
-    """The file with the tag of what is in it."""
-    return PageFile(media_type, body, b'"%s"' % blake2b(body, digest_size=12).hexdigest().encode())
+@cache
+def _squeezed(body: bytes) -> bytes:
+    """Compress a file. Takes at most 10 ms for the largest one, once in a process."""
+    return gzip.compress(body, 9, mtime=0)
 
 
-def read_page() -> dict[str, PageFile]:
-    """Every file of the package's `page` folder by its path; index.html is `/`."""
-    page: dict[str, PageFile] = {}
-    for file in files("chat_nest.server").joinpath("page").iterdir():
-        media_type = MEDIA_TYPES.get(file.name.rpartition(".")[2])
-        if media_type is None:
-            continue
-        page["/" if file.name == "index.html" else f"/{file.name}"] = page_file(media_type, file.read_bytes())
-    return page
+def page_file(name: str, body: bytes, *, frame_ancestors: Sequence[str] = (), frames: bool = False) -> PageFile:
+    """Return the file, with the media type of its extension. Raises KeyError for an unknown extension."""
+    return PageFile(
+        MEDIA_TYPES[name.rpartition(".")[2]],
+        body,
+        blake2b(body, digest_size=12).hexdigest().encode(),
+        policy(frame_ancestors, frames=frames),
+        b"public, max-age=31536000, immutable" if name.startswith(LIBRARIES) else b"no-cache",
+    )
+
+
+@cache
+def packaged() -> dict[str, PageFile]:
+    """Return every file of the package's folder `page` by its path below `/`."""
+    found = dict(_below(files("chat_nest.server").joinpath("page"), ""))
+    found["embed.js"] = replace(found["embed.js"], other_sites=True)
+    return found
+
+
+def _below(folder: Traversable, path: str) -> Iterator[tuple[str, PageFile]]:
+    for entry in folder.iterdir():
+        name = path + entry.name
+        if entry.is_dir():
+            yield from _below(entry, f"{name}/")
+        elif entry.name.rpartition(".")[2] in MEDIA_TYPES:
+            yield name, page_file(name, entry.read_bytes())

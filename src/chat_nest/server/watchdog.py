@@ -1,4 +1,4 @@
-"""Logs where the event loop is blocked: one slow call delays every stream of the process."""
+"""Log what blocks the event loop: one slow call delays every stream of the process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ STARVED_SECONDS = 60.0
 """Between two log lines about a machine that is short of CPU."""
 MOST_FRAMES = 30
 MOST_STACKS = 20
-"""Different stacks in the log; a later one, and one that was logged before, is shortened to its last place."""
+"""The most different stacks in the log.
+
+A later stack, or one that was logged before, is shortened to its last place.
+"""
 
 
 class Watchdog:
-    """A thread that pings the event loop, and logs the stack of the loop's thread where no answer comes.
+    """A thread that pings the event loop, and logs the stack of the loop's thread if no reply comes.
 
-    Only places are logged, never the values of variables. A block that lasts 1.5 times `seconds` is always seen, one
-    shorter than `seconds` never; the loop is woken twice in `seconds`, for some microseconds. Time that the loop's
-    thread waited for a processor is not a block (known on Linux only): the machine is then short of CPU.
+    Only places are logged, never the values of variables. A block of 1.5 times `seconds` is always found, one shorter
+    than `seconds` never. The loop is woken twice in `seconds`, for some microseconds. Time in which the loop's thread
+    waited for a processor is not a block (known on Linux only): it means that the machine is short of CPU.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -41,12 +44,12 @@ class Watchdog:
         self._stacks: set[str] = set()
 
     def start(self) -> None:
-        """Watch the running loop, from its thread."""
+        """Start the thread for the running loop."""
         watched = (asyncio.get_running_loop(), threading.get_ident(), threading.get_native_id())
         threading.Thread(target=self._run, args=watched, name="chat-nest-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no longer. Safe to call before `start`."""
+        """Stop the thread. Safe to call before `start`."""
         self._stopped.set()
         self._alive.set()
 
@@ -63,7 +66,7 @@ class Watchdog:
                 continue
             places = _places(sys._current_frames().get(thread))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - CPython's documented way
             self._alive.wait()
-            # By the loop's own clock reading: this thread, too, may have waited for a processor.
+            # The loop's own clock reading is used: this thread, too, may have waited for a processor.
             seconds = self._answered_at - pinged_at
             waited = min(_waited_for_cpu(native_id) - waited_before, seconds)
             if seconds - waited >= self._seconds:
@@ -93,7 +96,7 @@ class Watchdog:
 
 
 class _Quiet:
-    """At most one log line in `seconds`, and a count of those that were left out."""
+    """Allows one log line in `seconds`, and counts the lines that were left out."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -114,7 +117,7 @@ class _Quiet:
 
 
 def _waited_for_cpu(native_id: int) -> float:
-    """Seconds for which a thread of this process could have run and had no processor; 0 where that is not known.
+    """Return the seconds in which a thread of this process could have run but had no processor; 0 if unknown.
 
     It is the second number of schedstat (Linux, Documentation/scheduler/sched-stats.rst), in nanoseconds.
     """
@@ -125,7 +128,7 @@ def _waited_for_cpu(native_id: int) -> float:
 
 
 def _places(frame: FrameType | None) -> list[str]:
-    """The innermost frames, as FILE:LINE FUNCTION."""
+    """Return the innermost frames, as FILE:LINE FUNCTION."""
     if frame is None:
         return ["a thread that has ended"]
     return [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_stack(frame)[-MOST_FRAMES:]]

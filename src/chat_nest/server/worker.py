@@ -1,4 +1,4 @@
-"""Run the application in uvicorn: in this process, or in several that share one socket."""
+"""A worker process: serve the application until a signal."""
 
 from __future__ import annotations
 
@@ -7,288 +7,270 @@ import contextlib
 import gc
 import logging
 import math
-import multiprocessing
-import os
 import signal
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator
-from functools import partial
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
-from types import FrameType
-from typing import cast
+from typing import Protocol
 
-import uvicorn
 from msgspec import Struct
 
-from chat_nest.server import logs
-from chat_nest.server.app import build
-from chat_nest.server.config import Config
-from chat_nest.server.connection import Connection
-from chat_nest.server.edge import Deadlines, Edge
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.server.admin.app import AdminApp
+from chat_nest.server.admin.table import ROUTES
+from chat_nest.server.app import Prepared, ServerApp, build
+from chat_nest.server.config.caller_names import names_by_address
+from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.schema import ServerSection
+from chat_nest.server.config.settings import Config
 from chat_nest.server.heap import Trimmer
-from chat_nest.server.listen import BACKLOG
-from chat_nest.server.vanished import Vanished, ask_the_silent
+from chat_nest.server.http.connection_limits import ConnectionLimits
+from chat_nest.server.http.context import ServerContext
+from chat_nest.server.http.deadlines import Deadlines
+from chat_nest.server.http.lifespan import StartFailed
+from chat_nest.server.http.server import HttpServer
+from chat_nest.server.listeners import Listeners
+from chat_nest.server.reload import Outcome
 from chat_nest.server.watchdog import Watchdog
 
 log = logging.getLogger("chat_nest.server")
 
-GRACE_SECONDS = 5.0
-"""A worker that has not ended so long after its drain and its last writes is killed."""
-RESTART_SECONDS = 1.0
-"""Between the end of a worker and the start of the one that takes its place."""
 CANT_START = 3
-"""A worker's exit code: another one would not start either."""
+"""The exit code of a worker that can't start."""
+MOST_OPERATORS = 64
+"""Connections of the operators' listener, of each worker."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What a worker needs to run; it travels to other processes in a pipe, never in arguments or the environment."""
+    """The settings of a worker.
+
+    They reach other processes through a pipe, never as arguments or environment variables.
+    """
 
     config: Config
+    caller_secret: Secret = Secret("")
+    """The secret of the log's names for callers. Empty: they have no secret."""
     log_level: str = "info"
     access_log: bool = False
+    log_format: str = "text"
     color: bool = False
+    metrics_folder: str = ""
+    """Where the workers count together; empty: this process counts alone, or not at all."""
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with a drain of our own: a signal is an orderly end with exit code 0, and a second one ends at once.
+class Overseer(Protocol):
+    """The supervision of a worker: it reloads it. Its methods run on the worker's event loop."""
 
-    Either way the application's shutdown runs, which ends what is left with a typed event and settles it. uvicorn
-    would raise the signal again after its shutdown, and skip the application's when it is in a hurry.
+    def serving(self, worker: Worker) -> None:
+        """Note that the worker serves."""
+
+    def stopping(self) -> None:
+        """Note that the worker drains."""
+
+    def ended(self) -> None:
+        """Note that the worker has ended."""
+
+    async def reload(self) -> Outcome:
+        """Read the configuration again, in all workers."""
+        ...
+
+
+class Worker:
+    """One serving process. A first signal drains it and ends it with exit code 0; a second one ends it at once.
+
+    In both cases the application's shutdown runs. It ends the remaining answers with a typed event, and settles them.
     """
 
     def __init__(
         self,
-        config: uvicorn.Config,
-        on_started: Callable[[], None],
-        on_drain: Callable[[], None],
-        running: Callable[[], int],
+        context: ServerContext,
+        app: ServerApp,
+        settings: Settings,
+        overseer: Overseer,
         *,
-        drain_seconds: float,
-        blocked_seconds: float,
-        write_seconds: float,
         ignored: frozenset[int],
+        operators: ServerContext | None = None,
     ) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-        self._on_drain = on_drain
-        self._running = running
-        self._drain_seconds = drain_seconds
-        self._watchdog = Watchdog(blocked_seconds)
-        self._vanished = Vanished(write_seconds, lambda: cast("set[Connection]", self.server_state.connections))
+        self.app = app
+        self._context = context
+        self._server = HttpServer(context)
+        self._operators = None if operators is None else HttpServer(operators)
+        self._secret = settings.caller_secret.reveal().encode()
+        self._overseer = overseer
+        self._drain_seconds = settings.config.server.drain_seconds
+        self._watchdog = Watchdog(settings.config.server.blocked_seconds)
         self._trimmer = Trimmer()
         self._ignored = ignored
+        self._ending = asyncio.Event()
+        self._hurrying = asyncio.Event()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        # What is loaded by now stays, and a stream makes no cycles: the collector need not look at either so often.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
-        self._watchdog.start()
-        self._vanished.start()
-        self._trimmer.start()
-        self._on_started()
+    @property
+    def ending(self) -> bool:
+        """Whether a signal has come: running answers go on, and new ones are refused."""
+        return self._ending.is_set()
+
+    def adopt(self, prepared: Prepared) -> None:
+        """Put a configuration in force, from the next request and the next connection on."""
+        server = prepared.config.server
+        peers = PeerAddress(server.trusted_proxies)
+        self.app.adopt(prepared)
+        self._drain_seconds = server.drain_seconds
+        self._context.deadlines = _deadlines(prepared.config)
+        self._context.caller_of = names_by_address(self._secret, peers) if self._secret else None
+        self._context.limits.adopt(
+            max_connections=server.max_connections,
+            max_per_address=_most_per_address(server),
+            address_of=_address_of(peers),
+        )
+
+    async def run(self, listeners: Listeners, on_started: Callable[[], None]) -> None:
+        """Serve until a signal ends the process. Raises StartFailed."""
+        with self._signals():
+            await self._server.start(listeners.public)
+            # What is loaded by now stays, and a stream makes no cycles, so the garbage collector can run less often.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(20_000, 20, 50)
+            self._watchdog.start()
+            self._trimmer.start()
+            self.app.reload = self._overseer.reload
+            if self._operators is not None and listeners.operators is not None:
+                await self._operators.start(listeners.operators)
+            self._overseer.serving(self)
+            on_started()
+            await self._ending.wait()
+            self._overseer.stopping()
+            await self._drain()
+            if self._operators is not None:
+                self._operators.drain()
+                await self._operators.stop()
+            await self._server.stop()
+            self._watchdog.stop()
+            self._trimmer.stop()
+            self._overseer.ended()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Handle SIGINT and SIGTERM while serving."""
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+    def _signals(self) -> Generator[None]:
+        """Handle SIGINT and SIGTERM.
+
+        With a handler of the loop, uvloop would see a signal twice that this process raises.
+        """
+        loop = asyncio.get_running_loop()
+
+        def handle(number: int, _frame: object) -> None:
+            loop.call_soon_threadsafe(self._on_signal, number)
+
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Drain; when asked again, leave at once."""
-        if sig not in self._ignored:
-            self.force_exit = self.should_exit
-            self.should_exit = True
-            self._on_drain()
+    def _on_signal(self, number: int) -> None:
+        """Drain at the first signal; end at once at the second."""
+        if number not in self._ignored:
+            if self._ending.is_set():
+                self._hurrying.set()
+            self._ending.set()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the running answers end for a while, then stop listening and end the application.
+    async def _drain(self) -> None:
+        """Wait for the running answers, for a limited time.
 
-        Until then it listens, so that whoever asks is told that it drains.
+        The process still listens, so that new requests get a refusal.
         """
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+        self.app.drain()
+        self._server.drain()
         if waiting := self._answering():
             log.info("waiting for %d answers to end; a second signal ends them now", waiting)
         until = time.monotonic() + self._drain_seconds
-        while self._answering() and not self.force_exit and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # uvicorn has no event for its last answer
-        for server in self.servers:
-            server.close()
-        for listener in sockets or ():
-            listener.close()
-        await self.lifespan.shutdown()
-        self._watchdog.stop()
-        self._vanished.stop()
-        self._trimmer.stop()
+        while self._busy() and not self._hurrying.is_set() and time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurrying.wait(), 0.05)  # an answer without a reader ends without an event
+
+    def _busy(self) -> int:
+        """Return the number of answers, and of operators' requests: one that stops the last answer gets its own."""
+        return self._answering() + (0 if self._operators is None else self._operators.answering)
 
     def _answering(self) -> int:
-        """Answers, among them those without a reader, and requests that still come in."""
-        connections = cast("set[Connection]", self.server_state.connections)
-        read = sum(connection.answering for connection in connections)
-        return max(read, self._running())
+        """Return the number of answers, also those without a reader, and of requests that are still coming in."""
+        return max(self._server.answering, self.app.running)
 
 
-def serve(settings: Settings, listener: socket.socket, on_started: Callable[[], None]) -> int:
-    """Serve in this process until a signal ends it; return the exit code."""
-    return _run(settings, listener, on_started, frozenset())
-
-
-def serve_with_workers(settings: Settings, listener: socket.socket, count: int, on_started: Callable[[], None]) -> int:
-    """Serve in `count` processes until a signal ends them; return the exit code.
-
-    A worker that dies is replaced, unless it could not start.
-    """
-    return Workers(settings, listener).run(count, on_started)
-
-
-class Workers:
-    """The processes that serve, and the one that watches them. A signal ends them all, and a second one at once."""
-
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self._settings = settings
-        self._listener = listener
-        self._running: list[SpawnProcess] = []
-        self._stopping = False
-        self._kill_at: float | None = None
-        self._told, self._tell = os.pipe()
-
-    def run(self, count: int, on_started: Callable[[], None]) -> int:
-        """Return the exit code when all have ended."""
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
-        for _ in range(count):
-            self._start()
-        on_started()
-        code = 0
-        while self._running:
-            patience = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
-            ready = wait([*(worker.sentinel for worker in self._running), self._told], patience)
-            if not ready:
-                self._kill()
-            if self._told in ready:
-                os.read(self._told, 1)
-                self._stop()
-            for worker in [worker for worker in self._running if worker.sentinel in ready]:
-                self._running.remove(worker)
-                worker.join()
-                if worker.exitcode == -signal.SIGKILL and self._stopping:
-                    code = 1
-                elif worker.exitcode == CANT_START:
-                    code = 1
-                    self._stop()
-                elif not self._stopping:
-                    log.warning("worker %s ended (%s); another one takes its place", worker.pid, worker.exitcode)
-                    if not wait([self._told], RESTART_SECONDS):
-                        self._start()
-        return code
-
-    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        os.write(self._tell, b".")
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        worker = context.Process(target=_work, args=(self._settings, self._listener), name="chat-nest-worker")
-        worker.start()
-        self._running.append(worker)
-
-    def _stop(self) -> None:
-        config = self._settings.config
-        drain = 0.0 if self._stopping else config.server.drain_seconds
-        self._kill_at = time.monotonic() + drain + config.timeouts.write + GRACE_SECONDS
-        self._stopping = True
-        self._listener.close()  # else the kernel would go on to take connections that nobody serves
-        for worker in self._running:
-            worker.terminate()
-
-    def _kill(self) -> None:
-        self._kill_at = None
-        for worker in self._running:
-            log.error("worker %s does not end: killed; what it had reserved is charged when its lease ends", worker.pid)
-            worker.kill()
-
-
-def _work(settings: Settings, listener: socket.socket) -> None:
-    """A worker's whole life. The terminal's Ctrl+C reaches every process: the parent passes it on, as SIGTERM."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logs.configure(settings.log_level, color=settings.color, access_log=settings.access_log)
-    if _run(settings, listener, lambda: None, frozenset({signal.SIGINT})):
-        sys.exit(CANT_START)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _run(settings: Settings, listener: socket.socket, on_started: Callable[[], None], ignored: frozenset[int]) -> int:
+def run_server(
+    settings: Settings,
+    listeners: Listeners,
+    overseer: Overseer,
+    on_started: Callable[[], None],
+    ignored: frozenset[int] = frozenset(),
+) -> int:
+    """Serve until a signal that is not in `ignored` ends it. Returns the exit code, 1 if it can't start."""
+    secret = settings.caller_secret.reveal().encode()
     try:
-        app = build(settings.config)
+        app = build(settings.config, secret)
     except (OSError, ValueError) as error:
-        log.error("can't start: %s", error)  # noqa: TRY400 - the message says all
+        log.error("can't start: %s", error)  # noqa: TRY400 - the message has all details
         return 1
     server = settings.config.server
-    ask_the_silent(listener, settings.config.timeouts.write)
-    edge = Edge(
-        Deadlines(
-            header=server.header_seconds,
-            body=server.body_seconds,
-            idle=server.idle_seconds,
-            write=settings.config.timeouts.write,
-        ),
-        max_connections=server.max_connections,
-        max_files=_max_files(),
-    )
-
-    def drain() -> None:
-        edge.draining = True
-        app.drain()
-
-    config = uvicorn.Config(
+    peers = PeerAddress(server.trusted_proxies)
+    context = ServerContext(
         app,
-        http=cast("type[asyncio.Protocol]", partial(Connection, edge)),
-        ws="none",
-        lifespan="on",
-        interface="asgi3",
-        log_config=None,
+        _deadlines(settings.config),
+        ConnectionLimits(
+            max_connections=server.max_connections,
+            max_files=_max_files(),
+            max_per_address=_most_per_address(server),
+            address_of=_address_of(peers),
+        ),
+        caller_of=names_by_address(secret, peers) if secret else None,
         access_log=settings.access_log,
-        proxy_headers=False,  # who asks is chat_nest.identity's business; uvicorn would believe any local proxy
-        server_header=False,
-        backlog=BACKLOG,
     )
-    uvicorn_server = Server(
-        config,
-        on_started,
-        drain,
-        lambda: app.running,
-        drain_seconds=server.drain_seconds,
-        blocked_seconds=server.blocked_seconds,
-        write_seconds=settings.config.timeouts.write,
-        ignored=ignored,
-    )
+
+    async def run() -> None:
+        operators = _operators(app, settings) if listeners.operators is not None else None
+        worker = Worker(context, app, settings, overseer, ignored=ignored, operators=operators)
+        await worker.run(listeners, on_started)
+
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(uvicorn_server.serve(sockets=[listener]))
-    except SystemExit:  # uvicorn's way to say that the application did not start; it was logged
+            runner.run(run())
+    except StartFailed:  # the reason was logged
         return 1
     return 0
 
 
+def _operators(app: ServerApp, settings: Settings) -> ServerContext:
+    """Return the context of the operators' listener."""
+    limits = ConnectionLimits(max_connections=MOST_OPERATORS, max_files=_max_files())
+    return ServerContext(AdminApp(app, ROUTES), _deadlines(settings.config), limits, access_log=settings.access_log)
+
+
+def _deadlines(config: Config) -> Deadlines:
+    server = config.server
+    return Deadlines(
+        header=server.header_seconds, body=server.body_seconds, idle=server.idle_seconds, write=config.timeouts.write
+    )
+
+
+def _most_per_address(server: ServerSection) -> int:
+    return server.max_connections_per_address or max(1, server.max_connections // 2)
+
+
+def _address_of(peers: PeerAddress) -> Callable[[str], str | None]:
+    """Return how to count a peer's connections: by IPv4 address or IPv6 /64.
+
+    Those of a trusted proxy are not counted.
+    """
+
+    def address_of(host: str) -> str | None:
+        scope = {"client": (host, 0)}
+        return None if peers.trusts(scope) else peers(scope).id
+
+    return address_of
+
+
 def _max_files() -> float:
-    """How many files the process may open, after asking for as many as it may have."""
+    """Return how many files the process may open, after raising the limit to its maximum."""
     try:
         import resource  # noqa: PLC0415 - not there on Windows
     except ImportError:

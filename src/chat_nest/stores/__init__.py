@@ -1,1 +1,1 @@
-"""Where counters live: one contract, several engines."""
+"""Stores of counters: one contract, several engines."""

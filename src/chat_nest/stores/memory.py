@@ -7,11 +7,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
-from chat_nest.errors import LimiterUnavailable
-from chat_nest.limits import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
-from chat_nest.protocols import Now
-from chat_nest.records import Record
-from chat_nest.stores.book import (
+from chat_nest.controls.memory import MemoryControls
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.protocols import Now
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Source
+from chat_nest.limits.windows import US
+from chat_nest.stores.rules import (
     Book,
     Counter,
     Reservation,
@@ -20,22 +23,21 @@ from chat_nest.stores.book import (
     check_line,
     check_record,
     lease_us,
+    newest_first,
 )
-from chat_nest.usage import Source
-from chat_nest.windows import US
 
 _STEPS = 32
-"""What is forgotten in one reserve, at most: more than one reserve adds, so memory shrinks under load too."""
+"""The most claims or counters that one reserve forgets: more than it adds, so memory shrinks under load too."""
 
 
 class MemoryStore:
-    """A Store for one process and one event loop; what it knows ends with the process.
+    """A Store for one process and one event loop; its data ends with the process.
 
-    No call waits, so every call is atomic. A finished claim is remembered for `retention` seconds: that long its id is
-    a Duplicate, and a late settlement can correct it. A window is forgotten that long after its end, and a rate that
-    long after it has drained, so a clock that steps back by less finds them still there.
-    With `max_keys` live counters or remembered claims, a claim that needs one more raises LimiterUnavailable.
-    A claim, line, amount or lease that breaks a rule raises ValueError.
+    No call waits, so every call is atomic. A finished claim is remembered for `retention` seconds: for that time its id
+    is a Duplicate, and a late settlement can correct it. A window is kept that long after its end, and a rate that long
+    after it has drained, so a clock set back by less finds them still there. With `max_keys` live counters or
+    remembered claims, a claim that needs one more raises LimiterUnavailable. A claim, line, amount or lease that breaks
+    a rule raises ValueError.
     """
 
     def __init__(self, now: Now = time.time, max_keys: int = 1_000_000, *, retention: float = 3_600.0) -> None:
@@ -48,9 +50,12 @@ class MemoryStore:
         self._dying: list[tuple[int, str]] = []
         self._streams: dict[str, set[str]] = {}
         """The ids that hold a gauge, by its key."""
+        self.controls = MemoryControls(now)
+
+    place = "the store in this process's memory"
 
     def __len__(self) -> int:
-        """The number of live counters."""
+        """Return the number of live counters."""
         return len(self._book.counters)
 
     async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
@@ -68,6 +73,7 @@ class MemoryStore:
     async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
         us = lease_us(lease)
         live = self._book.extend(claims, us, self._charge_overdue())
+        self._note_changes()
         self._book.extended.clear()  # the old entry in _leases comes up first and finds the new time
         return live
 
@@ -106,6 +112,16 @@ class MemoryStore:
         self._forget(now_us, 100 * _STEPS)
         return len(overdue)
 
+    async def running(self, most: int) -> Sequence[Record]:
+        """See ListsRunning."""
+        now_us = int(self._now() * US)
+        found = [
+            each.record
+            for each in self._book.reservations.values()
+            if each.state == "open" and each.record is not None and each.expires_at > now_us
+        ]
+        return newest_first(found, most)
+
     async def ping(self) -> None:
         return
 
@@ -121,7 +137,7 @@ class MemoryStore:
         return now_us
 
     def _take_overdue(self, now_us: int) -> list[Reservation]:
-        """Take the open reservations whose leases have run out from the heap; drop entries that are no longer true."""
+        """Take the open reservations with expired leases from the heap; drop outdated entries."""
         leases, reservations = self._leases, self._book.reservations
         overdue: list[Reservation] = []
         while leases and leases[0][0] <= now_us:
@@ -149,6 +165,8 @@ class MemoryStore:
             if counter.kind != "gauge":
                 heappush(self._dying, (self._dies_at(counter), counter.key))
         book.created.clear()
+        book.revived.clear()
+        book.set_back.clear()
 
     def _note_finished(self, reservation: Reservation) -> None:
         self._finished.append((reservation.finished_at or 0, reservation.id))
@@ -181,7 +199,7 @@ class MemoryStore:
             raise LimiterUnavailable
 
     def _forget(self, now_us: int, steps: int) -> None:
-        """Forget finished claims, and windows and rates without meaning, oldest first, a few at a time."""
+        """Forget finished claims, and obsolete windows and rates, oldest first, a few at a time."""
         before = now_us - self._retention_us
         for _ in range(steps):
             if not self._finished or self._finished[0][0] > before:

@@ -1,4 +1,4 @@
-"""The table `requests`: a row of it, and the report that sums its rows, in SQLite's words and in PostgreSQL's."""
+"""The table `requests`: a row of it, and the report that sums its rows, in the SQL of SQLite and of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from chat_nest.deltas import FinishReason
-from chat_nest.errors import ClientGone, Stopped
-from chat_nest.records import By, Record, UsageRow
-from chat_nest.windows import US, calendar_window
+from chat_nest.core.deltas import FinishReason
+from chat_nest.core.errors import ClientGone, Stopped
+from chat_nest.core.records import By, Record, UsageRow
+from chat_nest.limits.windows import US, calendar_window
 
 COLUMNS: Final = (
     "started_at, id, run, caller, group_name, profile, provider, model, seconds, first_token_seconds, input_tokens, "
     "output_tokens, cached_input_tokens, cache_write_tokens, reasoning_tokens, cost_nanousd, price, source, ending"
 )
 NO_ERRORS = (*get_args(FinishReason), ClientGone.code, Stopped.code)
-"""The endings that are no errors."""
+"""The endings that are not errors."""
 BY: tuple[By, ...] = get_args(By)
 _LATEST = 2**33
 _LONGEST_DAYS = 36_500
 
 
+def started_us(record: Record) -> int:
+    """Return when the request began, in microseconds: its row is found by that."""
+    return round(record.started_at * US)
+
+
 def request_row(id: str, record: Record) -> tuple[Any, ...]:
-    """The COLUMNS of one request."""
+    """Return the COLUMNS of one request."""
     provider, _, model = record.model.partition(":")
     usage = record.usage
     return (
-        round(record.started_at * US),
+        started_us(record),
         id,
         record.run,
         record.caller,
@@ -59,7 +64,7 @@ def records_us(days: float) -> int:
 
 
 class Question(Struct, frozen=True):
-    """What a report is asked for, checked. A span is a day's name, or nothing, and from when to when it reaches."""
+    """The checked parameters of a report. A span is a day's name, or "", and its start and end."""
 
     by: tuple[By, ...]
     spans: list[tuple[str, int, int]]
@@ -67,7 +72,7 @@ class Question(Struct, frozen=True):
 
 
 def question(since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None) -> Question:
-    """Raises ValueError for times or groupings that can't be."""
+    """Check the parameters. Raises ValueError for impossible times or groupings."""
     if not 0 <= since < until <= _LATEST:
         raise ValueError("since and until must be times in Unix seconds, since before until")
     if len(set(by)) != len(by) or not set(by) <= set(BY):
@@ -77,7 +82,7 @@ def question(since: float, until: float, by: Sequence[By], zone: ZoneInfo, calle
 
 
 def _days(since: float, until: float, zone: ZoneInfo) -> list[tuple[str, int, int]]:
-    """The days of that time, the first and the last cut off where it begins and ends."""
+    """Return the days of that time; its start and end cut off the first and the last."""
     days: list[tuple[str, int, int]] = []
     at = since
     while at < until:
@@ -87,7 +92,7 @@ def _days(since: float, until: float, zone: ZoneInfo) -> list[tuple[str, int, in
     return days
 
 
-# Both queries return BY, each "" where it was not asked for, then the other fields of a UsageRow.
+# Both queries return BY, each "" without that grouping, then the other fields of a UsageRow.
 
 SQLITE: Final = """
 SELECT
@@ -134,7 +139,7 @@ FROM (
 
 
 def usage_rows(asked: Question, found: Iterable[Sequence[Any]]) -> list[UsageRow]:
-    """The report from the query's rows."""
+    """Return the report from the query's rows."""
     columns = [BY.index(name) for name in asked.by]
     totals = UsageRow.__struct_fields__[1:]
     ordered = sorted(found, key=lambda row: (row[0], -row[13], -row[8] - row[9], *row[1:5]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import asynccontextmanager
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
@@ -20,10 +22,11 @@ from chat_nest import (
     Timeouts,
     create_chat_handler,
 )
+from chat_nest.dialects.built_in import DialectName
 from chat_nest.dialects.native import Native
 from chat_nest.observers.log import LogObserver
-from chat_nest.prices import price
-from chat_nest.stream_log import MemoryRuns
+from chat_nest.limits.prices import price
+from chat_nest.runs.memory import MemoryRuns
 from chat_nest.testing import ScriptedProvider, answer
 
 
@@ -46,17 +49,17 @@ P = {"p": ScriptedProvider(answer("a"))}
 OWN = {"providers": P, "model": "p:m"}
 
 WRONG = [
-    ({"store": HalfStore()}, "store must be a string or a Store (chat_nest.protocols), not a HalfStore, which has no extend, release, peek, sweep, ping, aclose"),
+    ({"store": HalfStore()}, "store must be a string or a Store (chat_nest.Store), not a HalfStore, which has no extend, release, peek, sweep, ping, aclose"),
     ({"store": MemoryStore}, "store must be a Store, not the class MemoryStore: call the class to make one"),
-    ({"store": None}, "store must be a string or a Store (chat_nest.protocols), not None, which has no reserve"),
-    ({"providers": {"p": NoOpen()}, "model": "p:m"}, "providers['p'] must be a Provider (chat_nest.protocols), not a NoOpen, which has no open"),
+    ({"store": None}, "store must be a string or a Store (chat_nest.Store), not None, which has no reserve"),
+    ({"providers": {"p": NoOpen()}, "model": "p:m"}, "providers['p'] must be a Provider (chat_nest.Provider), not a NoOpen, which has no open"),
     ({"providers": {"p": OpenAIProvider}, "model": "p:m"}, "providers['p'] must be a Provider, not the class OpenAIProvider: call the class"),
     ({"providers": [NoOpen()], "model": "p:m"}, "providers must be a dict by name, not a list"),
     ({"providers": {1: NoOpen()}, "model": "p:m"}, "the names in providers must be strings, not an int"),
-    ({"observers": [object()]}, "observers[0] must be an Observer (chat_nest.protocols), not an object, which has no started, refused, finished"),
+    ({"observers": [object()]}, "observers[0] must be an Observer (chat_nest.Observer), not an object, which has no started, refused, finished"),
     ({"observers": [AsyncObserver()]}, "observers[0].started must be a plain function, not an async one"),
     ({"observers": LogObserver()}, "observers must be a list, not a LogObserver"),
-    ({"dialect": object()}, "dialect must be a string or a Dialect (chat_nest.protocols), not an object, which has no routes, parse, encoder, refuse"),
+    ({"dialect": object()}, "dialect must be a string or a Dialect (chat_nest.Dialect), not an object, which has no routes, parse, encoder, refuse"),
     ({"dialect": Native}, "dialect must be a Dialect, not the class Native: call the class"),
     ({"dialects": "native"}, "dialects must be a list, not a str"),
     ({"dialects": [None]}, "dialects[0] must be a string or a Dialect"),
@@ -69,8 +72,8 @@ WRONG = [
     ({"limits": Limits}, "limits must be a Limits, not the class Limits"),
     ({"groups": {"a": Limits(tokens_per_day="5")}}, "groups['a'].tokens_per_day must be an integer or None, not a str"),
     ({"groups": [Limits()]}, "groups must be a dict by name, not a list"),
-    ({"prices": {"p:m": 0.15}}, "prices['p:m'] must be a Price, which chat_nest.prices.price(input=..., output=...) makes, not a float"),
-    ({"hard_caps": HardCaps(max_messages="5")}, "hard_caps.max_messages must be an integer, not a str"),
+    ({"prices": {"p:m": 0.15}}, "prices['p:m'] must be a Price, which chat_nest.price(input=..., output=...) makes, not a float"),
+    ({"hard_caps": HardCaps(max_messages="5")}, "hard_caps.max_messages must be an integer or None, not a str"),
     ({"timeouts": Timeouts(store="1")}, "timeouts.store must be a number, not a str"),
     ({"timeouts": 30}, "timeouts must be a Timeouts, not an int"),
     ({"degraded": Allowance(tokens="5")}, "degraded.tokens must be an integer or None, not a str"),
@@ -79,8 +82,8 @@ WRONG = [
     ({"max_body_bytes": "1"}, "max_body_bytes must be an integer, not a str"),
     ({"max_streams": "1"}, "max_streams must be an integer or None, not a str"),
     ({"time_zone": None}, "time_zone must be a string, not None"),
-    ({"cors_origins": "https://a.example"}, "cors_origins must be a list, not a str"),
-    ({"cors_origins": [5]}, "cors_origins[0] must be a string, not an int"),
+    ({"origins": "https://a.example"}, "origins must be a list, not a str"),
+    ({"origins": [5]}, "origins[0] must be a string, not an int"),
     ({"identify": "ada"}, "identify must be a function, not a str"),
     ({"identify": PeerAddress}, "identify must be a function, not the class PeerAddress: call the class"),
     ({"now": 5.0}, "now must be a function, not a float"),
@@ -116,6 +119,40 @@ def test_a_word_that_is_none_of_those_allowed_is_a_value_error() -> None:
         create_chat_handler(providers=P, profiles={"b": Profile(model="p:m", on_disconnect="never")})
 
 
+def test_an_optional_name_that_is_misspelt_is_told_in_one_sentence(caplog) -> None:
+    class Plain:
+        abort_bill = "stops"
+        close = laces = None
+
+        def open(self, prompt, timeouts): ...
+
+    class Talk(Native):
+        long_wait = 5
+        earlyer = quota_header = None
+
+    create_chat_handler(providers={"p": Plain()}, model="p:m", dialect=Talk())
+    assert [record.message for record in caplog.records] == [
+        "providers['p'] has abort_bill, which nothing reads: did you mean abort_bills?",
+        "dialect has earlyer, which nothing reads: did you mean earlier?",
+        "dialect has long_wait, which nothing reads: did you mean longest_wait?",
+        "dialect has quota_header, which nothing reads: did you mean quota_headers?",
+    ]
+
+
+def test_a_built_in_part_has_no_misspelt_name(caplog) -> None:
+    create_chat_handler(api_key="k", dialects=list(get_args(DialectName)))
+    assert caplog.text == ""
+
+
+def test_what_an_abandoned_answer_costs_is_one_of_three_words() -> None:
+    class Own(ScriptedProvider):
+        abort_bills = "stop"
+
+    said = 'providers[\'p\'].abort_bills must be "stops" or "full" or "unknown"'
+    with pytest.raises(ValueError, match=re.escape(said)):
+        create_chat_handler(providers={"p": Own([])}, model="p:m")
+
+
 @pytest.mark.parametrize("name", ["api_key", "base_url"])
 def test_no_value_is_repeated(name) -> None:
     with pytest.raises(TypeError) as caught:
@@ -147,3 +184,58 @@ def test_what_is_right_is_accepted() -> None:
         timeouts=Timeouts(store=1),
         journal=None,
     )
+
+
+@pytest.mark.parametrize("name", Timeouts.__struct_fields__)
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, -math.inf, 86_401])
+def test_a_time_out_is_a_time(name, seconds) -> None:
+    with pytest.raises(ValueError, match=f"timeouts.{name} must be a number of seconds above 0 and at most 86400"):
+        create_chat_handler(providers=P, model="p:m", timeouts=Timeouts(**{name: seconds}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(({"lease": each}, "lease must be a number of seconds from 5 to 3600") for each in (0, -1, 4.9, 3_601)),
+        *(({"lease": each}, "lease must be") for each in (math.nan, math.inf)),
+        *(({"max_body_bytes": each}, "max_body_bytes must be a whole number from 1 to") for each in (0, -1, 2**51)),
+        *(({"max_streams": each}, "max_streams must be a whole number from 1 to") for each in (0, -1)),
+        *(
+            ({"degraded": Allowance(tokens=each), "limits": Limits(tokens_per_day=9)}, "degraded.tokens must be")
+            for each in (0, -1)
+        ),
+        *(
+            ({"degraded": Allowance(usd=each), "limits": Limits(usd_per_day=9)}, "degraded.usd must be")
+            for each in (0, -1.0, math.nan, math.inf)
+        ),
+        ({"degraded": Allowance(requests=0)}, "degraded.requests must be"),
+        ({"degraded": Allowance(streams=-5)}, "degraded.streams must be"),
+        ({"store": "mysql://x"}, "^store must be memory://"),
+        ({"store": "redis://h/x/y"}, "^store: the database must be one number"),
+        ({"logs": "mysql://x"}, "^logs must be memory://"),
+        ({"prices": {"gpt": price(input=1, output=1)}}, r"prices\['gpt'\] must be PROVIDER:MODEL.*mean p:gpt\?"),
+        ({"prices": {"q:gpt": price(input=1, output=1)}}, r"prices\['q:gpt'\] must be PROVIDER:MODEL"),
+        ({"prices": {"p:": price(input=1, output=1)}}, r"prices\['p:'\] must be PROVIDER:MODEL"),
+        ({"dialect": "OpenAI"}, "did you mean 'openai'"),
+        ({"dialect": "AI-SDK"}, "did you mean 'ai_sdk'"),
+        ({"dialect": "AG UI"}, "did you mean 'ag_ui'"),
+        ({"dialects": ["native", "Anthropic "]}, "did you mean 'anthropic'"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_number_or_a_name_out_of_its_range_is_named_with_the_rule(options, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        create_chat_handler(providers=P, model="p:m", **options)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
+def test_the_grace_of_a_profile_is_a_time(seconds) -> None:
+    profile = Profile(model="p:m", on_disconnect="grace", grace_seconds=seconds)
+    with pytest.raises(ValueError, match=r"profiles\['b'\].grace_seconds must be a number of seconds from 0 to 86400"):
+        create_chat_handler(providers=P, profiles={"b": profile})
+
+
+def test_two_profiles_without_a_default_say_how_to_name_one() -> None:
+    two = {"a": Profile(model="p:m"), "b": Profile(model="p:m")}
+    with pytest.raises(ValueError, match='default_profile="a"'):
+        create_chat_handler(providers=P, profiles=two)

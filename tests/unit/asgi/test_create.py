@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from inspect import signature
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,11 +12,17 @@ from msgspec.structs import replace
 from switched_store import Switched
 
 from chat_nest import BALANCED, Allowance, Limits, MemoryStore, create_chat_handler
+from chat_nest.asgi.settings import HandlerSettings
 from chat_nest.dialects.native import Native
-from chat_nest.limits import Line
+from chat_nest.core.claims import Line
+from chat_nest.providers.anthropic import AnthropicProvider
+from chat_nest.providers.gemini import GeminiProvider
+from chat_nest.providers.ollama import OllamaProvider
+from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.testing import ScriptedProvider, answer, collect
-from chat_nest.windows import calendar_window
+from chat_nest.limits.windows import calendar_window
 
+FAR, NEAR, SAFE = "http://llm.example.com/v1", "http://gpu-1:8000/v1", "https://llm.example.com/v1"
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -34,6 +41,18 @@ async def test_the_profile_of_a_caller_who_names_none(names, default, model) -> 
     async with handler:
         assert (await collect(handler, BODY)).status == 200
     assert provider.prompts[0].model == model
+
+
+async def test_the_built_in_profiles_are_fitted_to_a_model_that_holds_little() -> None:
+    class Small(ScriptedProvider):
+        context_tokens = 3_072
+
+    provider = Small(answer("a"))
+    async with create_chat_handler(providers={"p": provider}, model="m") as handler:
+        assert (await collect(handler, BODY)).status == 200
+        long = {"messages": [{"role": "user", "content": "word " * 3_100}]}
+        assert (await collect(handler, long)).status == 429
+    assert [prompt.max_output_tokens for prompt in provider.prompts] == [512]
 
 
 def test_of_two_profiles_the_application_names_the_default() -> None:
@@ -60,7 +79,7 @@ async def test_a_path_of_ones_own(path) -> None:
         ({"providers": {"p": ScriptedProvider([])}}, "name the model"),
         ({"api_key": "k", "store": "mysql://x"}, "memory://"),
         ({"api_key": "k", "time_zone": "Mars/Olympus"}, "time zone"),
-        ({"api_key": "k", "cors_origins": ["https://a.example/path/"]}, "cors_origins"),
+        ({"api_key": "k", "origins": ["https://a.example/path/"]}, "origins"),
     ],
 )
 def test_what_can_not_work_says_so(how, says, monkeypatch) -> None:
@@ -82,17 +101,17 @@ async def test_an_app_answers_on_an_allowance_while_its_store_is_down(tmp_path) 
     limits = Limits(tokens_per_day=10_000)
     _, handler = own("balanced", store=link, limits=limits, degraded=Allowance(tokens=500), journal=tmp_path)
     async with handler:
-        while not handler.store.can_admit:
+        while not handler.draws_on_allowance:
             await asyncio.sleep(0.01)
         link.how = "fails"
         assert (await collect(handler, BODY)).status == 200
-        assert handler.store.is_down
+        assert handler._ledger.is_down
     [kept] = tmp_path.glob("*.journal")
     assert b"hello" not in kept.read_bytes()
     link.how = "on"
     _, handler = own("balanced", store=link, limits=limits, degraded=Allowance(tokens=500), journal=tmp_path)
     async with handler:  # whoever comes next lands it, before any request
-        while kept.exists() or not handler.store.can_admit:
+        while kept.exists() or not handler.draws_on_allowance:
             await asyncio.sleep(0.01)
     day = calendar_window("day", time.time(), ZoneInfo("UTC"))
     [standing] = await link.peek([everybodys_day(day)])
@@ -110,3 +129,40 @@ async def test_an_app_answers_on_an_allowance_while_its_store_is_down(tmp_path) 
 def test_what_cant_work_without_the_store_is_refused(how, says) -> None:
     with pytest.raises(ValueError, match=says):
         own("balanced", **how)
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_key_that_travels_unencrypted_is_warned_of_once(caplog) -> None:
+    create_chat_handler(api_key="terces", base_url=FAR, model="m")
+    assert warnings(caplog) == ["base_url: the key and every prompt travel unencrypted; use https"]
+    assert "terces" not in caplog.text
+
+
+@pytest.mark.parametrize(("key", "url"), [(None, FAR), ("k", NEAR), ("k", "http://127.0.0.1:8000/v1"), ("k", SAFE)])
+def test_without_a_key_or_on_a_private_network_nothing_is_warned_of(key, url, caplog, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    create_chat_handler(api_key=key, base_url=url, model="m")
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("made", [OpenAIProvider, AnthropicProvider, GeminiProvider, OllamaProvider])
+def test_each_provider_of_ones_own_whose_key_travels_unencrypted_is_named(made, caplog) -> None:
+    providers = {
+        "far": made("k", FAR),
+        "near": made("k", NEAR),
+        "keyless": made(None, FAR),
+        "header": made(None, FAR, headers={"Authorization": "Bearer k"}),
+    }
+    create_chat_handler(providers=providers, model="far:m")
+    said = "travel unencrypted; use https"
+    assert warnings(caplog) == [f"providers['{name}']: the key and every prompt {said}" for name in ("far", "header")]
+
+
+def test_the_settings_are_the_arguments_with_their_defaults() -> None:
+    parameters = signature(create_chat_handler).parameters
+    assert list(parameters) == list(HandlerSettings.__struct_fields__)
+    assert [each.default for each in parameters.values()] == list(HandlerSettings.__struct_defaults__)
+    assert {name: each.annotation for name, each in parameters.items()} == HandlerSettings.__annotations__

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from msgspec.structs import replace
 
-from chat_nest import tokens
+from chat_nest.counting import tokens
 from chat_nest import (
     BALANCED,
     Caller,
@@ -24,7 +24,7 @@ from chat_nest import (
     Timeouts,
     create_chat_handler,
 )
-from chat_nest.deltas import TextDelta
+from chat_nest.core.deltas import TextDelta
 from chat_nest.dialects.native import Native
 from chat_nest.testing import FakeClock, ScriptedProvider, answer, collect
 
@@ -67,7 +67,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"api_key": "k", "profiles": {"balanced": Profile(model="gpt-4o")}}, "PROVIDER:MODEL"),
         ({"api_key": "k", "profiles": {"balanced": Profile(fallbacks=("x:m",))}}, "PROVIDER:MODEL"),
         ({"api_key": "k", "base_url": "example.com"}, "base_url"),
-        ({"api_key": "k", "cors_origins": ["example.com"]}, "cors_origins"),
+        ({"api_key": "k", "origins": ["example.com"]}, "origins"),
         ({"api_key": "k", "time_zone": "Mars/Olympus"}, "Mars/Olympus"),
         ({"api_key": "k", "store": "mysql://x"}, "store"),
     ],
@@ -282,10 +282,10 @@ async def test_usage_is_the_caller_s_own():
     assert limits["tokens_per_day"] == {
         "name": "tokens_per_day",
         "unit": "tokens",
-        "limit": 70_000,
+        "limit": 200_000,
         "used": 7,
         "held": 0,
-        "remaining": 69_993,
+        "remaining": 199_993,
         "resets_at": midnight,
     }
     assert limits["concurrent_streams"]["used"] == 0
@@ -336,7 +336,7 @@ async def test_the_tables_of_a_tokenizer_are_built_before_the_first_request(monk
         asked.append(name)
         return tokens.ByteCounter()
 
-    monkeypatch.setattr("chat_nest.asgi.create.counter_for", counting)
+    monkeypatch.setattr("chat_nest.counting.tokens.counter_for", counting)
     profile = Profile(model="p:gpt-4o-mini", fallbacks=("p:llama3",))
     create_chat_handler(providers={"p": ScriptedProvider([])}, profiles={"balanced": profile})
     assert asked == ["gpt-4o-mini", "llama3"]
@@ -420,14 +420,14 @@ async def test_identify_that_returns_something_else_is_named_in_one_line(identif
     got = await collect(handler, BODY) if path == "/api/chat" else await get(handler, path)
     await handler.aclose()
     assert (got.status, json.loads(got.body)["code"]) == (500, "internal_error")
-    lines = [record.getMessage() for record in caplog.records if record.name == "chat_nest.chat"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "chat_nest.pipeline"]
     assert lines == [f"identify ({__name__}.{said}"]
     assert provider.opened == 0
     assert "secret" not in caplog.text
 
 
 async def test_identify_that_hangs_is_named(caplog, monkeypatch):
-    monkeypatch.setattr("chat_nest.chat.IDENTIFY_SECONDS", 0.01)
+    monkeypatch.setattr("chat_nest.pipeline.callers.IDENTIFY_SECONDS", 0.01)
 
     async def hangs(_scope):
         await asyncio.Event().wait()

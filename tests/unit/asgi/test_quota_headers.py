@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from chat_nest.asgi.quota_headers import quota_headers
-from chat_nest.limits import Limits, Profile, Quota
-from chat_nest.messages import Caller
-from chat_nest.prices import FREE, Prices
-from chat_nest.profiles import Profiles
-from chat_nest.limits import HARD_CAPS
+from chat_nest.core.limits import Limits
+from chat_nest.limits.spec import Profile
+from chat_nest.core.claims import Quota
+from chat_nest.core.messages import Caller
+from chat_nest.limits.prices import FREE, Prices
+from chat_nest.limits.profiles import Profiles
+from chat_nest.limits.spec import HARD_CAPS
 
 NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
 
@@ -24,7 +26,7 @@ def test_each_of_the_callers_limits_is_a_policy():
     found = dict(quota_headers(lines(), [Quota(line, 7, 3.2) for line in lines()]))
     assert found == {
         b"ratelimit-policy": b'"requests_per_minute";q=30;w=60, "concurrent_streams";q=2;qu="concurrent-requests", '
-        b'"tokens_per_day";q=70000;w=86400;qu="tokens", "usd_per_month";q=5000000000;w=2678400;qu="nanousd"',
+        b'"tokens_per_day";q=200000;w=86400;qu="tokens", "usd_per_month";q=5000000000;w=2678400;qu="nanousd"',
         b"ratelimit": b'"requests_per_minute";r=7;t=4, "concurrent_streams";r=7;t=4, "tokens_per_day";r=7;t=4, '
         b'"usd_per_month";r=7;t=4',
     }

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import gzip
+import tracemalloc
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.asgi.request import header, read_json_body
-from chat_nest.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedMediaType
+from chat_nest.asgi.request import idempotency_key, read_json_body
+from chat_nest.core.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedMediaType
 
 JSON = (b"content-type", b"application/json")
 
@@ -55,7 +59,7 @@ async def test_a_declared_length_is_enough_to_refuse():
         assert client.asked == 0
 
 
-@pytest.mark.parametrize("length", [b"-1", b"+1", b"1.0", b"0x1", b"", b" 1", b"1_0", b"\xb2"])
+@pytest.mark.parametrize("length", [b"-1", b"+1", b"1.0", b"0x1", b"", b"1_0", b"\xb2", b"1\xa0", b"\x0b1"])
 async def test_a_length_that_is_no_number(length):
     with pytest.raises(BadRequest) as refused:
         await read(Client(b"x"), JSON, (b"content-length", length))
@@ -97,7 +101,7 @@ async def test_no_media_type():
         await read(Client(b"{}"))
 
 
-@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip", b"x"])
+@pytest.mark.parametrize("encoding", [b"br", b"deflate", b"identity, gzip", b"gzip, gzip", b"x"])
 async def test_a_content_encoding_is_refused(encoding):
     with pytest.raises(UnsupportedMediaType):
         await read(Client(b"{}"), JSON, (b"content-encoding", encoding))
@@ -107,12 +111,57 @@ async def test_identity_is_no_encoding():
     assert await read(Client(b"{}"), JSON, (b"content-encoding", b" Identity ")) == b"{}"
 
 
+@pytest.mark.parametrize("name", [b"gzip", b" GZip ", b"x-gzip"])
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+async def test_gzip_is_unpacked_as_it_comes(name, size):
+    packed = gzip.compress(b'{"a":"' + b"b" * 90 + b'"}')
+    pieces = [packed[at : at + size] for at in range(0, len(packed), size)]
+    assert await read(Client(*pieces), JSON, (b"content-encoding", name)) == b'{"a":"' + b"b" * 90 + b'"}'
+
+
+async def test_gzip_that_unpacks_to_too_much_is_refused_before_it_is_unpacked():
+    bomb = gzip.compress(b" " * 10_000_000)
+    client = Client(*(bomb[at : at + 50] for at in range(0, len(bomb), 50)))
+    tracemalloc.start()
+    with pytest.raises(BodyTooLarge):
+        await read(client, JSON, (b"content-encoding", b"gzip"))
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 200_000
+    assert client.asked <= 2, "what comes behind is not looked at"
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"{}",
+        gzip.compress(b"{}")[:-1],
+        gzip.compress(b"{}")[:12],
+        gzip.compress(b"{}") + b"x",
+        gzip.compress(b"{") + gzip.compress(b"}"),
+        gzip.compress(b"{}")[:-4] + b"oops",
+        zlib.compress(b"{}"),
+    ],
+    ids=range(8),
+)
+async def test_gzip_that_is_broken_is_a_bad_request(packed):
+    with pytest.raises(BadRequest) as caught:
+        await read(Client(packed), JSON, (b"content-encoding", b"gzip"))
+    assert caught.value.field == "body"
+
+
 async def test_a_client_that_leaves_in_the_middle():
     with pytest.raises(ClientGone):
         await read(Client(b"{", leaves=True), JSON)
 
 
-def test_the_first_of_two_headers_counts_in_any_case():
-    scope = {"headers": [(b"X-Name", b"one"), (b"x-name", b"two")]}
-    assert header(scope, b"x-name") == b"one"
-    assert header(scope, b"x-other") is None
+@pytest.mark.parametrize("blank", [b"\x0b", b"\x0c", b"\x1c", b"\x85", b"\xa0"])
+async def test_only_spaces_and_tabs_are_blanks(blank):
+    assert await read(Client(b"{}"), (b"content-type", b"\t application/json \t; charset=utf-8")) == b"{}"
+    for name, value in JSON, (b"content-encoding", b"identity"):
+        with pytest.raises(UnsupportedMediaType):
+            await read(Client(b"{}"), (name, value + blank), JSON)
+    assert idempotency_key({"headers": [(b"idempotency-key", b"\t k ")]}) == "k"
+    with pytest.raises(BadRequest):
+        idempotency_key({"headers": [(b"idempotency-key", b"k" + blank)]})

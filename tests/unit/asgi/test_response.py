@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from chat_nest.asgi.response import error_headers, respond
-from chat_nest.errors import MethodNotAllowed, RateLimited, Unauthorized
-from chat_nest.protocols import Answer
+from chat_nest.core.errors import MethodNotAllowed, RateLimited, Unauthorized
+from chat_nest.core.protocols import Answer
 
 
 class Server:

@@ -15,7 +15,7 @@ from serve_command import COMMAND
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.identity.key_file import KEY, read_keys
-from chat_nest.messages import Caller
+from chat_nest.core.messages import Caller
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
 ENVIRON = {"CHAT_NEST_IDENTITY_KEYS_FILE": "keys.json", "CHAT_NEST_IDENTITY_SECRET": SECRET}
@@ -40,7 +40,8 @@ def create(*arguments: str) -> str:
 
 
 def test_a_new_key_is_alone_on_standard_output():
-    result = run("create", "ada", "--name", "laptop", "--group", "acme")
+    Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
+    result = run("create", "ada", "--name", "laptop", "--group", "acme", "--config", "chat.toml")
     assert KEY.fullmatch(result.stdout.removesuffix("\n"))
     (key,) = read_keys(Path("keys.json")).keys
     assert (key.caller, key.name, key.group, key.expires, key.revoked) == ("ada", "laptop", "acme", None, None)
@@ -96,6 +97,12 @@ def test_a_name_that_can_not_be_one_is_refused(arguments):
     assert "must be 1 to 256 printable characters" in result.stderr
 
 
+def test_a_group_where_the_configuration_has_none_is_noted():
+    assert "no [groups.acme]" in run("create", "ada", "--group", "acme").stderr
+    Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
+    assert "no [groups" not in run("create", "ada", "--group", "acme", "--config", "chat.toml").stderr
+
+
 def test_a_group_without_limits_where_groups_have_some_is_refused():
     Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
     assert run("create", "ada", "--group", "acme", "--config", "chat.toml").exit_code == 0
@@ -116,12 +123,12 @@ def test_the_list_tells_the_state_of_each():
     run("revoke", read_keys(Path("keys.json")).keys[2].id)
     result = run("list")
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert [(row[1], row[2], row[3], row[7]) for row in rows[1:]] == [
+    assert [(row[1], row[2], row[3], row[8]) for row in rows[1:]] == [
         ("valid", "ada", "acme", "laptop"),
         ("expired", "bob", "-", "-"),
         ("revoked", "eve", "-", "-"),
     ]
-    assert rows[1][6] == Caller(id="key:ada").key, "as in the records of usage"
+    assert rows[1][7] == Caller(id="key:ada").key, "as in the records of usage"
     assert "\x1b" not in result.output
     listed = json.loads(run("list", "--json").stdout)
     assert [key["state"] for key in listed] == ["valid", "expired", "revoked"]

@@ -17,13 +17,13 @@ from stores_under_test import LEASE, claim, window
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.cli.usage import Unanswerable, dollars, moment
-from chat_nest.limits import Granted
-from chat_nest.records import Record
+from chat_nest.core.claims import Granted
+from chat_nest.core.records import Record
 from chat_nest.server.app import build
-from chat_nest.server.config import load
+from chat_nest.server.config.settings import load
 from chat_nest.stores.postgres import PostgresStore
 from chat_nest.stores.sqlite import SQLiteStore
-from chat_nest.usage import Usage
+from chat_nest.core.usage import Usage
 
 BODY = b'{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
 ALICE, BOB = "a" * 16, "b" * 16
@@ -192,6 +192,7 @@ def test_a_store_told_to_keep_none_exits_with_2(tmp_path):
         (("--since", "2026-11-05", "--until", "2026-11-03"), "--since must be before --until"),
         (("--since", "2999-01-01"), "--since must be before --until"),
         (("--since", "1969-01-01"), "--since and --until: since and until must be times"),
+        (("--caller", "ada"), "--caller must be the 16 hex digits that `chat-nest caller WHO` prints for usage"),
         (("--by", "day,modle"), "--by must be one or more of day, caller, group, profile, model"),
         (("--by", "day,day"), "--by must be one or more"),
         (("--by", ""), "--by must be one or more"),
@@ -214,12 +215,17 @@ def test_a_store_that_can_not_be_read_exits_with_1(tmp_path):
     url = f"sqlite:///{tmp_path}/store.db"
     result = run(url)
     assert result.exit_code == 1
-    assert result.stderr == "chat-nest: the store's file is not there: has a server run with this configuration?\n"
+    assert result.stderr == (
+        f"chat-nest: the SQLite store {tmp_path}/store.db is not there: has a server run with this configuration?\n"
+    )
     assert not (tmp_path / "store.db").exists()
     (tmp_path / "store.db").write_bytes(b"no database " * 400)
     result = run(url)
     assert result.exit_code == 1
-    assert result.stderr.startswith("chat-nest: the store can't be read: DatabaseError: check [store] url")
+    assert result.stderr == (
+        f"chat-nest: the SQLite store {tmp_path}/store.db can't be read: DatabaseError: "
+        "check that the file is there and a database, its rights, and the disk\n"
+    )
 
 
 def test_help_teaches():

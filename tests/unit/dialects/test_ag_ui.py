@@ -6,11 +6,11 @@ import pytest
 from dialect_tools import ending, told, whatwg
 from inline_snapshot import snapshot
 
-from chat_nest.deltas import TextDelta, ToolCallDelta
+from chat_nest.core.deltas import TextDelta, ToolCallDelta
 from chat_nest.dialects.ag_ui import AGUI
-from chat_nest.errors import BadRequest, BudgetExceeded, UpstreamIdle
-from chat_nest.messages import ChatRequest, Message, ToolCall
-from chat_nest.protocols import Dialect
+from chat_nest.core.errors import BadRequest, BudgetExceeded, UpstreamIdle
+from chat_nest.core.messages import ChatRequest, Message, ToolCall
+from chat_nest.core.protocols import Dialect
 
 HELLO = {"id": "1", "role": "user", "content": "hello"}
 ag_ui: Dialect = AGUI()
@@ -55,6 +55,8 @@ data: {"type":"TOOL_CALL_ARGS","toolCallId":"call-a","delta":"{\\"city\\""}
 data: {"type":"TOOL_CALL_ARGS","toolCallId":"call-a","delta":":\\"Bonn\\"}"}
 
 data: {"type":"TOOL_CALL_START","toolCallId":"call-b","toolCallName":"clock","parentMessageId":"run-1-1"}
+
+data: {"type":"TOOL_CALL_ARGS","toolCallId":"call-b","delta":"{}"}
 
 data: {"type":"TOOL_CALL_END","toolCallId":"call-a"}
 
@@ -102,8 +104,13 @@ def test_refusals() -> None:
         [
             (400, '{"message":"must be a string","code":"bad_request","field":"threadId","request_id":"r1"}'),
             (
-                429,
-                '{"message":"Daily AI budget exceeded. Try again tomorrow.","code":"budget_exceeded","request_id":"r1"}',
+                200,
+                """\
+data: {"type":"RUN_STARTED","threadId":"r1","runId":"r1"}
+
+data: {"type":"RUN_ERROR","message":"Daily AI budget exceeded. Try again tomorrow.","code":"budget_exceeded"}
+
+""",
             ),
         ]
     )
@@ -153,7 +160,7 @@ def test_a_whole_request() -> None:
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "Reasoning"}]}, "messages[0].role"),
         ({"messages": [{"role": "reasoning"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].toolCallId"),
         ({"tools": [{"name": ""}]}, "tools[0].name"),
         ({"tools": [{"name": "a", "description": 5}]}, "tools[0].description"),

@@ -6,9 +6,9 @@ import pytest
 from dialect_tools import ending, told, whatwg
 from inline_snapshot import snapshot
 
-from chat_nest.deltas import TextDelta, ToolCallDelta
+from chat_nest.core.deltas import TextDelta, ToolCallDelta
 from chat_nest.dialects.anthropic import Anthropic
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     BadRequest,
     BudgetExceeded,
     ChatError,
@@ -17,9 +17,9 @@ from chat_nest.errors import (
     RequestTooLarge,
     UpstreamIdle,
 )
-from chat_nest.messages import ChatRequest, Message, ToolCall
-from chat_nest.protocols import Dialect
-from chat_nest.usage import Usage
+from chat_nest.core.messages import ChatRequest, Message, Options, Thought, ToolCall
+from chat_nest.core.protocols import Dialect
+from chat_nest.core.usage import Usage
 
 HELLO = {"role": "user", "content": "hello"}
 anthropic: Dialect = Anthropic()
@@ -76,6 +76,9 @@ data: {"type":"content_block_stop","index":2}
 
 event: content_block_start
 data: {"type":"content_block_start","index":3,"content_block":{"type":"tool_use","id":"call-b","name":"clock","input":{}}}
+
+event: content_block_delta
+data: {"type":"content_block_delta","index":3,"delta":{"type":"input_json_delta","partial_json":"{}"}}
 
 event: content_block_stop
 data: {"type":"content_block_stop","index":3}
@@ -171,8 +174,8 @@ def test_refusals() -> None:
                 '{"type":"error","error":{"type":"rate_limit_error","message":"Daily AI budget exceeded. Try again tomorrow."},"request_id":"r1"}',
             ),
             (
-                413,
-                '{"type":"error","error":{"type":"request_too_large","message":"Request too large. Please shorten your message."},"request_id":"r1"}',
+                400,
+                '{"type":"error","error":{"type":"invalid_request_error","message":"Request too large. Please shorten your message."},"request_id":"r1"}',
             ),
             (
                 503,
@@ -223,6 +226,7 @@ def test_a_whole_request() -> None:
                 role="assistant",
                 content="Let me see.",
                 tool_calls=(ToolCall(id="a", name="weather", arguments='{"city":"Bonn"}'),),
+                thoughts=(Thought(text="hm", signature="s"),),
             ),
             Message(role="tool", content="19", tool_call_id="a"),
             Message(role="user", content="and now?"),
@@ -233,6 +237,7 @@ def test_a_whole_request() -> None:
         max_output_tokens=50,
         temperature=1.0,
         tools=request.tools,
+        options=Options(stop=("x",), parallel_calls=False),
         tool_choice="required",
     )
     assert bytes(request.tools[0].parameters) == b'{"type":"object"}'
@@ -245,9 +250,9 @@ def test_the_least_request_is_not_streamed() -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].source"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "thinking"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": [{"type": {}}]}]}, "messages[0].content[0].type"),
@@ -263,7 +268,7 @@ def test_the_least_request_is_not_streamed() -> None:
         ),
         ({"system": 5}, "system"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"name": "a", "input_schema": 5}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
         ({"tool_choice": {"type": "tool", "name": "secret"}}, "tool_choice.name"),

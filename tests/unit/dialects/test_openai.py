@@ -6,9 +6,9 @@ import pytest
 from dialect_tools import STORY, ending, told, whatwg
 from inline_snapshot import snapshot
 
-from chat_nest.deltas import TextDelta
+from chat_nest.core.deltas import TextDelta
 from chat_nest.dialects.openai import OpenAI
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     BadRequest,
     BudgetExceeded,
     ChatError,
@@ -21,9 +21,9 @@ from chat_nest.errors import (
     UpstreamAuth,
     UpstreamIdle,
 )
-from chat_nest.limits import Line, Quota
-from chat_nest.messages import ChatRequest, Message, Tool, ToolCall
-from chat_nest.protocols import Dialect
+from chat_nest.core.claims import Line, Quota
+from chat_nest.core.messages import ChatRequest, Message, Options, Tool, ToolCall
+from chat_nest.core.protocols import Dialect
 
 HELLO = {"role": "user", "content": "hello"}
 openai: Dialect = OpenAI(now=lambda: 1_762_000_000.9)
@@ -60,6 +60,8 @@ data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":17620000
 data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":1762000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":":\\"Bonn\\"}"}}]},"finish_reason":null}]}
 
 data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":1762000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"id":"call-b","type":"function","function":{"name":"clock","arguments":""}}]},"finish_reason":null}]}
+
+data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":1762000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"function":{"arguments":"{}"}}]},"finish_reason":null}]}
 
 data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":1762000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}
 
@@ -278,6 +280,7 @@ def test_a_whole_request() -> None:
         max_output_tokens=50,
         temperature=0.0,
         tools=request.tools,
+        options=Options(seed=5, top_p=1.0),
         tool_choice="tool:weather",
         stream=True,
         include_usage=True,
@@ -311,7 +314,6 @@ def test_tool_choices(choice: object, parsed: str) -> None:
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"functions": []}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"base_url": "http://secret"}, "base_url"),
         ({"api_key": "secret"}, "api_key"),
         ({"models": ["secret"]}, "models"),
@@ -336,13 +338,15 @@ def test_tool_choices(choice: object, parsed: str) -> None:
         ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "a\x00"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages[0].content"),
+        ({"model": "a\x00"}, "model"),
         ({"messages": [HELLO, {"role": "assistant", "content": "x"}]}, "messages[1]"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages[0].content[0].type"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://secret"}}]}]},
-            "messages[0].content[0].type",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 1}}]}]},
+            "messages[0].content[0].image_url.url",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 1_001}]}, "messages[0].content"),
         (

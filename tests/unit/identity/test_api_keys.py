@@ -19,11 +19,11 @@ from blockbuster import BlockBuster
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.errors import LimiterUnavailable, Unauthorized
+from chat_nest.core.errors import LimiterUnavailable, Unauthorized
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.key_file import KEY, UnknownKey, create_key, read_keys, revoke_keys
-from chat_nest.identity.watched_file import LOOK_SECONDS
-from chat_nest.messages import Caller
+from chat_nest.core.watched_file import LOOK_SECONDS
+from chat_nest.core.messages import Caller
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 

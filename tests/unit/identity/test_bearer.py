@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chat_nest.errors import Unauthorized
+from chat_nest.core.errors import Unauthorized
 from chat_nest.identity.bearer import credential
 
 FINE = bytes(range(0x21, 0x7F))

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from signing_keys import EC_KEY, ED_KEY, RSA_KEY, pem
 
-from chat_nest.errors import Unauthorized
-from chat_nest.extras import install
+from chat_nest.core.errors import Unauthorized
+from chat_nest.core.extras import install
 from chat_nest.identity.jwt import MAX_TOKEN, JsonWebTokens
-from chat_nest.identity.watched_file import LOOK_SECONDS
-from chat_nest.messages import Caller
+from chat_nest.core.watched_file import LOOK_SECONDS
+from chat_nest.core.messages import Caller
 
 SECRET = "0123456789abcdef0123456789abcdef"
 OTHER_EC = ec.generate_private_key(ec.SECP256R1())

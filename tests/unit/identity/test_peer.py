@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.identity.peer import KNOWN_ADDRESSES, PeerAddress
-from chat_nest.messages import Caller
+from chat_nest.identity.peer import KNOWN_ADDRESSES, PeerAddress, is_local
+from chat_nest.core.messages import Caller
 
 PROXIES = ("10.0.0.0/8", "192.0.2.7", "2001:db8:ffff::/48", "unix")
 
@@ -162,3 +162,22 @@ def test_row_22_made_up_callers_fill_no_memory() -> None:
         who(identify, str(IPv4Address(number)))
         who(identify, None, "x" * 60 + str(number))
     assert identify._read.cache_info().currsize == KNOWN_ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("client", "local"),
+    [
+        (("127.0.0.1", 1), True),
+        (("127.9.9.9", 1), True),
+        (("::1", 1), True),
+        (("::ffff:127.0.0.1", 1), True),
+        (None, True),  # a Unix socket
+        (("10.0.0.7", 1), False),
+        (("203.0.113.9", 1), False),
+        (("2001:db8::1", 1), False),
+        (("testclient", 1), False),
+    ],
+)
+def test_what_is_on_this_machine(client, local):
+    assert is_local({"client": client, "headers": [(b"x-other", b"1")]}) is local
+    assert not is_local({"client": client, "headers": [(b"X-Forwarded-For", b"127.0.0.1")]})

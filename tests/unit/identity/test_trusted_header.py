@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from chat_nest.errors import Unauthorized
+from chat_nest.core.errors import Unauthorized
 from chat_nest.identity.trusted_header import TrustedHeader
-from chat_nest.messages import Caller
+from chat_nest.core.messages import Caller
 
 WHO = TrustedHeader(["10.0.0.0/8"], "X-User", "x-tenant")
 
@@ -25,6 +25,13 @@ def test_row21_nobody_else_does():
         WHO(scope((b"x-user", b"ada"), peer="203.0.113.9"))
     with pytest.raises(Unauthorized):
         WHO({"type": "http", "client": None, "headers": [(b"x-user", b"ada")]})
+
+
+@pytest.mark.parametrize("end", [b"\x85", b"\xa0", b"\x1c", b"\x0b"])
+def test_every_byte_of_a_name_counts_but_spaces_and_tabs_around_it(end):
+    seen = WHO(scope((b"x-user", b"\t " + end + b"Nicol\xc3" + end + b" \t"), (b"x-tenant", b"M\xc3" + end)))
+    assert seen.id == "user:" + (end + b"Nicol\xc3" + end).decode("latin-1")
+    assert seen.group == (b"M\xc3" + end).decode("latin-1")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import logging
 
 import pytest
 
-from chat_nest.errors import BadRequest, BudgetExceeded, ChatError, UpstreamIdle
-from chat_nest.messages import Caller
+from chat_nest.core.errors import BadRequest, BudgetExceeded, ChatError, UpstreamIdle
+from chat_nest.core.messages import Caller
 from chat_nest.observers.log import LogObserver
-from chat_nest.protocols import Ending
-from chat_nest.usage import Usage
+from chat_nest.core.protocols import Ending
+from chat_nest.core.usage import Usage
 
 CALLER = Caller(id="203.0.113.7")
 

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from scripted_provider import CLOSE, HANG, RESET, Connection, Script, ScriptedProvider, http, head, piece, stream
 
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     UpstreamError,
     UpstreamProtocol,
     UpstreamTimeout,
@@ -381,10 +381,11 @@ async def test_refused() -> None:
         await unreachable(client)
 
 
-async def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     fail_names(monkeypatch)
     async with session("http://provider.invalid") as client:
         await unreachable(client)
+    assert "no connection to the provider: its host name can't be resolved" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid", "127.1"])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated, UpstreamUnavailable
+from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated, UpstreamUnavailable
 from chat_nest.providers.http_connection import (
     FIELD_BYTES,
     FIELDS,
@@ -331,6 +331,30 @@ async def test_the_next_answer_has_nothing_of_the_last() -> None:
     assert await whole(connection) == (200, {"content-length": "2"}, b"no")
     assert connection.release()
     assert not wire.aborted
+
+
+async def test_unread_pieces_are_taken_once_with_whether_more_may_follow() -> None:
+    connection, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+    await connection.answered()
+    assert connection.take_unread() == ([], False)
+    connection.data_received(b"a" * 10)
+    assert await connection.read() == b"a" * 10
+    connection.data_received(b"b" * 5)
+    connection.data_received(b"c" * 5)
+    assert connection.take_unread() == ([b"b" * 5, b"c" * 5], False)
+    assert connection.take_unread() == ([], False), "nothing of them is kept"
+    connection.data_received(b"d" * READ_BUFFER)
+    assert connection.take_unread() == ([b"d" * READ_BUFFER], True), "the socket is not read any more"
+
+
+async def test_unread_pieces_of_a_whole_body_have_nothing_after_them() -> None:
+    connection, _ = asked()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+    await connection.answered()
+    connection.data_received(b"d" * (READ_BUFFER + 1))
+    connection.data_received(b"e" * (99_999 - READ_BUFFER))
+    assert connection.take_unread() == ([b"d" * (READ_BUFFER + 1), b"e" * (99_999 - READ_BUFFER)], False)
 
 
 async def test_reading_is_paused_while_nobody_reads() -> None:

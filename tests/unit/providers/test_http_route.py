@@ -14,7 +14,7 @@ import trustme
 import uvloop
 from scripted_provider import CLOSE, HANG, Connection, ScriptedProvider, http, stream
 
-from chat_nest.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
+from chat_nest.core.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
 from chat_nest.providers.http import KEEP_SECONDS, HTTPSession
 from chat_nest.providers.http_route import Route, request_head
 
@@ -74,11 +74,12 @@ def names(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
 
 
 @asynccontextmanager
-async def silent(port: int, address: str = "127.0.0.2") -> AsyncIterator[None]:
+async def silent(port: int, address: str = "127.0.77.2") -> AsyncIterator[None]:
     """An address that does not answer: whoever listens there has all that it takes."""
     loop = asyncio.get_running_loop()
     with socket.socket() as server, socket.socket() as filler:
-        server.bind((address, port))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((address, port))  # an address of this file's own: on others the port may be a client's
         server.listen(0)
         filler.setblocking(False)
         await loop.sock_connect(filler, (address, port))
@@ -98,7 +99,7 @@ async def test_an_address_that_refuses_is_passed_over(monkeypatch: pytest.Monkey
 
 async def test_an_address_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async with ScriptedProvider(OK) as provider, silent(provider.port):
-        names(monkeypatch, "127.0.0.2", "127.0.0.1")
+        names(monkeypatch, "127.0.77.2", "127.0.0.1")
         session = HTTPSession(f"http://provider.invalid:{provider.port}")
         assert await fetch(session) == (200, b"fine")
         await session.aclose()
@@ -119,22 +120,22 @@ async def test_a_name_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_all_addresses_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     async with ScriptedProvider(OK) as provider, silent(provider.port), silent(provider.port, "127.0.0.5"):
-        names(monkeypatch, "127.0.0.2", "127.0.0.5")
+        names(monkeypatch, "127.0.77.2", "127.0.0.5")
         assert await refused(f"http://provider.invalid:{provider.port}", None, 0.4) is UpstreamTimeout
 
 
 async def test_addresses_of_both_kinds_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     from chat_nest.providers.http_route import _resolve
 
-    names(monkeypatch, "::1", "::2", "::3", "127.0.0.1", "127.0.0.2", "::1")
-    assert await _resolve("provider.invalid", 80) == ["::1", "127.0.0.1", "::2", "127.0.0.2", "::3"]
+    names(monkeypatch, "::1", "::2", "::3", "127.0.0.1", "127.0.77.2", "::1")
+    assert await _resolve("provider.invalid", 80) == ["::1", "127.0.0.1", "::2", "127.0.77.2", "::3"]
     assert await _resolve("::1", 80) == ["::1"]
 
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_cancelled_while_it_tries_addresses(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async with ScriptedProvider(OK) as provider, silent(provider.port):
-        names(monkeypatch, "127.0.0.2", "127.0.0.1")
+        names(monkeypatch, "127.0.77.2", "127.0.0.1")
         session = HTTPSession(f"http://provider.invalid:{provider.port}")
         before = set(asyncio.all_tasks())
         opening = asyncio.create_task(fetch(session))

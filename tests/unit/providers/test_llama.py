@@ -11,11 +11,11 @@ import pytest
 from llama import llama
 
 from chat_nest import Profile, create_chat_handler
-from chat_nest.deltas import Batch, FinishDelta, TextDelta, UsageDelta
-from chat_nest.errors import UpstreamRejected
-from chat_nest.limits import Timeouts
-from chat_nest.messages import Message
-from chat_nest.protocols import Prompt, Provider
+from chat_nest.core.deltas import Batch, FinishDelta, TextDelta, UsageDelta
+from chat_nest.core.errors import UpstreamRejected
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.messages import Message
+from chat_nest.core.protocols import Prompt, Provider
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.http import HTTPSession
 from chat_nest.providers.openai import OpenAIProvider
@@ -122,6 +122,6 @@ async def test_a_reader_who_leaves_stops_the_model_and_pays_for_what_came(url: s
     while any(slot["is_processing"] for slot in await slots(url)):
         await asyncio.sleep(0.005)
     scope = {"type": "http", "client": ("203.0.113.7", 4711), "headers": [], "path": "/"}
-    used = {line.name: now.used for line, now in await handler._chat.standing(scope)}["tokens_per_day"]
+    used = {line.name: now.used for line, now in await handler._callers.standing(scope)}["tokens_per_day"]
     assert 5 < used < 2_000, "not the whole hold"
     await handler.aclose()

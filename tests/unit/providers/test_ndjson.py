@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_nest.providers.ndjson import LineDecoder
-from chat_nest.sse import EventTooLong
+from chat_nest.core.sse import EventTooLong
 
 
 @given(st.lists(st.binary(max_size=12)).map(b"\n".join), st.lists(st.integers(0, 200), max_size=6))

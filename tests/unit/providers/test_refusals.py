@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from email.utils import formatdate
 
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     UpstreamAuth,
     UpstreamError,
+    UpstreamForbidden,
     UpstreamModelNotFound,
+    UpstreamOverloaded,
     UpstreamProtocol,
+    UpstreamQuota,
     UpstreamRateLimited,
     UpstreamRejected,
     UpstreamUnavailable,
@@ -34,10 +38,13 @@ NOW = 1_762_000_000.0
 @pytest.mark.parametrize(
     ("statuses", "expected", "retryable"),
     [
-        ([401, 403], UpstreamAuth, False),
+        ([401], UpstreamAuth, False),
+        ([403], UpstreamForbidden, False),
         ([429], UpstreamRateLimited, True),
-        ([400, 402, 404, 405, 410, 413, 415, 418, 422, 451], UpstreamRejected, False),
-        ([500, 502, 503, 529], UpstreamUnavailable, True),
+        ([402], UpstreamQuota, False),
+        ([400, 404, 405, 410, 413, 415, 418, 422, 451], UpstreamRejected, False),
+        ([500, 502, 503], UpstreamUnavailable, True),
+        ([529], UpstreamOverloaded, True),
         ([409, 501, 505, 511, 530, 599], UpstreamUnavailable, False),
         ([100, 101, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308], UpstreamProtocol, False),
     ],
@@ -202,9 +209,8 @@ def test_a_time_to_wait_is_passed_on(status: int) -> None:
 def test_an_account_without_credit_is_not_worth_a_retry(field: str) -> None:
     body = b'{"error":{"message":"x","%b":"insufficient_quota","param":null}}' % field.encode()
     error = refusal(429, {"Retry-After": "7"}, body, NOW)
-    assert (type(error), error.code, error.status) == (UpstreamRateLimited, "upstream_rate_limited", 503)
+    assert (type(error), error.code, error.status) == (UpstreamQuota, "upstream_quota", 503)
     assert (error.retryable, error.retry_after, error.spent_nothing) == (False, None, True)
-    assert UpstreamRateLimited().retryable, "only this one error changed, not its class"
 
 
 @pytest.mark.parametrize(
@@ -273,3 +279,55 @@ def test_retry_after(value: str | None, seconds: float | None, monkeypatch: pyte
 def test_retry_after_is_bounded_whatever_it_says(value: str) -> None:
     seconds = retry_after(value, NOW)
     assert seconds is None or 0 <= seconds <= 60
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "999999"}, 3_600),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after": formatdate(NOW + 90, usegmt=True)}, 90),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "1", "retry-after-ms": "120.5"}, 0.1205),
+        # https://platform.openai.com/docs/guides/rate-limits
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360),
+        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "6m0s"}, None),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "7.66s"}, 7.66),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "120ms"}, 0.12),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "23h59m"}, 3_600),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": ""}, None),
+        ({"x-ratelimit-remaining-tokens": "0"}, None),
+        (
+            {
+                **{"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"},
+                **{"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"},
+            },
+            2,
+        ),
+        # https://docs.anthropic.com/en/api/rate-limits
+        (
+            {
+                "anthropic-ratelimit-requests-remaining": "0",
+                "anthropic-ratelimit-requests-reset": datetime.fromtimestamp(NOW + 30, UTC).isoformat(),
+            },
+            30,
+        ),
+        # https://openrouter.ai/docs/api-reference/limits
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(int((NOW + 40) * 1_000))}, 40),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(int(NOW + 40))}, 40),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "nan"}, None),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "inf"}, 3_600),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "9999-99-99"}, None),
+    ],
+)
+def test_when_a_limit_resets(headers: dict[str, str], seconds: float | None) -> None:
+    said = refusal(429, headers, b"{}", NOW).resets_after
+    assert said == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_a_limit_that_resets_as_google_says() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "95.5s"}]
+    error = refusal(429, {}, json.dumps({"error": {"details": details}}).encode(), NOW)
+    assert (error.resets_after, error.retry_after) == (95.5, 60)

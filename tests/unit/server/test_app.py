@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import sqlite3
 import time
@@ -16,11 +17,13 @@ from stores_under_test import claim, window
 
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.records import Record
+from chat_nest.core.records import Record
+from chat_nest.asgi.settings import HandlerSettings
+from chat_nest.server import app as app_module
 from chat_nest.server.app import ServerApp, build, make_provider
-from chat_nest.server.config import Config, load
-from chat_nest.server.providers import ProviderConfig, Secret
-from chat_nest.server.page_files import read_page
+from chat_nest.server.config.settings import Config, load
+from chat_nest.server.config.providers import ProviderConfig, Secret
+from chat_nest.server.page_files import packaged
 
 PAGE = Path(__file__).parents[3] / "src/chat_nest/server/page"
 
@@ -88,11 +91,12 @@ async def app(provider):
 async def test_the_page_and_its_files(app):
     page = await ask(app, "/")
     assert page.status == 200
-    assert page.body == (PAGE / "index.html").read_bytes()
+    assert b"<title>Chat Nest</title>" in page.body
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.headers["content-security-policy"] == (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
+        "trusted-types dompurify chat-nest; frame-ancestors 'none'"
     )
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"
@@ -103,8 +107,23 @@ async def test_the_page_and_its_files(app):
 
 
 def test_every_file_of_the_page_is_served():
-    names = {file.name for file in PAGE.iterdir() if file.suffix != ".py"}
-    assert {path.removeprefix("/") or "index.html" for path in read_page()} == names
+    there = {str(file.relative_to(PAGE)) for file in PAGE.rglob("*") if file.is_file()}
+    assert set(packaged()) == {name for name in there if not name.endswith(("LICENSE", ".md"))}
+
+
+async def test_a_file_is_compressed_for_those_who_take_it_and_a_librarys_may_be_kept(app):
+    plain = await ask(app, "/chat.js")
+    squeezed = await ask(app, "/chat.js", accept_encoding="br, gzip")
+    assert squeezed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(squeezed.body) == plain.body
+    assert plain.headers["vary"] == squeezed.headers["vary"] == "accept-encoding"
+    assert plain.headers["etag"] != squeezed.headers["etag"]
+    again = await ask(app, "/chat.js", accept_encoding="gzip", if_none_match=squeezed.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+    library = await ask(app, "/lib/marked-18.2.1/marked.esm.js")
+    assert library.headers["cache-control"] == "public, max-age=31536000, immutable"
+    font = await ask(app, "/lib/katex-0.19.1/fonts/KaTeX_Main-Regular.woff2", accept_encoding="gzip")
+    assert (font.headers["content-type"], "content-encoding" in font.headers) == ("font/woff2", False)
 
 
 async def test_a_file_that_the_browser_has_is_not_sent_again(app):
@@ -133,7 +152,7 @@ async def test_the_openapi_document_is_served_like_a_file_of_the_page(app):
 async def test_head_has_the_length_and_no_body(app):
     answer = await ask(app, "/", "HEAD")
     assert (answer.status, answer.body) == (200, b"")
-    assert int(answer.headers["content-length"]) == (PAGE / "index.html").stat().st_size
+    assert int(answer.headers["content-length"]) == len((await ask(app, "/")).body)
 
 
 @pytest.mark.parametrize("path", ["/", "/chat.js", "/healthz", "/readyz", "/api/info"])
@@ -194,7 +213,7 @@ async def test_settings_reach_the_handler(provider):
         config(
             provider.url,
             CHAT_NEST_SERVER_MAX_BODY_BYTES="60",
-            CHAT_NEST_SERVER_CORS_ORIGINS="https://a.example",
+            CHAT_NEST_SERVER_ORIGINS="https://a.example",
             CHAT_NEST_SERVER_TRUSTED_PROXIES="127.0.0.1",
             CHAT_NEST_PROFILES_BALANCED_MAX_OUTPUT_TOKENS="77",
             CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_MINUTE="1",
@@ -203,13 +222,21 @@ async def test_settings_reach_the_handler(provider):
     )
     small = b'{"messages":[{"role":"user","content":"Hi"}]}'
     answers = [
-        await ask(app, "/api/chat", "POST", small, content_type="application/json", x_forwarded_for=f"10.0.0.{n}")
+        await ask(
+            app,
+            "/api/chat",
+            "POST",
+            small,
+            content_type="application/json",
+            x_forwarded_for=f"10.0.0.{n}",
+            sec_fetch_site="none",
+        )
         for n in range(3)
     ]
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert "access-control-allow-origin" not in answers[0].headers
     assert provider.requests[0].json()["max_tokens"] == 77
-    big = await ask(app, "/api/chat", "POST", small + b" " * 20, content_type="application/json")
+    big = await ask(app, "/api/chat", "POST", small + b" " * 20, content_type="application/json", sec_fetch_site="none")
     assert big.status == 413
     await lifespan(app, "lifespan.startup", "lifespan.shutdown")
 
@@ -268,3 +295,15 @@ async def test_the_store_keeps_records_for_the_days_that_the_configuration_says(
     await lifespan(app, "lifespan.startup", "lifespan.shutdown")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM requests").fetchone() == (kept,)
+
+
+def test_every_setting_of_the_chat_is_given_or_is_meant_for_applications_only(monkeypatch):
+    given: set[str] = set()
+    make = app_module.create_chat_handler
+    monkeypatch.setattr(
+        app_module, "create_chat_handler", lambda **settings: given.update(settings) or make(**settings)
+    )
+    build(config("http://127.0.0.1:9/v1"))
+    shorthand = {"api_key", "base_url", "model", "preset", "dialect"}  # for `providers`, `profiles` and `dialects`
+    shorthand.add("cors_origins")  # the old name of `origins`
+    assert set(HandlerSettings.__struct_fields__) - given == shorthand | {"now"}

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from chat_nest.errors import (
+from chat_nest.core.errors import (
     LimiterUnavailable,
     UpstreamAuth,
     UpstreamError,
@@ -50,11 +50,12 @@ class FrozenStore(MemoryStore):
         await asyncio.Event().wait()
 
 
-def health(*, store=None, clock=None, key_from=None, **providers) -> Health:
+def health(*, store=None, clock=None, key_from=None, draws_on_allowance=lambda: False, **providers) -> Health:
     return Health(
         MemoryStore() if store is None else store,
         providers,
         key_from or {},
+        draws_on_allowance=draws_on_allowance,
         store_seconds=0.01,
         provider_seconds=0.01,
         clock=clock or FakeClock(),
@@ -112,6 +113,13 @@ async def test_a_provider_that_fails_is_named_with_what_to_do(error, status, adv
     assert (found.providers["a"].status, found.providers["a"].advice) == (status, advice)
     assert found.providers["b"].status == "ok"
     assert b"sk-canary" not in found.body()
+
+
+async def test_a_model_that_can_not_start_logs_that_itself_and_is_not_logged_twice(caplog):
+    broken = Checked(UpstreamNotStarted("the model can't be loaded"))
+    asked = health(a=broken, b=Checked(UpstreamAuth()))
+    await asked.report()
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["b"]
 
 
 async def test_a_provider_that_does_not_answer_is_not_waited_for():
@@ -174,14 +182,11 @@ async def test_closing_ends_a_question_that_is_open():
 
 
 async def test_a_worker_that_lives_on_its_allowance_is_ready_and_says_so():
-    class Funded(BrokenStore):
-        can_admit = True
-
-    found = await health(store=Funded(), a=Checked()).readiness()
+    found = await health(store=BrokenStore(), draws_on_allowance=lambda: True, a=Checked()).readiness()
     assert found.ready
-    assert b'"status":"degraded","store":{"status":"degraded","advice":"The store does not answer, and' in found.body()
-    Funded.can_admit = False
-    found = await health(store=Funded(), a=Checked()).readiness()
+    assert b'"status":"degraded","store":{"status":"degraded","advice":"The ' in found.body()
+    assert b"does not answer, and requests draw on the allowance of [degraded]: " in found.body()
+    found = await health(store=BrokenStore(), draws_on_allowance=lambda: False, a=Checked()).readiness()
     assert not found.ready
     assert b'"status":"unavailable","store":{"status":"limiter_unavailable"' in found.body()
 

@@ -37,4 +37,4 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
 def test_freed_memory_goes_back_to_the_system() -> None:
-    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=15)
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=240)

@@ -1,0 +1,105 @@
+"""Routes for visitors: a token where cookies can't go, a challenge, and the solution of one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableSequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from chat_nest.asgi.request import Receive, Send, read_json_body
+from chat_nest.asgi.response import respond
+from chat_nest.challenges.gate import Gate
+from chat_nest.challenges.settings import PATH
+from chat_nest.core.errors import BadRequest, ChallengeFailed, Forbidden, NotFound
+from chat_nest.core.messages import Visit
+from chat_nest.core.protocols import Answer, Scope
+from chat_nest.dialects.frames import JSON
+from chat_nest.identity.visitors import Visitors, token_of
+from chat_nest.limits.caller_rates import CallerRates
+
+VISIT_PATH = "/api/visit"
+METHODS = {VISIT_PATH: "POST, OPTIONS", PATH: "GET, POST, OPTIONS"}
+MAX_BODY = 16_384
+FAILED_PER_MINUTE = 60
+"""Wrong solutions of one IP address."""
+NO_VISIT = "The request has no valid id of a visitor: send the cookie, or a token of POST /api/visit"
+
+Headers = MutableSequence[tuple[bytes, bytes]]
+
+_json = msgspec.json.Encoder().encode
+
+
+class _Solution(Struct):
+    solution: str
+
+
+_decode = msgspec.json.Decoder(_Solution).decode
+
+
+class VisitorRoutes:
+    """Serves POST /api/visit and, with a `gate`, GET and POST /api/challenge."""
+
+    def __init__(self, visitors: Visitors, gate: Gate | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._visitors = visitors
+        self._gate = gate
+        self._failed = CallerRates(clock)
+
+    async def serve(self, path: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises a ChatError for one that is refused."""
+        if path == VISIT_PATH:
+            answer = self._visit(scope)
+        elif self._gate is None:
+            raise NotFound
+        elif scope["method"] == "GET":
+            answer = self._challenge(self._gate, scope)
+        else:
+            answer = await self._solve(self._gate, scope, receive)
+        await respond(send, Answer(status=200, body=_json(answer), headers=JSON), headers)
+
+    def _visit(self, scope: Scope) -> dict[str, Any]:
+        """Return the token of a new visitor, or a new token of the visitor whose token the request has.
+
+        A cookie is not looked at: scripts of the page must not learn what it holds.
+        """
+        found = self._visitors.visit_of(scope) if token_of(scope) else None
+        visit = self._visitors.new() if found is None else self._visitors.renewed(found)
+        return self._token(visit)
+
+    def _token(self, visit: Visit) -> dict[str, Any]:
+        token, expires_at = self._visitors.token(visit)
+        return {"token": token, "expires_at": expires_at}
+
+    def _challenge(self, gate: Gate, scope: Scope) -> dict[str, Any]:
+        """Return a challenge for the visitor, who gets a cookie if it has no valid id yet."""
+        visit = self._visitors.visit_of(scope)
+        if visit is None:
+            visit = self._visitors.new()
+            self._visitors.set_cookie(scope, visit)
+        return dict(gate.required(visit).challenge)
+
+    async def _solve(self, gate: Gate, scope: Scope, receive: Receive) -> dict[str, Any]:
+        """Check a solution, and give the visitor's cookie or token its pass."""
+        address = self._visitors.address(scope)
+        self._failed.check(address)
+        body = await read_json_body(scope, receive, MAX_BODY)
+        try:
+            solution = _decode(body).solution
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise BadRequest("must be a string: the solution of the challenge", field="solution") from None
+        token = token_of(scope)
+        visit = self._visitors.visit_of(scope)
+        if visit is None:
+            raise Forbidden(NO_VISIT)
+        try:
+            passed = await gate.passed(visit, solution)
+        except ChallengeFailed:
+            self._failed.count(address, FAILED_PER_MINUTE)
+            raise
+        told: dict[str, Any] = {"passed": passed.passed == "after", "until": passed.passed_until}
+        if token:
+            return {**told, **self._token(passed)}
+        self._visitors.set_cookie(scope, passed)
+        return told

@@ -1,0 +1,139 @@
+"""The work of `chat-nest pause`, `block`, `stop`, `reset`, `grant`, `audit` and `running`: acts in the store itself."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from chat_nest.cli.options import fail
+from chat_nest.controls.gate import BLOCK, PAUSE, terms_of
+from chat_nest.core.claims import Line
+from chat_nest.core.controls import Act, Control
+from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
+from chat_nest.core.protocols import HasControls, Store
+from chat_nest.core.records import Record
+from chat_nest.server.config.settings import load_store, load_stored, read
+from chat_nest.server.config.sources import ConfigError
+from chat_nest.server.operator import Operator, Rejected, listed, window_lines
+from chat_nest.stores.memory import MemoryStore
+from chat_nest.stores.places import place_of, remedy_of, sentence
+
+Answer = TypeVar("Answer")
+
+IN_MEMORY = (
+    "the store is memory://, which ends with its process: set [store] url, or use the operators' listener of the server"
+)
+
+
+def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answer:
+    """Do the work on the store of a configuration. Exits with 2 for a wrong argument, with 1 if the store fails."""
+    try:
+        _, zone = load_store(file)
+        store = load_stored(file)
+    except ConfigError as error:
+        fail(*error.problems, code=2)
+    if isinstance(store, MemoryStore) or not isinstance(store, HasControls):
+        fail(IN_MEMORY, code=2)
+    operator = Operator(store, zone, by=f"cli:{_user()}")
+
+    async def run() -> Answer:
+        try:
+            return await work(operator, store)
+        finally:
+            await store.aclose()
+
+    try:
+        return asyncio.run(run())
+    except Rejected as error:
+        fail(f"--{error.field} {error}", code=2)
+    except ValueError as error:
+        fail(str(error), code=2)
+    except StoreEmptied as error:
+        fail(f"{sentence(place_of(store))}: {error.advice}", code=1)
+    except LimiterUnavailable as error:
+        fail(f"{place_of(store)}: {failure_name(error.__cause__ or error)}: {remedy_of(store)}", code=1)
+
+
+def check_known(file: str, scope: str, name: str) -> None:
+    """Exit with 2 if the configuration has providers or profiles, and not this one: it would pause nothing."""
+    try:
+        _, values = read(file, os.environ)
+    except ConfigError as error:
+        fail(*error.problems, code=2)
+    section = {"provider": "providers", "model": "providers", "profile": "profiles"}.get(scope)
+    known = list(values[section]) if section else []
+    wanted = name.partition(":")[0] if scope == "model" else name
+    if known and wanted.lower() not in {each.lower() for each in known}:
+        fail(f"--{scope}: there is no [{section}.{wanted}]; there are {', '.join(known)}", code=2)
+
+
+async def in_force(operator: Operator, _store: Store) -> list[str]:
+    """Return a line for each pause and block."""
+    found = await operator.controls.watch(-1)
+    rows = () if found is None else found.rows
+    return [_shown(row) for kind in (PAUSE, BLOCK) for row in listed(rows, kind)]
+
+
+def windows(file: str, owner: str) -> list[Line]:
+    """Return the present windows of an owner. Exits with 2 for a wrong configuration."""
+    try:
+        _, zone = load_store(file)
+    except ConfigError as error:
+        fail(*error.problems, code=2)
+    return window_lines(owner, zone, time.time())
+
+
+def acts_as_text(acts: Sequence[Act]) -> str:
+    """Return a line for each act, the newest first."""
+    lines = [
+        "  ".join(filter(None, (_time(each.at), each.by, each.act, each.target, each.detail, each.reason)))
+        for each in acts
+    ]
+    return "\n".join(lines) or "no act yet"
+
+
+def running_as_text(records: Sequence[Record]) -> str:
+    """Return a line for each running answer, the newest first."""
+    now = time.time()
+    lines = [
+        f"{each.run}  {max(0, int(now - each.started_at)):>5} s  caller {each.caller}"
+        f"  {each.group or '-'}  {each.profile}  {each.model}"
+        for each in records
+    ]
+    return "\n".join(lines) or "no answer is running"
+
+
+def records_as_json(records: Sequence[Record]) -> str:
+    """Return the running answers as JSON."""
+    names = ("run", "caller", "group", "profile", "model", "started_at")
+    return msgspec.json.encode([{name: getattr(each, name) for name in names} for each in records]).decode()
+
+
+def acts_as_json(acts: Sequence[Act]) -> str:
+    """Return the acts as JSON."""
+    return msgspec.json.encode(acts).decode()
+
+
+def _shown(row: Control) -> str:
+    terms = terms_of(row)
+    until = "until it is ended" if row.expires is None else f"until {_time(row.expires)}"
+    words = (row.kind, row.name, until, "stops what is running" if terms.stop_running else "", terms.by, row.reason)
+    return "  ".join(filter(None, words))
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid()) if hasattr(os, "getuid") else "?"

@@ -1,0 +1,157 @@
+"""The copy of the controls in this process, which requests read without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from chat_nest.controls.memory import MemoryControls
+from chat_nest.core.controls import Act, Control, Snapshot
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.protocols import Controls, Now
+
+EVERY_SECONDS = 0.75
+"""Between two looks at the store: with the time of the look, a change is known within a second."""
+PATIENCE_SECONDS = 1.0
+"""The longest look, and the longest wait of a request for the first one."""
+
+_log = logging.getLogger(__name__)
+_NONE: Mapping[str, Control] = {}
+
+
+class LiveControls:
+    """A copy of the controls in memory. One task keeps it up to date; no request waits for the store.
+
+    While the store does not answer, or was emptied, the last copy stays in force: pauses and blocks hold until they
+    expire. Before the first copy, `ready` raises LimiterUnavailable, so that nothing is admitted past a pause. A change
+    by this process is in force when `change` returns. For one event loop at a time.
+    """
+
+    def __init__(self, controls: Controls, now: Now = time.time, *, every: float = EVERY_SECONDS) -> None:
+        self._controls = controls
+        self._now = now
+        self._every = every
+        self._rows: dict[str, dict[str, Control]] = {}
+        self._version = 0
+        self._known = False
+        self._task: asyncio.Task[None] | None = None
+        self._looked = asyncio.Event()
+        """Set at the end of the look that comes next, or goes on."""
+        self._wanted = asyncio.Event()
+        """Set by a request that waits for the first copy: the next look comes at once."""
+        self._looking = asyncio.Lock()
+        """Looks follow one another: an older answer never replaces a newer one."""
+        self._listeners: list[Callable[[], None]] = []
+        if isinstance(controls, MemoryControls):
+            self._take(controls.snapshot())
+            controls.listen(self._take)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a copy."""
+        return self._known
+
+    def start(self) -> None:
+        """Start to look at the store, unless that goes on already. Called in the event loop."""
+        if isinstance(self._controls, MemoryControls):
+            return
+        if self._task is None or self._task.done():
+            self._looked, self._wanted = asyncio.Event(), asyncio.Event()
+            self._task = asyncio.create_task(self._keep_looking())
+
+    async def ready(self) -> None:
+        """Return once there is a copy. Raises LimiterUnavailable if the store does not answer."""
+        if self._known:
+            return
+        self.start()
+        if self._task is not None:
+            self._wanted.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await self._looked.wait()
+        if not self._known:
+            raise LimiterUnavailable
+
+    def get(self, kind: str, name: str) -> Control | None:
+        """Return the row, unless it has expired."""
+        found = self._rows.get(kind, _NONE).get(name)
+        return found if found is not None and (found.expires is None or found.expires > self._now()) else None
+
+    def of(self, kind: str) -> Sequence[Control]:
+        """Return the kind's rows that have not expired, by name."""
+        rows = self._rows.get(kind)
+        if not rows:
+            return ()
+        now = self._now()
+        return [row for row in rows.values() if row.expires is None or row.expires > now]
+
+    def has(self, kind: str) -> bool:
+        """Return whether there is any row of the kind, perhaps an expired one."""
+        return kind in self._rows
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change of the copy."""
+        self._listeners.append(listener)
+
+    async def change(
+        self, put: Sequence[Control] = (), remove: Sequence[tuple[str, str]] = (), act: Act | None = None
+    ) -> None:
+        """Change the rows in the store, and then this copy. Raises what Controls.change raises."""
+        await self._controls.change(put, remove, act)
+        with contextlib.suppress(Exception):  # it is done; the task finds it later
+            await self._look()
+
+    async def first(self, key: str, seconds: float) -> bool:
+        """See Controls."""
+        return await self._controls.first(key, seconds)
+
+    async def acts(self, most: int) -> Sequence[Act]:
+        """See Controls."""
+        return await self._controls.acts(most)
+
+    async def report(self, rows: Sequence[Control]) -> None:
+        """See Controls."""
+        await self._controls.report(rows)
+
+    async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
+        """See Controls."""
+        return await self._controls.reports(kind, name)
+
+    async def aclose(self) -> None:
+        """Stop looking. The copy stays."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self._wanted.clear()
+            with contextlib.suppress(Exception):  # the store logs why it does not answer
+                await self._look()
+            looked, self._looked = self._looked, asyncio.Event()
+            looked.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._wanted.wait()
+
+    async def _look(self) -> None:
+        async with self._looking, asyncio.timeout(PATIENCE_SECONDS):
+            found = await self._controls.watch(self._version)
+            if found is not None:
+                self._take(found)
+            self._known = True
+
+    def _take(self, found: Snapshot) -> None:
+        rows: dict[str, dict[str, Control]] = {}
+        for row in found.rows:
+            rows.setdefault(row.kind, {})[row.name] = row
+        self._rows, self._version, self._known = rows, found.version, True
+        for listener in self._listeners:
+            try:
+                listener()
+            except Exception as bug:
+                _log.error("a listener to the controls failed: %s", type(bug).__name__)

@@ -1,0 +1,66 @@
+"""Limits as an operator writes them, and the further owners whose limits a request draws on."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from chat_nest.core.claims import Scope
+
+NO_LIMIT = "none"
+"""The word in a file for a limit that is switched off. In Python, None is the same."""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Counters that several callers share (a group's, or all callers'). None or "none" is no limit; 0 admits nothing.
+
+    Tokens are input and output together, usd are dollars. A minute of requests or tokens refills evenly; every other
+    window is a calendar window in the operator's time zone.
+    """
+
+    requests_per_minute: int | None = None
+    requests_per_hour: int | None = None
+    requests_per_day: int | None = None
+    requests_per_month: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_hour: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    usd_per_minute: float | None = None
+    usd_per_hour: float | None = None
+    usd_per_day: float | None = None
+    usd_per_month: float | None = None
+    concurrent_streams: int | None = None
+
+    def __post_init__(self) -> None:
+        read_no_limit(self, self.__struct_fields__)
+
+
+def read_no_limit(numbers: Struct, names: tuple[str, ...]) -> None:
+    """Replace "none", the word of a configuration file, by None."""
+    for name in names:
+        if getattr(numbers, name) == NO_LIMIT:
+            force_setattr(numbers, name, None)
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """What may be used from the beginning to the end of something, such as a session. None is no limit."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+
+
+NO_TOTALS = Totals()
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """A further owner whose limits each request of a caller draws on, together with the caller's own."""
+
+    scope: Scope
+    id: str
+    """Stores and logs hold a hash of it."""
+    limits: Limits = Limits()
+    totals: Totals = NO_TOTALS
+    ends_at: float = 0.0
+    """Unix time until which the totals count. Stores forget them after it."""

@@ -1,0 +1,411 @@
+"""Reserve before spending, settle after: every reservation ends exactly once, however its request ends.
+
+A request's own task never runs the ending. Leaving the reservation starts a task for it without awaiting anything, so
+no cancellation can come in between. The request then waits for that task for a bounded time, and may be cancelled while
+it waits. An ending that the store does not take is retried until it lands (see `delivery`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from chat_nest.core.claims import (
+    MAX_AMOUNT,
+    OWN,
+    Claim,
+    Conflict,
+    Duplicate,
+    Granted,
+    Line,
+    Quota,
+    Refused,
+    Standing,
+    Unit,
+)
+from chat_nest.core.deltas import Batch, FinishDelta, UsageDelta
+from chat_nest.core.errors import ChatError, InProgress, KeyReused, LimiterUnavailable
+from chat_nest.core.parts import KnownBugs, PartMisused, kind_of, part_name
+from chat_nest.core.protocols import Store
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Source, Usage
+from chat_nest.counting.reported import charge, is_absurd, newest
+from chat_nest.counting.tokens import OutputMeter
+from chat_nest.ledger.degraded import DegradedMode
+from chat_nest.ledger.delivery import Delivery
+from chat_nest.ledger.journal import Entry
+from chat_nest.ledger.learned import Learned
+from chat_nest.ledger.store_queue import Turn, Turns
+
+log = logging.getLogger("chat_nest.ledger")
+
+LEASE_SECONDS = 60.0
+_OFTEN = 60
+"""How often a failed renewal is retried within a lease's time: each second."""
+
+
+class AlreadyEnded(ChatError):
+    """The claim's id was used before, and its request is over. `record` is its record; None if that is unknown."""
+
+    def __init__(self, record: Record | None) -> None:
+        super().__init__()
+        self.record = record
+
+
+class Reservation:
+    """What one admitted request may spend, and its known spending so far."""
+
+    __slots__ = (
+        "abort_bills",
+        "asked",
+        "claim",
+        "countable",
+        "finished",
+        "granted",
+        "input_tokens",
+        "lost",
+        "meter",
+        "model",
+        "record",
+        "reported",
+        "reported_last",
+        "spent_nothing",
+        "stopped",
+        "unseen",
+    )
+
+    def __init__(self, claim: Claim, granted: Granted, input_tokens: int) -> None:
+        self.claim = claim
+        self.granted = granted
+        self.input_tokens = input_tokens
+        self.lost: tuple[str, Usage] | None = None
+        """The model and prompt of a failed attempt that may have been billed: part of the input."""
+        self.meter: OutputMeter | None = None
+        self.model = ""
+        self.abort_bills = "unknown"
+        self.countable = True
+        """False if the model reasons out of sight: its output can't be counted."""
+        self.asked = False
+        """True once a provider was called: from then on the request costs something, unless the provider refuses it."""
+        self.spent_nothing = False
+        self.stopped = False
+        """True once the provider gave its reason to stop: no output follows."""
+        self.finished = False
+        """True once the provider's own completion signal came."""
+        self.unseen = False
+        """True if the provider may have produced more than came, as it was not being read."""
+        self.record: Record | None = None
+        """The request's record, once it has ended."""
+        self.reported: Usage | None = None
+        self.reported_last = True
+        """True if no output follows the report."""
+
+    def report(self, usage: Usage, *, last: bool) -> None:
+        """Take a provider's report. Output that streams after a report that is not the `last` one is added to it."""
+        known = self.reported
+        self.reported = usage if known is None else newest(known, usage)
+        if known is None or usage.output_tokens >= known.output_tokens:  # else it does not count the output
+            self.reported_last = last or self.meter is None
+            if self.meter is not None:
+                self.meter.mark()
+
+    def count(self, batch: Batch) -> None:
+        """Count a batch that came and is not relayed."""
+        for delta in batch:
+            if isinstance(delta, UsageDelta):
+                self.report(delta.usage, last=self.stopped)
+            elif isinstance(delta, FinishDelta):
+                self.stopped = True
+            elif self.meter is not None:
+                self.meter.add(delta.text)
+
+    def spent(self) -> tuple[Usage, Source]:
+        """Return the cost so far, and the source of its counts. Never too low: it is what gets charged."""
+        if not self.asked or self.spent_nothing:
+            return Usage(), "reported"
+        produced = since = 0
+        if self.meter is not None:
+            granted = self.granted.output_tokens
+            produced = self.meter.charged(self.meter.produced(), granted)
+            since = self.meter.charged(self.meter.since(), granted)
+        ended = self.finished or (self.reported is not None and self.reported_last)
+        counting_is_enough = self.countable and (ended or (self.abort_bills == "stops" and not self.unseen))
+        return charge(
+            self.reported,
+            input_bound=self.input_tokens,
+            produced=produced,
+            since=since,
+            final=self.reported_last or (self.finished and not since),
+            held_output=None if counting_is_enough else self.granted.output_tokens,
+        )
+
+    def quotas(self, now: float) -> list[Quota]:
+        """Return the room left on each line after this hold. `now` is Unix time."""
+        return [
+            Quota(line, room, _until_whole(line, room, now))
+            for line, room in zip(self.claim.lines, self.granted.room, strict=True)
+        ]
+
+    def remaining(self, usage: Usage, cost: int | None) -> Mapping[str, int]:
+        """Return what is left of each of the caller's own limits once this is settled, by name, in the line's unit."""
+        actual = actual_of(usage, cost)
+        left: dict[str, int] = {}
+        for line, room in zip(self.claim.lines, self.granted.room, strict=True):
+            if line.scope in OWN and line.kind in ("window", "rate"):
+                held = line.amount(self.granted.output_tokens)
+                left[line.name] = max(0, room + held - actual.get(line.unit, held))
+        return left
+
+
+Conclude = Callable[[Reservation, BaseException | None], Record]
+"""Return the record of a request that has ended: with the exception that ended it, if there was one."""
+
+
+def actual_of(usage: Usage, cost: int | None) -> dict[Unit, int]:
+    """Return what a request used, by unit. Unknown amounts are left out, so that they are charged in full."""
+    actual: dict[Unit, int] = {"tokens": min(usage.total_tokens, MAX_AMOUNT)}
+    if cost is not None:
+        actual["nanousd"] = min(cost, MAX_AMOUNT)
+    return actual
+
+
+def _until_whole(line: Line, room: int, now: float) -> float:
+    if line.kind == "window":
+        return max(0.0, line.resets_at - now)
+    return line.period * max(0, line.limit - room) / line.limit if line.kind == "rate" else 0.0
+
+
+class Ledger:
+    """Reservations on a store. Times are in seconds.
+
+    A live reservation's lease is renewed three times in its life, so it expires only after a crash or a longer outage
+    of the store. After such an outage a process first holds its live reservations again, gives other processes the time
+    to do the same, and only then admits new requests. `delivery` brings endings to the store, if they need a journal.
+    `degraded` admits requests while the store is down; the ledger starts and closes it. `learned` is exchanged with the
+    store as often as leases are renewed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        refusal: Callable[[Claim, Refused], ChatError],
+        *,
+        lease: float = LEASE_SECONDS,
+        patience: float = 1.0,
+        delivery: Delivery | None = None,
+        degraded: DegradedMode | None = None,
+        learned: Learned | None = None,
+    ) -> None:
+        self.store = store
+        self._refusal = refusal
+        self._lease = lease
+        self._patience = patience
+        self._turns = Turns(patience)
+        self._live: dict[str, Claim] = {}
+        self._delivery = delivery or Delivery(store, patience=patience)
+        self._degraded = degraded
+        self._learned = learned
+        self._front = degraded or store
+        self._keeper: asyncio.Task[None] | None = None
+        self._renewed_at = 0.0
+        self._lapsed = False
+        """True if the store was away for so long that leases have ended which it must hold again first."""
+        self._let_in_at = 0.0
+        self.expired = 0
+        """Expired leases that this process found and charged."""
+        self._bugs = KnownBugs()
+
+    def turn(self) -> Turn:
+        """Return a place in the store's queue: enter it before preparing a reservation, and pass it to `reserve`."""
+        return Turn(self._turns)
+
+    @asynccontextmanager
+    async def reserve(
+        self, claim: Claim, input_tokens: int, conclude: Conclude | None = None, turn: Turn | None = None
+    ) -> AsyncGenerator[Reservation, None]:
+        """Hold the claim's lines while the context is open; settle what was spent when it is left.
+
+        `turn` ends when the store has answered; without one this call queues for its own. When the context is left,
+        `conclude` returns the record to keep. Raises what `refusal` makes of a refused line; InProgress, AlreadyEnded
+        or KeyReused for an id that was used before; LimiterUnavailable if the store does not answer in time.
+        """
+        self.start()
+        async with turn or self.turn() as mine:
+            granted = await self._hold(claim, mine)
+        held = Reservation(claim, granted, input_tokens)
+        self._live[claim.id] = claim
+        failure: BaseException | None = None
+        try:
+            yield held
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            del self._live[claim.id]
+            held.record = None if conclude is None else _concluded(conclude, held, failure)
+            ending = self._end(held)
+            failure = None  # its traceback refers to this frame
+            await asyncio.wait([ending], timeout=self._patience)
+
+    async def _hold(self, claim: Claim, turn: Turn) -> Granted:
+        answer = await self._ask(claim, turn)
+        if isinstance(answer, Granted):
+            return answer
+        if isinstance(answer, Refused):
+            raise self._refusal(claim, answer)
+        if isinstance(answer, Conflict):
+            raise KeyReused
+        free = answer.state == "released" or (answer.record is not None and answer.record.spent_nothing)
+        if answer.state == "open" or free:  # a store that still keeps it, though nothing was spent, frees it soon
+            raise InProgress(claim.id, retry_after=1.0)
+        raise AlreadyEnded(answer.record)
+
+    async def _ask(self, claim: Claim, turn: Turn) -> Granted | Refused | Duplicate | Conflict:
+        catching_up = self._lapsed or asyncio.get_running_loop().time() < self._let_in_at
+        if catching_up and not self.is_down:  # while it is down, an allowance may answer
+            raise LimiterUnavailable
+        try:
+            async with asyncio.timeout_at(turn.deadline):
+                answer = await self._front.reserve(claim, self._lease)
+            turn.answered()
+            return _checked_answer(answer, self.store)
+        except BaseException as failure:
+            if isinstance(failure, Exception):
+                turn.failed()
+            # The store may hold the claim, or come to hold it later: releasing an id forbids it from then on.
+            self._deliver(Entry(ending="release", claim=claim))
+            if isinstance(failure, ChatError) or not isinstance(failure, Exception):
+                raise
+            log.error("the store failed to reserve: %s", self._bugs.explain(self.store, failure))  # noqa: TRY400 - no values in logs
+            raise LimiterUnavailable from None
+
+    async def peek(self, lines: Sequence[Line], turn: Turn | None = None) -> Sequence[Standing]:
+        """Return how the lines stand, within `turn` or in a turn of its own.
+
+        Raises LimiterUnavailable if the store does not answer in time.
+        """
+        try:
+            if turn is None:
+                async with self.turn() as mine:
+                    return await self._peek(lines, mine)
+            return await self._peek(lines, turn)
+        except ChatError:
+            raise
+        except Exception as failure:
+            log.error("the store failed to peek: %s", self._bugs.explain(self.store, failure))  # noqa: TRY400 - no values in logs
+            raise LimiterUnavailable from None
+
+    async def _peek(self, lines: Sequence[Line], turn: Turn) -> Sequence[Standing]:
+        async with asyncio.timeout_at(turn.deadline):
+            standings = await self._front.peek(lines)
+        turn.answered()
+        return standings
+
+    def _end(self, held: Reservation) -> asyncio.Task[None]:
+        """Start the one ending of a reservation; it does not run in the request's task, and awaits nothing here."""
+        claim, record = held.claim, held.record
+        if not held.asked:
+            return self._deliver(Entry(ending="release", claim=claim, record=record))
+        usage, source = held.spent()
+        if held.reported is not None:
+            if is_absurd(held.reported):
+                log.error("request %s: the provider reported more than 2**50 tokens: 2**50 are charged", claim.id)
+            if held.meter is not None and held.lost is None:
+                held.meter.learn(held.input_tokens, held.reported.input_tokens)
+        if usage.total_tokens > held.input_tokens + held.granted.output_tokens:
+            log.warning("request %s used more than it had reserved: the provider went past its limit", claim.id)
+        actual = actual_of(usage, None if record is None else record.cost)
+        return self._deliver(Entry(ending="settle", claim=claim, actual=actual, source=source, record=record))
+
+    def _deliver(self, entry: Entry) -> asyncio.Task[None]:
+        """Start the ending on the allowance if that admitted the claim, else in the store."""
+        drawn = None if self._degraded is None else self._degraded.end(entry)
+        return drawn or self._delivery.deliver(entry)
+
+    @property
+    def queued(self) -> int:
+        """Return how many requests wait for their turn at the store."""
+        return self._turns.waiting
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many endings the store has not confirmed."""
+        return self._delivery.pending
+
+    @property
+    def is_down(self) -> bool:
+        """Return whether the store is known to be down, so that only an allowance can admit requests."""
+        return self._degraded is not None and self._degraded.is_down
+
+    @property
+    def draws_on_allowance(self) -> bool:
+        """Return whether requests could be admitted now without the store."""
+        return self._degraded is not None and self._degraded.can_admit
+
+    def start(self) -> None:
+        """Start to renew leases, to hold an allowance, and to deliver what dead processes have left.
+
+        The first reservation does it too.
+        """
+        self._keep_leases()
+        if self._degraded is not None:
+            self._degraded.start()
+
+    def _keep_leases(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._renewed_at = asyncio.get_running_loop().time()
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        failing = False
+        while True:
+            if not failing:
+                await self._delivery.adopt()
+                if self._learned is not None:
+                    await self._learned.exchange(self._patience)
+            await asyncio.sleep(self._lease / (_OFTEN if failing else 3))
+            try:
+                await self._renew()
+            except Exception as failure:
+                if not failing:
+                    log.warning("the store failed to renew leases: %s", self._bugs.explain(self.store, failure))
+                failing = True
+                self._lapsed = loop.time() - self._renewed_at > self._lease
+            else:
+                if loop.time() - self._renewed_at > self._lease:
+                    self._let_in_at = loop.time() + 2 * self._lease / _OFTEN
+                failing = self._lapsed = False
+                self._renewed_at = loop.time()
+
+    async def _renew(self) -> None:
+        async with asyncio.timeout(self._lease / 3):
+            if self._live:
+                await self._front.extend(list(self._live.values()), self._lease)
+            self.expired += await self._front.sweep() or 0  # of a store that returns nothing
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """Wait up to `grace` seconds for undelivered endings. No reservation is possible afterwards."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._degraded is not None:
+            await self._degraded.aclose(grace)
+        await self._delivery.aclose(grace)
+
+
+def _checked_answer(answer: object, store: Store) -> Granted | Refused | Duplicate | Conflict:
+    if not isinstance(answer, Granted | Refused | Duplicate | Conflict):
+        raise PartMisused(
+            f"{part_name(store)}.reserve returned {kind_of(answer)}; return Granted, Refused, Duplicate or Conflict"
+        )
+    return answer
+
+
+def _concluded(conclude: Conclude, held: Reservation, failure: BaseException | None) -> Record | None:
+    try:
+        return conclude(held, failure)
+    except Exception as bug:  # what was spent is settled all the same
+        log.error("a request's record could not be made: %s", type(bug).__name__)  # noqa: TRY400 - no values in logs
+        return None

@@ -1,0 +1,1 @@
+"""The pipeline of a request, from admission to settlement. Begin with chat.py."""

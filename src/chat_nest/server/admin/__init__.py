@@ -1,0 +1,1 @@
+"""The operators' listener: metrics, and what operators see and do over HTTP."""

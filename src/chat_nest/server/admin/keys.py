@@ -1,0 +1,64 @@
+"""The keys of operators. A right key is never refused, so nobody can lock an operator out with wrong ones."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from chat_nest.core.errors import Unauthorized
+from chat_nest.core.messages import hashed
+from chat_nest.core.protocols import Scope
+from chat_nest.identity.bearer import credential
+from chat_nest.limits.caller_rates import CallerRates
+from chat_nest.server.config.providers import Secret
+
+log = logging.getLogger("chat_nest.server")
+
+REFUSED_PER_MINUTE = 60
+"""For one IP address and process, also a private one: above it the refusal is 429."""
+WARN_SECONDS = 60.0
+LONGEST_KEY = 4_096
+REFUSAL = "Send a key of [admin] as Authorization: Bearer KEY"
+
+
+class OperatorKeys:
+    """Checks the key of a request. `keys` returns those in force; `clock` is in seconds."""
+
+    def __init__(self, keys: Callable[[], Sequence[Secret]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._rates = CallerRates(clock)
+        self._warned_at = -math.inf
+
+    def check(self, scope: Scope) -> str:
+        """Return the operator's name for the audit trail. Raises Unauthorized, or RateLimited after too many.
+
+        The name is made of the key's hash, so that the trail tells keys apart and shows none.
+        """
+        try:
+            given = credential(scope, LONGEST_KEY)
+        except Unauthorized:
+            given = ""
+        if not self._is_right(given):
+            self._refuse(scope)
+        return f"admin:{hashed(given)[:8]}"
+
+    def _is_right(self, given: str) -> bool:
+        """Compare with every key, in a time that depends on neither."""
+        right = False
+        for key in self._keys():
+            right |= hmac.compare_digest(given.encode(), key.reveal().encode())
+        return right
+
+    def _refuse(self, scope: Scope) -> None:
+        address = str((scope.get("client") or ("unix",))[0])
+        self._rates.check(address)
+        self._rates.count(address, REFUSED_PER_MINUTE)
+        now = self._clock()
+        if now - self._warned_at >= WARN_SECONDS:
+            self._warned_at = now
+            log.warning("the operators' listener refused a request: its key is missing or wrong")
+        raise Unauthorized(REFUSAL, challenge="Bearer")

@@ -1,0 +1,107 @@
+"""The routes of the operators' listener, as one table: the server and its OpenAPI document both read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+import msgspec
+from msgspec import Struct
+
+from chat_nest.core.errors import BadRequest
+from chat_nest.core.protocols import HasControls
+from chat_nest.server.app import ServerApp
+from chat_nest.server.operator import Operator
+
+MOST_REASON = 512
+
+Kind = Literal["string", "boolean", "integer", "number"]
+_TYPES: Mapping[Kind, tuple[type, ...]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+}
+_RULES: Mapping[Kind, str] = {
+    "string": "must be a string",
+    "boolean": "must be true or false",
+    "integer": "must be a whole number",
+    "number": "must be a number",
+}
+
+json = msgspec.json.Encoder().encode
+
+
+class Field(Struct, frozen=True):
+    """A field of a request's body, or of its query."""
+
+    name: str
+    meaning: str
+    kind: Kind = "string"
+
+
+class Reply(Struct, frozen=True):
+    body: bytes
+    status: int = 200
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """A request of an operator whose key was right. `by` names the operator in the audit trail."""
+
+    app: ServerApp
+    by: str
+    fields: Mapping[str, Any]
+    """Of the body, or of the query of a GET."""
+    id: str = ""
+    """Of the path."""
+
+    @property
+    def operator(self) -> Operator:
+        """What does the acts, in the store."""
+        store, zone = self.app.handler.store, ZoneInfo(self.app.config.server.time_zone)
+        controls = store.controls if isinstance(store, HasControls) else None
+        return Operator(store, zone, by=self.by, controls=controls)
+
+    def text(self, name: str) -> str:
+        """Return a field of text; an empty string if it is not there."""
+        return str(self.fields.get(name, ""))
+
+
+Serve = Callable[[Asked], Awaitable[Reply]]
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    method: Literal["GET", "POST"]
+    path: str
+    """With {id} for a part."""
+    summary: str
+    serve: Serve | None = None
+    """None: the answer is the metrics' own."""
+    fields: Sequence[Field] = ()
+    needs_key: bool = True
+
+    def match(self, path: str) -> str | None:
+        """Return the id in the path, or an empty string if the route has none; None if it is another path."""
+        if "{id}" not in self.path:
+            return "" if path == self.path else None
+        found = re.fullmatch(re.escape(self.path).replace(r"\{id\}", "([^/]+)"), path)
+        return found and found[1]
+
+
+def checked(fields: Mapping[str, Any], known: Sequence[Field]) -> dict[str, Any]:
+    """Return the fields that are not null. Raises BadRequest for an unknown one, and for one of a wrong type."""
+    kinds: dict[str, Kind] = {field.name: field.kind for field in known}
+    found = {name: value for name, value in fields.items() if value is not None}
+    for name, value in found.items():
+        if name not in kinds:
+            there = f"; there are {', '.join(kinds)}" if kinds else ""
+            raise BadRequest(f"has a field that is not known here{there}", field="body")
+        kind = kinds[name]
+        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            raise BadRequest(_RULES[kind], field=name)
+    reason = str(found.get("reason", ""))
+    if len(reason) > MOST_REASON or not reason.isprintable():
+        raise BadRequest(f"must be at most {MOST_REASON} printable characters", field="reason")
+    return found

@@ -1,0 +1,1 @@
+"""The configuration: the TOML file, the environment, and what the server gets from them."""

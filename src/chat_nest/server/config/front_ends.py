@@ -1,0 +1,64 @@
+"""Wire formats and their paths: from the config's [dialects] to the dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from chat_nest.asgi.handler import USAGE_PATHS
+from chat_nest.asgi.routing import Routes
+from chat_nest.core.protocols import Dialect
+from chat_nest.dialects.blog import Blog
+from chat_nest.dialects.built_in import DIALECTS as BUILT_IN
+from chat_nest.dialects.responses import Responses
+from chat_nest.server.config.schema import DIALECTS
+from chat_nest.server.config.sources import Sources
+
+PATHS: Mapping[str, str] = {
+    "native": "/api/chat",
+    "openai": "/v1",
+    "responses": "/v1/responses",
+    "ai_sdk": "/api/ai",
+    "ag_ui": "/api/ag-ui",
+    "anthropic": "/v1/messages",
+    "blog": "/chat",
+}
+OFF = frozenset({"blog"})
+"""Off by default."""
+TAKEN = ("/", "/healthz", "/readyz", "/version", "/api/info", "/openapi.json", *USAGE_PATHS)
+"""The server's own paths."""
+
+
+def resolve_dialects(sources: Sources, table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the path of each enabled dialect. Notes problems."""
+    paths: dict[str, str] = {}
+    for name in DIALECTS:
+        given = table.get(name, name not in OFF)
+        if given not in (False, "false"):
+            paths[name] = PATHS[name] if given in (True, "true") else given
+    if not paths:
+        sources.problem(("dialects",), "at least one must be on")
+    dialects: list[Dialect] = []
+    for name, made in zip(paths, make_dialects(paths, blog_get=table.get("blog_get", False)), strict=True):
+        dialects.append(made)
+        if any((route.path.rstrip("/").lower() or "/") in TAKEN for route in made.routes):
+            sources.problem(("dialects", name), "must be another path: the server has something of its own there")
+        try:
+            Routes(dialects)
+        except ValueError as error:
+            dialects.pop()
+            sources.problem(("dialects", name), f"must be another path: {error}")
+    if paths.get("native") != PATHS["native"]:
+        sources.notes.append(f"dialects.native: the page at / can chat only if this is {PATHS['native']}")
+    return paths
+
+
+def make_dialects(paths: Mapping[str, str], *, blog_get: bool, responses_store: bool = True) -> list[Dialect]:
+    """Return a dialect for each name, at its path."""
+    made: dict[str, Callable[[str], Dialect]] = {
+        **BUILT_IN,
+        "blog": partial(Blog, get=blog_get),
+        "responses": partial(Responses, store=responses_store),
+    }
+    return [made[name](path) for name, path in paths.items()]

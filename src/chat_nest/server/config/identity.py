@@ -1,0 +1,183 @@
+"""How the server identifies callers, from [identity] and [server]: in one way, or in the first of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chat_nest.core.protocols import Identify
+from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.first_of import FirstOf
+from chat_nest.identity.jwt import JsonWebTokens
+from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.peer import PeerAddress
+from chat_nest.identity.trusted_header import TrustedHeader
+from chat_nest.identity.visitors import Visitors, VisitorTokens
+from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.schema import STRANGERS, WAYS, IdentitySection, ServerSection
+from chat_nest.server.config.sources import Sources
+
+SECTION = "identity"
+SECRET_VARIABLE = "CHAT_NEST_IDENTITY_SECRET"  # noqa: S105 - a variable's name
+ADVICE = f"set {SECRET_VARIABLE} to one of your own, such as `openssl rand -hex 32` writes, and keep it"
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """The section, with its secret resolved. Its repr hides the secret: `section.secret` is empty."""
+
+    section: IdentitySection = IdentitySection()
+    secret: Secret = Secret("")
+    ways: tuple[str, ...] = ("address",)
+    """The accepted ones of WAYS, in that order."""
+    caller_header: str = ""
+
+    @property
+    def accepts_strangers(self) -> bool:
+        """Whether a request without any credential may chat."""
+        return not STRANGERS.isdisjoint(self.ways)
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether a request may present a key or a token."""
+        return not {"api_key", "session", "jwt"}.isdisjoint(self.ways)
+
+    @property
+    def shown(self) -> str:
+        """The ways in which callers are identified, for display."""
+        section = self.section
+        texts = {
+            "api_key": f"by their API keys, in {section.keys_file}",
+            "session": "by session tokens",
+            "jwt": f"by JSON Web Tokens ({', '.join(section.jwt_algorithms)}) for {section.jwt_audience}",
+            "header": f"by the header {self.caller_header} of trusted proxies",
+            "visitor": "by a visitor's cookie",
+            "address": "by their address",
+        }
+        return "; or ".join(texts[way] for way in self.ways)
+
+
+def resolve_identity(
+    sources: Sources, table: Mapping[str, Any], server: ServerSection, environ: Mapping[str, str]
+) -> Identity:
+    """Resolve [identity].
+
+    Notes accepted ways that are not configured, settings without their way, and a secret that is missing or guessable.
+    """
+    section = IdentitySection(**table)
+    tokens = [key for key in table if key.startswith("jwt_")]
+    if tokens and not section.jwt_algorithms:
+        sources.problem((SECTION, tokens[0]), "needs jwt_algorithms, the list of those that are accepted")
+    elif SECTION in sources.values and not (section.keys_file or tokens or section.accept):
+        said = "has no meaning without keys_file, jwt_algorithms or accept"
+        sources.problem((SECTION, *list(table)[:1]), said)
+    ways = _ways(sources, section, server)
+    secret = _secret(sources, section, environ)
+    return Identity(section=replace(section, secret=""), secret=secret, ways=ways, caller_header=server.caller_header)
+
+
+def _ways(sources: Sources, section: IdentitySection, server: ServerSection) -> tuple[str, ...]:
+    """Return the accepted ways. Notes unknown ones, and those that lack their settings."""
+    lacking = {
+        "api_key": "" if section.keys_file else "identity.keys_file",
+        "session": "" if "sessions" in sources.values else "[sessions]",
+        "jwt": "" if section.jwt_algorithms else "identity.jwt_algorithms",
+        "header": "" if server.caller_header else "server.caller_header",
+        "visitor": "" if "visitors" in sources.values else "[visitors]",
+        "address": "",
+    }
+    here = (SECTION, "accept")
+    for way in section.accept:
+        if way not in WAYS:
+            sources.problem(here, f"must be some of {', '.join(WAYS)}")
+        elif lacking[way]:
+            sources.problem(here, f"{way} needs {lacking[way]}")
+    if section.accept:
+        return tuple(way for way in WAYS if way in section.accept)
+    return tuple(way for way in WAYS if not lacking[way] and way != "address") or ("address",)
+
+
+def _secret(sources: Sources, section: IdentitySection, environ: Mapping[str, str]) -> Secret:
+    """Return the secret. The variable CHAT_NEST_IDENTITY_SECRET overrides the file."""
+    direct, named = (SECTION, "secret"), (SECTION, "secret_env")
+    secret, here = section.secret.strip(), direct
+    if section.secret_env and direct not in sources.variables:
+        if secret:
+            sources.problem(named, "give either secret or secret_env, not both")
+        secret, here = environ.get(section.secret_env, "").strip(), named
+        if not secret:
+            # Not repeated: it may be the secret itself, in the wrong place.
+            sources.problem(named, "must name an environment variable that is set; set it, or correct the name")
+            return Secret("")
+    if secret:
+        try:
+            checked_secret(secret)
+        except ValueError as error:
+            sources.problem(here, f"{error}; {ADVICE}")
+    elif section.keys_file:
+        sources.problem((SECTION, "keys_file"), f"needs a secret, with which the keys' hashes are made: {ADVICE}")
+    return Secret(secret)
+
+
+def check_identity(
+    sources: Sources, server: ServerSection, identity: Identity, visitors: Visitors | None = None
+) -> None:
+    """Note problems that prevent a start: missing files, keys of the wrong kind."""
+    section, secret = identity.section, identity.secret.reveal()
+    if section.keys_file:
+        try:
+            ApiKeys(section.keys_file, secret)
+        except ValueError as error:
+            missing = not Path(section.keys_file).exists()
+            advice = "; make it, and a key, with `chat-nest keys create CALLER`" if missing else ""
+            sources.problem((SECTION, "keys_file"), f"{error}{advice}")
+    if section.jwt_algorithms:
+        try:
+            _tokens(section, secret)
+        except ValueError as error:
+            public = section.jwt_keys_file
+            key = "jwt_keys_file" if public and str(error).startswith(f"{public}: ") else "jwt_algorithms"
+            sources.problem((SECTION, key), str(error))
+    if not sources.problems:
+        make_identify(server, identity, visitors)
+
+
+def make_identify(server: ServerSection, identity: Identity, visitors: Visitors | None = None) -> Identify | None:
+    """Return the function that identifies callers without a session, `visitors` if it accepts them.
+
+    None if each caller needs a session. Raises ValueError.
+    """
+    section, secret = identity.section, identity.secret.reveal()
+    ways: list[Identify] = []
+    if "api_key" in identity.ways:
+        ways.append(ApiKeys(section.keys_file, secret))
+    if "jwt" in identity.ways:
+        ways.append(_tokens(section, secret))
+    if "header" in identity.ways:
+        ways.append(TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header))
+    if visitors is not None:  # every request is a visitor's, if it presents nothing else
+        if identity.takes_keys:
+            ways.append(VisitorTokens(visitors))
+        ways.append(visitors)
+    elif "address" in identity.ways:
+        ways.append(PeerAddress(server.trusted_proxies))
+    if len(ways) > 1:
+        return FirstOf(*ways)
+    return ways[0] if ways else None
+
+
+def _tokens(section: IdentitySection, secret: str) -> JsonWebTokens:
+    by_secret = "HS256" in section.jwt_algorithms or not section.keys_file
+    return JsonWebTokens(
+        section.jwt_algorithms,
+        section.jwt_audience,
+        secret=secret if by_secret else "",
+        keys_file=section.jwt_keys_file,
+        issuer=section.jwt_issuer,
+        caller_claim=section.jwt_caller_claim,
+        group_claim=section.jwt_group_claim,
+        leeway=section.jwt_leeway,
+    )

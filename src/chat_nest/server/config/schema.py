@@ -1,0 +1,358 @@
+"""The schema of the config file: its keys, and the rule for each value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from chat_nest.challenges.settings import Challenge, Kind, Unreachable, When
+from chat_nest.core.claims import MAX_AMOUNT
+from chat_nest.core.limits import Limits
+from chat_nest.core.records import RECORDS_DAYS
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.identity.sessions import EXPIRES_IN
+from chat_nest.ledger.ledger import LEASE_SECONDS
+from chat_nest.limits.counters import RANGES, Range
+from chat_nest.limits.numbers import MAX_BODY_BYTES, PresetName
+from chat_nest.limits.spec import Allowance, HardCaps, OnDisconnect, Profile, Queue, Rung
+from chat_nest.providers.credentials import Cloud
+from chat_nest.providers.presets import PRESETS
+from chat_nest.providers.think_tags import ThinkTags
+
+
+class Rule(Struct, frozen=True):
+    """The rule for a value. msgspec converts to `type`; `says` completes the sentence "must be ..."."""
+
+    type: Any
+    says: str
+    range: Range | None = None
+    """The rule of Python's own arguments, if it is the same."""
+
+
+TEXT = Rule(Annotated[str, Meta(min_length=1)], "a string that is not empty")
+TEXTS = Rule(tuple[Annotated[str, Meta(min_length=1)], ...], "a list of strings")
+SWITCH = Rule(bool, "true or false")
+COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
+SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
+SECRET = Rule(Annotated[str, Meta(min_length=32, max_length=4_096)], "a secret of at least 32 characters")
+LEEWAY = Rule(Annotated[float, Meta(ge=0, le=300)], "a number of seconds from 0 to 300")
+LEASE = Rule(Annotated[float, Meta(ge=5, le=3_600)], "a number of seconds from 5 to 3600")
+USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
+PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
+DAYS = Rule(Annotated[float, Meta(ge=0, le=36_500)], "a number of days from 0, which keeps none, to 36500")
+FRONT_END = Rule(
+    bool | Annotated[str, Meta(pattern=r"^(/[!-~]*|true|false)$")], "true, false, or a path that begins with /"
+)
+PORT = Rule(Annotated[int, Meta(ge=0, le=65_535)], "a whole number from 0 (any free port) to 65535")
+
+BY_TYPE: Mapping[Any, Rule] = {
+    str: TEXT,
+    tuple[str, ...]: TEXTS,
+    tuple[str, ...] | None: TEXTS,
+    bool: SWITCH,
+    int: COUNT,
+    int | None: COUNT,
+    float: SECONDS,
+    OnDisconnect: Rule(OnDisconnect, 'one of "cancel", "grace", "finish"'),
+    float | None: USD,
+    bool | None: SWITCH,
+    tuple[Rung, ...]: Rule(
+        tuple[Rung, ...], "tables with `below`, and `model` (with `fallbacks` or without), `max_output_tokens` or both"
+    ),
+}
+Keys = Mapping[str, Rule]
+
+
+def keys_of(struct: type[Struct], *, but: frozenset[str] = frozenset(), **special: Rule) -> Keys:
+    """Return a key for each field of the struct, except those in `but`, with the rule of the field's type."""
+    types = get_type_hints(struct)
+    names = [field.name for field in fields(struct) if field.name not in but]
+    return {name: special.get(name) or BY_TYPE[types[name]] for name in names}
+
+
+def _quoted(words: Any) -> str:
+    return ", ".join(f'"{word}"' for word in get_args(words))
+
+
+def _rule(number: Range) -> Rule:
+    return Rule(int if number.whole else float, number.rule, number)
+
+
+class ServerSection(Struct, frozen=True, kw_only=True):
+    """The address to listen on, proxies, hosts, limits of connections and bodies, and the time zone."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes any free port."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses, networks in CIDR notation, or `unix`, whose X-Forwarded-For is trusted."""
+    origins: tuple[str, ...] = ("*",)
+    """Default on loopback without a proxy: none, so only pages of the same origin may send requests."""
+    cors_origins: tuple[str, ...] = ()
+    """The old name of `origins`."""
+    allowed_hosts: tuple[str, ...] = ("*",)
+    """Default on loopback without a proxy: the names of loopback."""
+    caller_header: str = ""
+    """The header in which a trusted proxy names the user; without it callers are identified by IP address."""
+    group_header: str = ""
+    """The header in which a trusted proxy names the user's group."""
+    time_zone: str = "UTC"
+    """The IANA name of the zone in which budgets begin at midnight."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    """Without its images."""
+    max_upload_bytes: int | None = None
+    """With its images; None is 32 MiB if a profile allows images, else `max_body_bytes`."""
+    max_streams: int = 1_000
+    """Concurrent answers of each worker."""
+    max_connections: int = 4_096
+    """Of each worker."""
+    max_connections_per_address: int | None = None
+    """Of each worker, for each IPv4 address or IPv6 /64; None is half of max_connections."""
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    idle_seconds: float = 65.0
+    drain_seconds: float = 30.0
+    """How long running answers may go on after SIGTERM."""
+    caller_secret: str = ""
+    """The secret of the log's names for callers. Empty: a generated one, kept beside the store."""
+    readyz_details: bool = False
+    """Whether /readyz shows models, providers and settings to all clients; else only to this machine."""
+    blocked_seconds: float = 0.1
+    """A block of the event loop that is longer is logged with its stack."""
+
+
+SERVER = keys_of(
+    ServerSection, port=PORT, max_connections_per_address=COUNT, max_upload_bytes=COUNT, caller_secret=SECRET
+)
+
+
+WAYS = ("api_key", "session", "jwt", "header", "visitor", "address")
+"""The ways to identify a caller, from the strongest to the weakest: the order in which they are tried."""
+
+
+class IdentitySection(Struct, frozen=True, kw_only=True):
+    """The accepted ways to identify callers, with the settings of API keys and JSON Web Tokens."""
+
+    accept: tuple[str, ...] = ()
+    """Some of WAYS. Empty: each one that is configured, or the IP address if none is."""
+    keys_file: str = ""
+    """The file of API keys."""
+    secret: str = ""
+    """For the keys' hashes, or for HS256."""
+    secret_env: str = ""
+    """The variable that holds it."""
+    jwt_algorithms: tuple[str, ...] = ()
+    jwt_keys_file: str = ""
+    """A public key in PEM, or a JWK Set."""
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    jwt_caller_claim: str = "sub"
+    jwt_group_claim: str = ""
+    jwt_leeway: float = 30.0
+    """The tolerated difference of clocks."""
+
+
+IDENTITY = keys_of(IdentitySection, jwt_leeway=LEEWAY)
+STRANGERS = frozenset({"visitor", "address"})
+"""The ways that need no credential."""
+
+
+class SignaturesSection(Struct, frozen=True, kw_only=True):
+    """The secrets that sign answers. The first signs; the signatures of all are accepted."""
+
+    secrets: tuple[str, ...] = ()
+    secrets_file: str = ""
+    """A file with a secret in each line, instead of `secrets`."""
+
+
+class SessionsSection(Struct, frozen=True, kw_only=True):
+    """Session tokens, made by the app's own backend."""
+
+    secrets: tuple[str, ...] = ()
+    """The first signs, all are accepted."""
+    secrets_file: str = ""
+    """A file with one in each line."""
+    expires_in: int = EXPIRES_IN
+    """The lifetime of a token that is made without one, in seconds."""
+
+
+class StoreSection(Struct, frozen=True, kw_only=True):
+    """The store of budgets and records."""
+
+    url: str = "sqlite:///chat-nest.db"
+    journal: str = ""
+    """The directory of settlements that the store did not accept. Empty: depends on the kind of store."""
+    state: str = ""
+    """The directory with the note that the store was seen. Empty: the journal's."""
+    records_days: float = RECORDS_DAYS
+    """How long the record of each request is kept in SQLite and PostgreSQL; 0 keeps none."""
+    lease: float = LEASE_SECONDS
+    """Seconds until the hold of a process that died is charged."""
+
+
+class RunsSection(Struct, frozen=True, kw_only=True):
+    """The logs of runs, for readers that reconnect."""
+
+    url: str = ""
+    """Empty: the store's Redis, if it is one; else the server's own processes."""
+    keep_seconds: float = 300.0
+    """How long runs are kept after their end."""
+
+
+class PageSection(Struct, frozen=True, kw_only=True):
+    """The look of the page at `/`, and the pages that may show it. An empty value keeps the default."""
+
+    title: str = ""
+    greeting: str = ""
+    suggestions: tuple[str, ...] | None = None
+    """Shown at the start of a conversation; an empty list shows none."""
+    notice: str = ""
+    """Shown above every conversation."""
+    accent: str = ""
+    """The colour of buttons and links, #rrggbb; `accent_dark` is for visitors whose system is dark."""
+    accent_dark: str = ""
+    logo: str = ""
+    """A file: SVG, PNG, WebP or JPEG."""
+    language: str = ""
+    """A tag such as `de`. Empty: the browser's language, if there is a file for it."""
+    words_folder: str = ""
+    """A folder of files LANGUAGE.json that add languages, or replace some of the page's words."""
+    embed_origins: tuple[str, ...] = ()
+    """The origins of pages that may show this one in a frame."""
+
+
+class LogSection(Struct, frozen=True, kw_only=True):
+    """The log on standard error."""
+
+    format: str = "text"
+    """`text`, or `json` for one object a line."""
+    level: str = "info"
+    """The lowest level of its lines."""
+    requests: bool = False
+    """Whether every HTTP request has a line, with its peer's IP address."""
+
+
+class MetricsSection(Struct, frozen=True, kw_only=True):
+    """Metrics for Prometheus."""
+
+    enabled: bool = False
+
+
+class AdminSection(Struct, frozen=True, kw_only=True):
+    """The operators' listener."""
+
+    listen: str = ""
+    """HOST:PORT, or unix:/PATH. Empty: there is none."""
+    key: str = ""
+    key_file: str = ""
+    """A file with a key in each line, instead of `key`."""
+
+
+class TracesSection(Struct, frozen=True, kw_only=True):
+    """Traces by OpenTelemetry, sent with OTLP over HTTP."""
+
+    endpoint: str = ""
+    """The collector's URL, such as http://127.0.0.1:4318/v1/traces. Empty: no traces."""
+    sample: float = 1.0
+    """The share of requests that are traced, unless a trusted proxy has decided."""
+    service: str = "chat-nest"
+    """The name of this service in the traces."""
+
+
+LOG = keys_of(
+    LogSection,
+    format=Rule(Literal["text", "json"], 'one of "text", "json"'),
+    level=Rule(Literal["debug", "info", "warning", "error"], 'one of "debug", "info", "warning", "error"'),
+)
+METRICS = keys_of(MetricsSection)
+ADMIN = keys_of(AdminSection)
+TRACES = keys_of(
+    TracesSection,
+    endpoint=Rule(Annotated[str, Meta(pattern=r"^https?://[!-~]+$")], "a URL that begins with http:// or https://"),
+    sample=Rule(Annotated[float, Meta(ge=0, le=1)], "a number from 0 to 1"),
+)
+
+COLOUR = Rule(Annotated[str, Meta(pattern=r"^#[0-9a-fA-F]{6}$")], "a colour such as #0f766e")
+LANGUAGE = Rule(Annotated[str, Meta(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})?$")], "a language tag such as de or pt-BR")
+PAGE = keys_of(PageSection, accent=COLOUR, accent_dark=COLOUR, language=LANGUAGE)
+RUNS = keys_of(RunsSection)
+SESSIONS = keys_of(SessionsSection)
+STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
+
+DIALECTS = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", "blog")
+"""The wire formats. Each key switches one on or off, or gives it another path."""
+PROVIDER: Keys = {
+    "kind": TEXT,
+    "base_url": TEXT,
+    "api_key": TEXT,
+    "api_key_env": TEXT,
+    "api_keys": TEXTS,
+    "api_keys_file": TEXT,
+    "credentials": Rule(Cloud, '"aws" or "google"'),
+    "api_version": TEXT,
+    "abort_bills": TEXT,
+    "counting": TEXT,
+    "concurrent_streams": COUNT,
+    "think_tags": Rule(ThinkTags, '"off", "on" or "opened"'),
+}
+NUMBERS = {struct: {name: _rule(each) for name, each in ranges.items()} for struct, ranges in RANGES.items()}
+PROFILE: Keys = {
+    **keys_of(Profile, but=frozenset({"name", *NUMBERS[Profile]}), grace_seconds=COUNT),
+    **{name: rule for name, rule in NUMBERS[Profile].items() if name != "min_output_tokens"},
+}
+
+VISITOR_SECRETS: Keys = dict.fromkeys(("secret", "secret_env", "previous_secret", "previous_secret_env"), TEXT)
+CHALLENGE_SECRETS: Keys = dict.fromkeys(("secret", "secret_env"), TEXT)
+CHALLENGE: Keys = {
+    **keys_of(
+        Challenge,
+        but=frozenset(("secret",)),
+        kind=Rule(Kind, f"one of {_quoted(Kind)}"),
+        when=Rule(When, f"one of {_quoted(When)}"),
+        unreachable=Rule(Unreachable, f"one of {_quoted(Unreachable)}"),
+        hours=Rule(float, "a number"),
+        pressure=Rule(float, "a number"),
+        score=Rule(float, "a number"),
+    ),
+    **CHALLENGE_SECRETS,
+}
+"""Their ranges are those of Python's own arguments: see challenges.settings."""
+
+TOP: Keys = {"default_profile": TEXT, "preset": Rule(PresetName, '"default" or "npm"')}
+"""The keys above all sections."""
+SECTIONS: Mapping[str, Keys] = {
+    "server": SERVER,
+    "page": PAGE,
+    "identity": IDENTITY,
+    "sessions": SESSIONS,
+    "visitors": {**VISITOR_SECRETS, **NUMBERS[Limits]},
+    "addresses": NUMBERS[Limits],
+    "networks": NUMBERS[Limits],
+    "challenge": CHALLENGE,
+    "dialects": {**dict.fromkeys(DIALECTS, FRONT_END), "blog_get": SWITCH, "responses_store": SWITCH},
+    "queue": keys_of(Queue, length=Rule(Annotated[int, Meta(ge=1, le=10_000)], "a whole number from 1 to 10000")),
+    "signatures": keys_of(SignaturesSection),
+    "store": STORE,
+    "runs": RUNS,
+    "providers": PROVIDER,
+    "profiles": PROFILE,
+    "limits": NUMBERS[Limits],
+    "groups": NUMBERS[Limits],
+    "prices": {"input": PRICE, "output": PRICE, "cached_input": PRICE, "cache_write": PRICE},
+    "degraded": keys_of(Allowance),
+    "hard_caps": NUMBERS[HardCaps],
+    "timeouts": keys_of(Timeouts),
+    "admin": ADMIN,
+    "log": LOG,
+    "metrics": METRICS,
+    "traces": TRACES,
+}
+NAMED = frozenset({"providers", "profiles", "groups", "prices"})
+"""Sections that hold a table for each name."""
+
+PROVIDER_KINDS = (*PRESETS, "demo")
+ABORT_BILLS = ("stops", "full", "unknown")
+COUNTING = ("auto", "bytes")

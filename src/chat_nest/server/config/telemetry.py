@@ -1,0 +1,25 @@
+"""Checks of [metrics] and [traces]: their packages must be installed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from chat_nest.core.extras import explain
+from chat_nest.server.config.schema import MetricsSection, TracesSection
+from chat_nest.server.config.sources import Sources
+
+
+def check_telemetry(sources: Sources, metrics: MetricsSection, traces: TracesSection) -> None:
+    """Note what is switched on without its extra."""
+    if metrics.enabled and (problem := _missing("prometheus_client", "Metrics need", "metrics")):
+        sources.problem(("metrics", "enabled"), problem)
+    if traces.endpoint and (problem := _missing("opentelemetry.exporter.otlp.proto.http", "Traces need", "traces")):
+        sources.problem(("traces", "endpoint"), problem)
+
+
+def _missing(module: str, need: str, extra: str) -> str:
+    try:
+        import_module(module)
+    except ImportError as error:
+        return f"can't be used: {explain(need, extra, error)}"
+    return ""

@@ -1,0 +1,64 @@
+"""The HTTP server: listen, serve, drain and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from chat_nest.server.http.context import ServerContext
+from chat_nest.server.http.dead_peers import DeadPeers
+from chat_nest.server.http.deadlines import Sweep
+from chat_nest.server.http.lifespan import Lifespan
+from chat_nest.server.http.protocol import Connection
+from chat_nest.server.http.sockets import bound_the_kernel
+
+BACKLOG = 2_048
+_UNIX = getattr(socket, "AF_UNIX", None)
+
+
+class HttpServer:
+    """Serves the application of `context` on listening sockets of any stream family."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._lifespan = Lifespan(context.app)
+        self._listening: list[asyncio.Server] = []
+        dead = DeadPeers(context.deadlines.write, lambda: context.connections)
+        self._sweeps = (Sweep(context.deadlines.sweep, self._expire), Sweep(dead.every, dead.look))
+
+    async def start(self, *listeners: socket.socket) -> None:
+        """Start the application, then accept connections. Raises StartFailed."""
+        await self._lifespan.startup()
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            bound_the_kernel(listener, self._context.deadlines.write)
+            make = loop.create_server if listener.family != _UNIX else loop.create_unix_server
+            server = await make(lambda: Connection(self._context), sock=listener, backlog=BACKLOG)
+            self._listening.append(server)
+        for sweep in self._sweeps:
+            sweep.start()
+
+    @property
+    def answering(self) -> int:
+        """Return the number of requests that are coming in or being answered."""
+        return sum(connection.answering for connection in self._context.connections)
+
+    def drain(self) -> None:
+        """Close idle connections, and each other one after its response. New connections are still accepted."""
+        self._context.draining = True
+        for connection in list(self._context.connections):
+            connection.drain()
+
+    async def stop(self) -> None:
+        """Stop listening, and end the application, which ends the remaining answers."""
+        for server in self._listening:
+            server.close()
+        await self._lifespan.shutdown()
+        for sweep in self._sweeps:
+            sweep.stop()
+
+    def _expire(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection in [each for each in self._context.connections if each.deadline <= now]:
+            connection.deadline = now + self._context.deadlines.linger  # unless it sets another deadline
+            connection.expire()

@@ -1,0 +1,80 @@
+// Blocks of code: their lines, and the colours. highlight.js runs in a worker, so the page never waits for it. The
+// colours are applied a few lines at a time.
+
+import { element } from "./dom.js";
+import { startWorker } from "./workers.js";
+
+const MAX_CHARACTERS = 50_000;
+const SLICE_MS = 4;
+/** Lines that are laid out together: a new line costs the layout of these, not of the whole block. */
+const TOGETHER = 30;
+
+/** Add text to a block of code. @param {HTMLElement} code @param {string} text */
+export function appendLines(code, text) {
+  let block = code.lastElementChild;
+  let count = block ? (block.textContent?.split("\n").length ?? 1) - 1 : TOGETHER;
+  for (const line of text.match(/[^\n]*\n|[^\n]+/g) ?? []) {
+    if (!block || (count >= TOGETHER && block.textContent?.endsWith("\n"))) {
+      block = element("span", { class: "lines" });
+      code.append(block);
+      count = 0;
+    }
+    if (block.lastChild instanceof Text) block.lastChild.appendData(line);
+    else block.append(line);
+    if (line.endsWith("\n")) count += 1;
+  }
+}
+
+/** @type {Worker | null} */
+let worker = null;
+/** @type {Map<number, (pieces: [string, string][] | null) => void>} */
+const waiting = new Map();
+let count = 0;
+
+function start() {
+  const made = startWorker("code-worker.js");
+  made.onmessage = ({ data }) => {
+    waiting.get(data.id)?.(data.pieces);
+    waiting.delete(data.id);
+  };
+  made.onerror = () => {
+    for (const [id, answer] of waiting) answer((waiting.delete(id), null));
+  };
+  return made;
+}
+
+/** Highlight a finished block of code. @param {HTMLElement} code */
+export async function colour(code) {
+  const language = /language-(\S+)/.exec(code.className)?.[1];
+  const text = code.textContent ?? "";
+  if (!language || code.dataset.coloured || text.length > MAX_CHARACTERS) return;
+  code.dataset.coloured = language;
+  worker ??= start();
+  const id = (count += 1);
+  const answered = new Promise((resolve) => waiting.set(id, resolve));
+  worker.postMessage({ id, language, text });
+  const pieces = await answered;
+  if (!pieces) return;
+  await fill(code, pieces);
+}
+
+/** Put the pieces where their text is, some lines at a time. @param {HTMLElement} code @param {[string, string][]} pieces */
+async function fill(code, pieces) {
+  let until = performance.now() + SLICE_MS;
+  let next = 0;
+  let [name, rest] = pieces[0] ?? ["", ""];
+  for (const block of [...code.children]) {
+    const coloured = document.createDocumentFragment();
+    for (let room = block.textContent?.length ?? 0; room > 0 && next < pieces.length; ) {
+      const piece = rest.slice(0, room);
+      room -= piece.length;
+      rest = rest.slice(piece.length);
+      coloured.append(name ? element("span", { class: name }, piece) : piece);
+      if (!rest) [name, rest] = pieces[(next += 1)] ?? ["", ""];
+    }
+    block.replaceChildren(coloured);
+    if (performance.now() < until) continue;
+    await new Promise((later) => setTimeout(later));
+    until = performance.now() + SLICE_MS;
+  }
+}

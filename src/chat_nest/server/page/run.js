@@ -1,0 +1,240 @@
+// One answer from the server: POST /api/chat and, if the server keeps answers, the reconnect after a lost connection.
+
+const STALL_MS = 45_000; // the server pings every 15 s: three missed pings are a lost connection
+const RECONNECTS_MS = [0, 500, 1_000, 2_000, 4_000, 8_000]; // the pause before each try; then it gives up
+const STOPPED = Symbol("stopped");
+const GONE_ON = new Set(["runs_unavailable", "request_in_progress"]); // the answer itself goes on
+const KEY = "chat-nest-key";
+
+/** An error of the server, with its fields. */
+export class Failure extends Error {
+  /** @param {string} message @param {Record<string, any>} [fields] */
+  constructor(message, fields = {}) {
+    super(message);
+    this.fields = { code: "", ...fields };
+  }
+}
+
+/** The visitor stopped the answer. */
+export class Stopped extends Error {}
+
+/** @returns {string} the key or token of this tab */
+export function key() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return keyInMemory;
+  }
+}
+let keyInMemory = "";
+
+/** @param {string} value */
+export function setKey(value) {
+  keyInMemory = value;
+  try {
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // Storage is forbidden here: the value lasts until the page is closed.
+  }
+}
+
+const VISIT = "chat-nest-visit";
+let visitInMemory = "";
+
+/** The visitor's token, where cookies can't go. @param {string} token */
+export function setVisit(token) {
+  visitInMemory = token;
+  try {
+    sessionStorage.setItem(VISIT, token);
+  } catch {
+    // It lasts until the page is closed.
+  }
+}
+
+function visitToken() {
+  try {
+    return sessionStorage.getItem(VISIT) ?? "";
+  } catch {
+    return visitInMemory;
+  }
+}
+
+/** `fetch` of the chat's own paths, with the key. @param {string} path @param {RequestInit} [options] */
+export function ask(path, options = {}) {
+  const credential = key() || visitToken();
+  return fetch(path, { ...options, headers: { ...options.headers, ...(credential && { authorization: `Bearer ${credential}` }) } });
+}
+
+/**
+ * Server-Sent Events from a response's body; data is parsed JSON, or null where it is empty.
+ * @param {ReadableStream<Uint8Array>} body @returns {AsyncGenerator<{name: string, data: any, id: string}>}
+ */
+export async function* events(body) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += decoder.decode(value, { stream: true });
+    const frames = text.split("\n\n");
+    text = frames.pop() ?? "";
+    for (const frame of frames) {
+      const fields = { event: "message", data: "", id: "" };
+      for (const line of frame.split("\n")) {
+        const [, field, content] = /^(event|data|id): ?(.*)$/s.exec(line) ?? [];
+        if (field) fields[field] = content;
+      }
+      yield { name: fields.event, data: fields.data ? JSON.parse(fields.data) : null, id: fields.id };
+    }
+  }
+}
+
+async function refusal(response) {
+  const fields = await response.json().catch(() => ({}));
+  return new Failure(fields.error ?? "", { status: response.status, ...fields });
+}
+
+export class Run {
+  /**
+   * @param {import("./store.js").Kept} kept
+   * @param {{began: (id: string) => void, text: (content: string) => void, lost: () => void, back: () => void,
+   *   queued: (place: {position: number, estimate_seconds: number | null}) => void,
+   *   challenged: (challenge: any, signal: AbortSignal) => Promise<void>}} view
+   *   `text` has the whole text so far, without what was there before
+   */
+  constructor(kept, view) {
+    this.kept = kept;
+    this.view = view;
+    this.content = "";
+    this.whole = ""; // the text with the last numbered event
+    this.last = "";
+    this.tries = 0;
+    this.reached = false;
+    this.stopping = false;
+    this.challenged = false;
+    this.controller = new AbortController();
+    this.watchdog = 0;
+  }
+
+  /** Follow the answer to its end. Returns the data of `done`; throws Failure or Stopped. */
+  async follow() {
+    try {
+      for (; ; this.tries += 1) {
+        if (this.tries) await this.pause();
+        try {
+          return await this.read(await this.connect());
+        } catch (error) {
+          const goesOn = !(error instanceof Failure) || GONE_ON.has(error.fields.code);
+          const { signal } = this.controller;
+          if (signal.reason === STOPPED || error.fields?.code === "stopped") throw new Stopped();
+          if (await this.challenge(error)) continue;
+          if (!goesOn || !this.kept.resumable || this.tries >= RECONNECTS_MS.length) throw error;
+          this.content = this.whole; // what came after its last number comes again
+        }
+      }
+    } catch (error) {
+      if (error instanceof Failure || error instanceof Stopped) throw error;
+      if (this.controller.signal.reason === STOPPED) throw new Stopped();
+      throw new Failure("", { code: this.reached ? "lost" : "unreachable" });
+    } finally {
+      clearTimeout(this.watchdog);
+    }
+  }
+
+  /** Solve the challenge of a refusal, once. @returns {Promise<boolean>} whether to send the request again, at once */
+  async challenge({ fields }) {
+    if (fields?.code !== "challenge_required" || !fields.challenge || this.challenged) return false;
+    this.challenged = true;
+    clearTimeout(this.watchdog);
+    await this.view.challenged(fields.challenge, this.controller.signal);
+    this.tries = -1;
+    return true;
+  }
+
+  connect() {
+    const { id, key: idempotency, body } = this.kept;
+    this.controller = new AbortController();
+    this.watch();
+    const { signal } = this.controller;
+    if (id) return ask(`api/chat/${id}/stream`, { headers: this.last ? { "last-event-id": this.last } : {}, signal });
+    const headers = { "content-type": "application/json", ...(idempotency && { "idempotency-key": idempotency }) };
+    return ask("api/chat", { method: "POST", headers, body, signal });
+  }
+
+  /** @param {Response} response */
+  async read(response) {
+    this.reached = true;
+    if ((response.status === 404 && this.kept.id) || response.headers.has("idempotency-replayed")) {
+      throw new Failure("", { code: "gone" });
+    }
+    if (!response.ok) throw await refusal(response);
+    if (response.status === 204 || !response.body) return {};
+    for await (const { name, data, id } of events(response.body)) {
+      if (name === "error") throw new Failure(data.message, data);
+      this.watch();
+      if (name === "queued") this.view.queued(data);
+      else this.view.back();
+      if (name === "done") return data ?? {};
+      if (name === "start") this.begin(data?.id ?? "");
+      if (name !== "token") continue;
+      this.content += data;
+      this.tries = 0;
+      if (id) [this.last, this.whole] = [id, this.content];
+      this.view.text(this.content);
+    }
+    throw new TypeError("the stream ended without its last event");
+  }
+
+  /** The answer has its id: from now on it can be followed and stopped. @param {string} id */
+  begin(id) {
+    [this.content, this.whole, this.last] = ["", "", ""]; // start, or start again
+    if (!this.kept.resumable) return;
+    this.kept.id = id;
+    this.view.began(id);
+    if (this.stopping) this.stopThere();
+  }
+
+  /** A connection on which nothing arrives for a while is lost. */
+  watch() {
+    clearTimeout(this.watchdog);
+    const { controller } = this;
+    this.watchdog = setTimeout(() => controller.abort(), STALL_MS);
+  }
+
+  async pause() {
+    this.view.lost();
+    await new Promise((wake) => {
+      this.controller = new AbortController();
+      this.controller.signal.addEventListener("abort", wake);
+      setTimeout(wake, RECONNECTS_MS[this.tries - 1]);
+    });
+    this.controller.signal.throwIfAborted();
+  }
+
+  /** Stop the answer: at the server, or by disconnecting. The second call always disconnects. @returns {Promise<boolean>} */
+  async stop() {
+    const again = this.stopping;
+    this.stopping = true;
+    if (again || !this.kept.resumable) this.controller.abort(STOPPED);
+    else if (this.kept.id) return this.stopThere();
+    return true;
+  }
+
+  async stopThere() {
+    const signal = AbortSignal.timeout(5_000);
+    const response = await ask(`api/chat/${this.kept.id}/stop`, { method: "POST", signal, keepalive: true }).catch(() => null);
+    if (response?.ok || response?.status === 404) {
+      this.controller.abort(STOPPED);
+      return true;
+    }
+    this.stopping = false;
+    return false;
+  }
+
+  /** Stop reading; the answer goes on. */
+  leave() {
+    this.controller.abort(STOPPED);
+  }
+}

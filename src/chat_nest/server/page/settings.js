@@ -1,0 +1,72 @@
+// The dialog of settings: key, instructions, language, and all conversations at once.
+
+import { byId, element } from "./dom.js";
+import { key, setKey } from "./run.js";
+import * as side from "./side.js";
+import * as store from "./store.js";
+import { choose, config, language, word } from "./words.js";
+
+/**
+ * @typedef {{system: () => string, setSystem: (text: string) => void, hasSystem: () => boolean,
+ *   spoken: () => Promise<void>, keyed: () => void}} Acts
+ */
+/** @type {Acts} */
+let acts;
+
+/** @param {Acts} given */
+export function start(given) {
+  acts = given;
+  byId("open-settings").addEventListener("click", () => open());
+  byId("cancel-settings").addEventListener("click", () => byId("settings").close(""));
+  byId("settings").addEventListener("close", save);
+  byId("export-all").addEventListener("click", async () => {
+    const talks = await store.talks();
+    side.exportJson(talks.map(({ id }) => id), config.title);
+  });
+  byId("delete-all").addEventListener("click", async () => {
+    byId("settings").close("");
+    const talks = await store.talks();
+    if (talks.length) side.remove(talks.map(({ id }) => id), word("deleted.all"));
+  });
+  byId("key-field").hidden = !config.wants_key;
+  const names = config.languages.map((tag) => element("option", { value: tag, lang: tag }, nameOf(tag)));
+  byId("language").append(...names);
+  if (parent !== window) addEventListener("message", fromParent);
+}
+
+/** A language's name in that language. @param {string} tag */
+function nameOf(tag) {
+  const name = new Intl.DisplayNames([tag], { type: "language" }).of(tag) ?? tag;
+  return name[0].toLocaleUpperCase(tag) + name.slice(1);
+}
+
+/** An embedding page may send a token. The policy limits embedding to allowed origins. */
+function fromParent({ source, data }) {
+  if (source !== parent || typeof data?.chatNestToken !== "string") return;
+  setKey(data.chatNestToken);
+  acts.keyed();
+}
+
+export function open() {
+  side.closeDrawer();
+  byId("key").value = key();
+  byId("system").value = acts.system();
+  byId("system-field").hidden = !acts.hasSystem();
+  byId("language").value = language;
+  byId("settings").returnValue = "";
+  byId("settings").showModal();
+  if (config.wants_key) byId("key").focus();
+}
+
+async function save() {
+  if (byId("settings").returnValue !== "save") return;
+  if (acts.hasSystem()) acts.setSystem(byId("system").value.trim());
+  if (byId("language").value !== language) {
+    await choose(byId("language").value);
+    await acts.spoken();
+  }
+  if (config.wants_key && byId("key").value.trim() !== key()) {
+    setKey(byId("key").value.trim());
+    acts.keyed();
+  }
+}

@@ -1,0 +1,235 @@
+// One message on the page: its text, cost, error and buttons.
+
+import { element, icon, iconButton } from "./dom.js";
+import { costLine } from "./money.js";
+import { word } from "./words.js";
+
+/** @typedef {import("./store.js").Message} Message */
+/**
+ * The actions of a turn.
+ * @typedef {{edit: (turn: Turn) => void, again: (turn: Turn) => void, goOn: (turn: Turn) => void, retry: (turn: Turn) => void,
+ *   version: (message: Message) => void, enterKey: () => void}} Acts
+ */
+
+/** @type {typeof import("./markdown.js").Markdown | null} */
+let Markdown = null;
+const loading = { promise: /** @type {Promise<void> | null} */ (null) };
+
+/** Load the Markdown code; until then, text is shown unformatted. */
+export function loadMarkdown() {
+  loading.promise ??= import("./markdown.js").then(ready, () => void (loading.promise = null));
+  return loading.promise;
+}
+
+/** The first use takes several frames: do it before an answer comes. @param {typeof import("./markdown.js")} module */
+function ready(module) {
+  ({ Markdown } = module);
+  new module.Markdown(document.createElement("div")).update("**A** `b`\n\n- c\n\n| d |\n|---|\n| e |");
+}
+
+/** Markdown is made when it comes near the window: a long conversation opens at once. */
+const nearby = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) turns.get(target)?.draw();
+  },
+  { rootMargin: "1500px" },
+);
+/** @type {WeakMap<Element, Turn>} */
+const turns = new WeakMap();
+/** @param {Element} node @returns {Turn | undefined} */
+export const turnOf = (node) => turns.get(node);
+
+export class Turn {
+  /** @param {Message} message @param {Message[]} versions @param {Acts} acts */
+  constructor(message, versions, acts) {
+    this.message = message;
+    this.acts = acts;
+    const isMine = message.role === "user";
+    this.words = element("div", { class: "words plain", dir: "auto" });
+    this.notes = element("div", { class: "notes" });
+    this.actions = element("div", { class: "actions" });
+    this.node = element(
+      "article",
+      { class: `message ${message.role}` },
+      element("h2", { class: "unseen" }, word(isMine ? "you" : "answer")),
+      ...[this.words, this.notes, this.actions],
+    );
+    turns.set(this.node, this);
+    this.words.textContent = message.content;
+    this.drawn = null;
+    if (!isMine) nearby.observe(this.node);
+    this.setVersions(versions);
+    this.settle();
+  }
+
+  get isMine() {
+    return this.message.role === "user";
+  }
+
+  /** Show the text as Markdown, if it is an answer. */
+  async draw() {
+    nearby.unobserve(this.node);
+    if (this.isMine || this.drawn || !this.message.content) return;
+    await loadMarkdown();
+    if (!Markdown || this.drawn) return;
+    this.words.classList.remove("plain");
+    this.drawn = new Markdown(this.words);
+    this.drawn.update(this.message.content);
+    if (!this.isWriting) this.drawn.finish();
+  }
+
+  /** Show more of an answer. @param {string} content */
+  write(content) {
+    this.message.content = content;
+    if (this.drawn) this.drawn.update(content);
+    else if (Markdown && content) this.draw();
+    else this.words.textContent = content;
+  }
+
+  get isWriting() {
+    return this.node.classList.contains("writing");
+  }
+
+  /** @param {boolean} on */
+  setWriting(on) {
+    this.node.classList.toggle("writing", on);
+    this.node.ariaBusy = on ? "true" : null;
+    if (on) {
+      this.notes.replaceChildren();
+      this.node.classList.remove("empty");
+      this.setActions();
+    } else {
+      this.drawn?.finish();
+      this.settle();
+    }
+  }
+
+  /** Show the end: the cost, and what is missing. */
+  settle() {
+    const { content, costs, reason, problem, stopped } = this.message;
+    this.node.classList.toggle("empty", !content && !this.isWriting);
+    this.notes.replaceChildren();
+    if (problem) this.note("problem", problem);
+    if (stopped) this.note("cost", word("stopped"));
+    const dropped = costs?.dropped_messages ?? 0;
+    if (dropped) this.note("dropped", word("dropped", { count: dropped }));
+    const line = costs ? costLine(costs) : "";
+    if (line) this.note("cost", line);
+    if (reason === "length" && !problem) this.button(word("continue"), () => this.acts.goOn(this), "more");
+    this.setActions();
+  }
+
+  /** @param {"cost" | "problem" | "dropped" | "reconnecting" | "challenge"} kind @param {string} text */
+  note(kind, text) {
+    const line = element("p", { class: kind }, text);
+    this.notes.append(line);
+    return line;
+  }
+
+  button(text, act, name = "") {
+    const button = element("button", { type: "button", class: `quiet ${name}`, onclick: act }, text);
+    this.notes.append(button);
+    return button;
+  }
+
+  /** A button for a retry, now or after some seconds. @param {number} seconds */
+  offerRetry(seconds) {
+    const button = this.button(word("retry"), () => this.acts.retry(this), "retry");
+    const ready = Date.now() + seconds * 1000;
+    const count = () => {
+      const rest = Math.ceil((ready - Date.now()) / 1000);
+      button.disabled = rest > 0;
+      button.textContent = rest > 0 ? word("retry.in", { seconds: rest }) : word("retry");
+      if (rest > 0 && button.isConnected) setTimeout(count, 250);
+    };
+    setTimeout(count);
+    count();
+  }
+
+  /** Show how much of a proof of work is done. @param {number | null} share null: it is over */
+  setChallenge(share) {
+    let line = this.notes.querySelector("p.challenge");
+    if (share === null) {
+      line?.remove();
+      return;
+    }
+    if (!line) {
+      line = this.note("challenge", word("challenge.working"));
+      line.append(" ", element("progress", { max: 1, "aria-label": word("challenge.working") }));
+    }
+    line.querySelector("progress").value = share;
+  }
+
+  /** @param {string} [text] why nothing of the answer comes */
+  setLost(text = word("reconnecting")) {
+    const line = this.notes.querySelector(".reconnecting");
+    if (line) line.textContent = text;
+    else this.note("reconnecting", text);
+  }
+
+  /** @returns {boolean} whether it had been lost */
+  setBack() {
+    const line = this.notes.querySelector(".reconnecting");
+    line?.remove();
+    return Boolean(line);
+  }
+
+  /** @param {Message[]} versions */
+  setVersions(versions) {
+    this.versions = versions;
+    this.setActions();
+  }
+
+  setActions() {
+    this.actions.replaceChildren();
+    if (this.isWriting) return;
+    if (this.versions.length > 1) this.actions.append(this.branch());
+    if (this.message.content) {
+      const copy = iconButton("copy", word("copy.message"), () => copyFrom(copy, this.message.content));
+      copy.classList.add("copy");
+      this.actions.append(copy);
+    }
+    if (this.isMine) this.actions.append(iconButton("edit", word("edit"), () => this.acts.edit(this)));
+    else this.actions.append(iconButton("again", word("regenerate"), () => this.acts.again(this)));
+  }
+
+  branch() {
+    const index = this.versions.indexOf(this.message);
+    const go = (step) => () => this.acts.version(this.versions[index + step]);
+    const before = iconButton("back", word("branch.before"), go(-1));
+    const after = iconButton("forth", word("branch.after"), go(1));
+    before.disabled = index === 0;
+    after.disabled = index === this.versions.length - 1;
+    const which = word("branch.of", { index: index + 1, count: this.versions.length });
+    return element("span", { class: "branch" }, before, element("span", {}, which), after);
+  }
+}
+
+/** Copy, and confirm on the button for a while. @param {HTMLButtonElement} button @param {string} text */
+export async function copyFrom(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    if (!copyOldWay(text)) return;
+  }
+  const before = [...button.childNodes];
+  const hasText = Boolean(button.textContent);
+  button.replaceChildren(icon("done"), ...(hasText ? [word("copied")] : []));
+  const label = button.ariaLabel;
+  button.ariaLabel = word("copied");
+  setTimeout(() => {
+    button.replaceChildren(...before);
+    button.ariaLabel = label;
+  }, 2_000);
+}
+
+/** Over plain http the clipboard API is missing. */
+function copyOldWay(text) {
+  const area = element("textarea", { class: "unseen" });
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
+}

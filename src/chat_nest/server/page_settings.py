@@ -1,0 +1,130 @@
+"""[page]: the operator's title, words, colours and logo in the page's files."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chat_nest.core.protocols import Scope
+from chat_nest.server.config.page import words_files
+from chat_nest.server.config.schema import PageSection
+from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file
+
+NAME = "Chat Nest"
+CONFIG = b'<script id="config" type="application/json">{}</script>'
+"""In index.html. A data block never runs, so the policy does not forbid it."""
+
+
+class OfferedProfile(Struct, frozen=True):
+    """A profile that a visitor may choose on the page."""
+
+    name: str
+    model: str
+    system_prompt: bool
+    resumable: bool
+    signed_turns: bool = False
+
+
+class PageFacts(Struct, frozen=True):
+    """The server's settings that the page needs. `wants_key`: whether callers need a key or a token."""
+
+    demo: bool
+    wants_key: bool
+    profiles: Sequence[OfferedProfile]
+    """The first is the default."""
+    cookie: Callable[[Scope], bytes] | None = None
+    """Returns the cookie for a visitor without one; None if visitors have no cookies."""
+    challenge: str = ""
+    """The service whose challenge the page may show."""
+
+
+SOURCES = {
+    "turnstile": ("https://challenges.cloudflare.com",),
+    "hcaptcha": ("https://hcaptcha.com", "https://*.hcaptcha.com"),
+    "recaptcha": ("https://www.google.com/recaptcha/", "https://www.gstatic.com/recaptcha/"),
+}
+"""The places that a service's script loads from, as the service documents them."""
+FRAME = ("challenge.html", "challenge-frame.js")
+
+
+def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
+    """Return every file of the page by its path, with the operator's settings.
+
+    Raises OSError if a file can't be read.
+    """
+    packed = packaged()
+    words = words_files(page)
+    logo = f"logo.{page.logo.rpartition('.')[2].lower()}" if page.logo else "favicon.svg"
+    title = page.title or NAME
+    config = {
+        "title": title,
+        "greeting": page.greeting,
+        "suggestions": page.suggestions,
+        "notice": page.notice,
+        "logo": logo,
+        "language": page.language,
+        "languages": sorted(name.removesuffix(".json") for name in words),
+        "demo": facts.demo,
+        "wants_key": facts.wants_key,
+        "visitors": facts.cookie is not None,
+        "profiles": [
+            {name: getattr(each, name) for name in OfferedProfile.__struct_fields__} for each in facts.profiles
+        ],
+        "words": words["en.json"],
+    }
+    made = {f"words/{name}": json.dumps(found, ensure_ascii=False).encode() for name, found in words.items()}
+    made["theme.css"] = _theme(page).encode()
+    if page.logo:
+        made[logo] = Path(page.logo).read_bytes()
+    made["index.html"] = _index(packed["index.html"].body, title, logo, config)
+    files = {
+        **{name: file for name, file in packed.items() if name not in FRAME},
+        **{
+            name: page_file(name, body, frame_ancestors=page.embed_origins, frames=bool(facts.challenge))
+            for name, body in made.items()
+        },
+    }
+    if facts.challenge:
+        allowed = challenge_policy(SOURCES[facts.challenge], page.embed_origins)
+        files |= {name: replace(packed[name], policy=allowed) for name in FRAME}
+    if facts.cookie is not None:  # kept in no shared cache: each visitor gets a cookie of its own
+        files["index.html"] = replace(files["index.html"], cookie=facts.cookie, cache_control=b"private, no-cache")
+    return {"/" if name == "index.html" else f"/{name}": file for name, file in files.items()}
+
+
+def _index(shipped: bytes, title: str, logo: str, config: dict[str, Any]) -> bytes:
+    block = json.dumps(config, ensure_ascii=False).replace("<", "\\u003c").encode()
+    return (
+        shipped.replace(NAME.encode(), html.escape(title).encode())
+        .replace(b'"favicon.svg"', f'"{logo}"'.encode())
+        .replace(CONFIG, CONFIG.replace(b"{}", block))
+    )
+
+
+def _theme(page: PageSection) -> str:
+    """Return the operator's colours, with black or white text on them, whichever is easier to read."""
+    rules = ""
+    if page.accent:
+        rules += f":root {{ {_accent(page.accent)} }}\n"
+    if page.accent_dark or page.accent:
+        rules += f"@media (prefers-color-scheme: dark) {{ :root {{ {_accent(page.accent_dark or page.accent)} }} }}\n"
+    return rules
+
+
+def _accent(colour: str) -> str:
+    light = luminance(colour)
+    ink = "#ffffff" if 1.05 / (light + 0.05) >= (light + 0.05) / 0.05 else "#000000"
+    return f"--accent: {colour}; --accent-ink: {ink};"
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of #rrggbb, from 0 to 1 (WCAG 2.2)."""
+    parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

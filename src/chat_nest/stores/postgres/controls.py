@@ -1,0 +1,89 @@
+"""The controls in the schema `chat_nest`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, LiteralString, Protocol
+
+import msgspec
+
+from chat_nest.core.controls import MOST_REPORTS, Act, Control, Snapshot, check_change, check_first, check_report
+from chat_nest.limits.windows import US
+
+_CHANGE = (
+    "SELECT chat_nest.guard(%s, %s), chat_nest.change_controls(%s::jsonb, %s::text[], %s::text[], %s::jsonb, %s, %s)"
+)
+_WATCH = "SELECT chat_nest.guard(%s, %s), * FROM chat_nest.watch_controls(%s, %s)"
+_FIRST = "SELECT chat_nest.guard(%s, %s), chat_nest.first(%s, %s, %s, %s)"
+_ACTS = "SELECT chat_nest.guard(%s, %s), chat_nest.newest_acts(%s)"
+_REPORT = "SELECT chat_nest.guard(%s, %s), chat_nest.report(%s::jsonb, %s)"
+_REPORTS = "SELECT chat_nest.guard(%s, %s), chat_nest.reports(%s, %s, %s, %s)"
+
+_decode_rows = msgspec.json.Decoder(list[tuple[str, str, str, str, int | None]]).decode
+_decode_reports = msgspec.json.Decoder(list[tuple[str, str, int]]).decode
+_decode_acts = msgspec.json.Decoder(list[Act]).decode
+
+
+class Call(Protocol):
+    """Calls a function of the schema: the query begins with its guard, whose values are not among these."""
+
+    def __call__(self, query: LiteralString, *values: str | list[str] | None) -> Awaitable[tuple[Any, ...]]: ...
+
+
+class PostgresControls:
+    """Controls in the database of a PostgresStore. `time` returns None for the server's time, or microseconds."""
+
+    def __init__(self, call: Call, time: Callable[[], str | None]) -> None:
+        self._call = call
+        self._time = time
+
+    async def change(
+        self, put: Sequence[Control] = (), remove: Sequence[tuple[str, str]] = (), act: Act | None = None
+    ) -> None:
+        check_change(put, remove, act)
+        rows = {
+            (row.kind, row.name): (row.kind, row.name, row.value, row.reason, row.expires and int(row.expires * US))
+            for row in put
+        }
+        await self._call(
+            _CHANGE,
+            msgspec.json.encode(list(rows.values())).decode(),
+            [kind for kind, _ in remove],
+            [name for _, name in remove],
+            None if act is None else msgspec.json.encode(act).decode(),
+            str(secrets.randbits(62)),
+            self._time(),
+        )
+
+    async def watch(self, known: int) -> Snapshot | None:
+        [version, found] = await self._call(_WATCH, str(known), self._time())
+        if found is None:
+            return None
+        rows = (
+            Control(kind=kind, name=name, value=value, reason=reason, expires=until and until / US)
+            for kind, name, value, reason, until in _decode_rows(found)
+        )
+        return Snapshot(version=version, rows=tuple(rows))
+
+    async def first(self, key: str, seconds: float) -> bool:
+        check_first(key, seconds)
+        call = str(secrets.randbits(62))
+        [first] = await self._call(_FIRST, key, str(int(seconds * US)), call, self._time())
+        return bool(first)
+
+    async def acts(self, most: int) -> Sequence[Act]:
+        [found] = await self._call(_ACTS, str(most))
+        return _decode_acts(found)
+
+    async def report(self, rows: Sequence[Control]) -> None:
+        check_report(rows)
+        words = {(row.kind, row.name): (row.kind, row.name, row.value, int((row.expires or 0.0) * US)) for row in rows}
+        await self._call(_REPORT, msgspec.json.encode(list(words.values())).decode(), self._time())
+
+    async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
+        [found] = await self._call(_REPORTS, kind, name, str(MOST_REPORTS), self._time())
+        return [
+            Control(kind=kind, name=name, value=value, expires=until / US)
+            for name, value, until in _decode_reports(found)
+        ]

@@ -1,0 +1,88 @@
+"""A fleet whose workers die, or can't start: the others go on, and the dead are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from ports import free_port
+from processes import children
+from raw_client import HELLO, connect
+from redis_servers import RedisServer
+from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
+from serve_command import Command, command
+
+
+@pytest.fixture
+def redis():
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+def workers(served: Command) -> set[int]:
+    return children("spawn_main", served.process.pid)
+
+
+def worker_with(served: Command, port: int) -> int:
+    """The worker that has the connection whose local port is this."""
+    [inode] = [
+        fields[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if int((fields := line.split())[1].partition(":")[2], 16) == port
+    ]
+    [found] = [
+        pid for pid in workers(served)
+        if any(os.readlink(file) == f"socket:[{inode}]" for file in Path(f"/proc/{pid}/fd").iterdir())
+    ]  # fmt: skip
+    return found
+
+
+def peer_port(provider: ScriptedProvider) -> int:
+    """The client's port of the connection with the last chat."""
+    return provider.requests[-1].connection._transport.get_extra_info("peername")[1]
+
+
+async def test_a_worker_that_can_not_be_replaced_while_the_store_is_away_ends_no_other(tmp_path, redis) -> None:
+    release = asyncio.Event()
+    slow = stream(chunk("Hel"), release, chunk("lo"), finish(), usage(5, 3), DONE)
+    store = {"CHAT_NEST_STORE_URL": redis.url}
+    async with (
+        ScriptedProvider(slow, answer("x")) as provider,
+        command(tmp_path, provider.url, "sk-x", "--workers", "2", **store) as served,
+        connect(served.port) as client,
+    ):
+        while len(provider.checks) < 2:  # each worker looks for its provider when it serves
+            await asyncio.sleep(0.01)
+        reply = await client.post(HELLO)
+        await reply.until("token")
+        streaming = worker_with(served, peer_port(provider))
+        [other] = workers(served) - {streaming}
+        redis.signal(signal.SIGSTOP)
+        os.kill(other, signal.SIGKILL)
+        await served.until(rb"worker \d+ could not start; another try in (\d+) s", times=2)
+        assert streaming in workers(served)
+        release.set()
+        assert (await reply.events())[-1].name == "done"
+        redis.signal(signal.SIGCONT)
+        while len(provider.checks) < 3:
+            await asyncio.sleep(0.01)
+        async with connect(served.port) as again:
+            assert (await (await again.post(HELLO)).events())[-1].name == "done"
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.ended() == 0
+    assert re.findall(rb"another try in (\d+) s", served.said)[:2] == [b"2", b"4"], "the pauses grow"
+
+
+async def test_a_fleet_of_which_no_worker_ever_served_ends_with_an_error(tmp_path) -> None:
+    store = {"CHAT_NEST_STORE_URL": f"redis://127.0.0.1:{free_port()}"}
+    async with (
+        ScriptedProvider() as provider,
+        command(tmp_path, provider.url, "sk-x", "--workers", "2", **store) as served,
+    ):
+        assert await served.ended() == 1
+    assert b"the store can't be used" in served.said

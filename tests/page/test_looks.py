@@ -1,0 +1,165 @@
+"""How the page looks and whether everybody can use it: small and large windows, colours, directions, assistive technology."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from page_words import PHONE, forever, say, words
+from playwright.async_api import expect
+from scripted_provider import CLOSE, answer, chunk, stream
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AXE = Path(__file__).parents[1] / "clients/node_modules/axe-core/axe.min.js"
+RICH = "# Title\n\nText with `code` and [a link](https://example.com).\n\n```python\nx = 1  # one\n```\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n- one\n- two\n\n$x^2$"
+LONG = (
+    "https://example.com/"
+    + "a" * 300
+    + "\n"
+    + "\n".join(f"{number} words" for number in range(60))
+    + "\n\n```\n"
+    + "x" * 300
+    + "\n```"
+)
+
+
+async def findings(page):
+    """What axe-core finds, of all its rules for WCAG 2.2 A and AA and its best practices."""
+    await page.context.new_cdp_session(page)
+    await page.evaluate(AXE.read_text())
+    found = await page.evaluate(
+        "axe.run(document).then(({ violations }) => violations.map(({ id, nodes }) => [id, nodes.map(({ html, failureSummary }) => html.slice(0, 200) + failureSummary)]))"
+    )
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing(provider, visit, scheme):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: scripts/setup clients")
+    provider.scripts = [answer(RICH), stream(chunk("Hel"), CLOSE), forever("one")]
+    page = await visit(color_scheme=scheme)
+    assert await findings(page) == []
+    await say(page, "Rich")
+    await expect(page.locator(".cost")).to_be_visible()
+    await expect(page.locator(".katex")).to_have_count(1)
+    await say(page, "Cut")
+    await expect(page.locator(".problem")).to_be_visible()
+    assert await findings(page) == []
+    await page.get_by_role("button", name="Actions for “Rich”").click()
+    assert await findings(page) == []
+    await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Settings").click()
+    assert await findings(page) == []
+    await page.keyboard.press("Escape")
+    await say(page, "Writing")
+    await expect(words(page)).to_have_text("one")
+    assert await findings(page) == []
+
+
+async def stays_inside(page, width):
+    sizes = "[document.documentElement, document.getElementById('scroller')].map((node) => node.scrollWidth - node.clientWidth)"
+    assert await page.evaluate(sizes) == [0, 0]
+    assert await page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+    for button in await page.locator(".chat button:visible, .chat select:visible").all():
+        box = await button.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+async def test_nothing_sticks_out_on_a_phone_and_the_composer_stays_in_sight(provider, visit):
+    provider.scripts = [answer(LONG)]
+    page = await visit(**PHONE)
+    for text in (None, LONG):
+        if text is not None:
+            await say(page, text)
+            await expect(page.locator(".cost")).to_be_visible()
+        await stays_inside(page, 360)
+        for button in await page.locator(".chat button:visible").all():
+            assert (await button.bounding_box())["height"] >= 40  # fingers
+    await page.get_by_role("button", name="Conversations").click()
+    side = page.locator("#side")
+    await expect(side).to_be_visible()
+    await expect(page.get_by_label("Search conversations")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(side).to_be_hidden()
+    await expect(page.locator("#menu")).to_be_focused()
+    await page.set_viewport_size({"width": 360, "height": 320})  # as with a keyboard on the screen
+    box = await page.get_by_label("Your message").bounding_box()
+    assert box["y"] + box["height"] <= 320
+
+
+async def test_at_200_percent_everything_is_there(provider, visit):
+    """A window of 1280 px at 200 % is one of 640 CSS pixels; WCAG 1.4.10 asks for 320 px."""
+    provider.scripts = [answer(RICH)]
+    for width in (640, 320):
+        page = await visit(viewport={"width": width, "height": 400}, device_scale_factor=2)
+        await say(page, "Rich")
+        await expect(page.locator(".cost")).to_be_visible()
+        await stays_inside(page, width)
+
+
+async def test_with_forced_colours_everything_is_told_apart(provider, visit):
+    provider.scripts = [answer(RICH)]
+    page = await visit(forced_colors="active")
+    await say(page, "Rich")
+    await expect(page.locator(".cost")).to_be_visible()
+    for place in (".user .words", "#send", ".code", ".talk[aria-current]"):
+        assert await page.locator(place).first.evaluate("node => getComputedStyle(node).borderTopStyle") == "solid"
+
+
+async def test_motion_is_reduced_for_those_who_want_so(provider, visit):
+    provider.scripts = [forever("one")]
+    page = await visit(reduced_motion="reduce")
+    await say(page, "Hi")
+    await expect(words(page)).to_have_text("one")
+    assert (
+        await page.locator(".notes").last.evaluate("node => getComputedStyle(node, '::before').animationName") == "none"
+    )
+
+
+async def test_arabic_runs_from_right_to_left_and_its_code_does_not(provider, visit):
+    provider.scripts = [answer("مرحبا\n\n```python\nx = 1\n```")]
+    page = await visit(locale="ar-EG", viewport={"width": 1000, "height": 700})
+    assert await page.evaluate("[document.documentElement.lang, document.documentElement.dir]") == ["ar", "rtl"]
+    await page.get_by_label("رسالتك").fill("سؤال")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".cost")).to_contain_text("رمز")
+    side, chat = await page.locator("#side").bounding_box(), await page.locator(".chat").bounding_box()
+    assert side["x"] > chat["x"]
+    assert await page.locator("pre").evaluate("node => getComputedStyle(node).direction") == "ltr"
+    assert await page.locator(".assistant .words p").evaluate("node => getComputedStyle(node).textAlign") in (
+        "start",
+        "right",
+    )
+    await stays_inside(page, 1000)
+
+
+async def test_every_language_can_be_chosen_and_is_remembered(visit):
+    page = await visit(locale="fr-FR")
+    assert await page.evaluate("document.documentElement.lang") == "en"
+    for tag, name in (("de", "Neues Gespräch"), ("es", "Nueva conversación"), ("zh", "新对话"), ("ar", "محادثة جديدة")):
+        await page.locator("#open-settings").click()
+        await page.select_option("#language", tag)
+        await page.locator("#settings-form button[value=save]").click()
+        await expect(page.locator("#new")).to_have_text(name)
+    await page.reload()
+    await page.wait_for_selector("html[data-ready]")
+    await expect(page.locator("#new")).to_have_text("محادثة جديدة")
+
+
+async def test_on_paper_there_is_the_conversation_only(provider, visit):
+    provider.scripts = [answer("long line\n" * 200)]
+    page = await visit()
+    await say(page, "Hi")
+    await expect(page.locator(".cost")).to_be_visible()
+    await page.emulate_media(media="print")
+    for place in ("#side", "#composer", ".actions >> nth=0"):
+        await expect(page.locator(place)).to_be_hidden()
+    assert (
+        await page.evaluate(
+            "document.getElementById('scroller').scrollHeight - document.getElementById('scroller').clientHeight"
+        )
+        == 0
+    )

@@ -1,0 +1,255 @@
+"""Session tokens: what one grants, and what no token can do."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any
+
+import msgspec
+import pytest
+
+from chat_nest.controls import LiveControls, MemoryControls
+from chat_nest.core.errors import ChatError, InvalidSession, OriginNotAllowed, SessionExpired, SessionRevoked
+from chat_nest.core.limits import Limits, Totals
+from chat_nest.core.messages import Caller
+from chat_nest.identity.bearer import FOLLOWS
+from chat_nest.identity.session_fields import BadField
+from chat_nest.identity.session_token import CHAT, READ, Grant, Signer
+from chat_nest.identity.sessions import Session, Sessions, session_of
+
+SECRET, OTHER = "a-canary-secret-of-this-deployment-1", "b-canary-secret-of-that-deployment-2"
+NOON = 1_790_000_000.5
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def request(token: str, *, follows: bool = False, **headers: str) -> dict[str, Any]:
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    marked = {FOLLOWS: True} if follows else {}
+    return {"type": "http", "headers": [(b"authorization", b"Bearer " + token.encode()), *named], **marked}
+
+
+def outcome(sessions: Sessions, token: str, **more: Any) -> type[ChatError] | Caller:
+    try:
+        return sessions(request(token, **more))
+    except ChatError as error:
+        assert "canary" not in str(error)
+        return type(error)
+
+
+def test_a_session_names_its_caller_and_what_it_may(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    made = sessions.create(
+        caller="user_42",
+        group="acme",
+        profile="balanced",
+        limits={"usd": 0.05, "tokens": 20_000, "requests": 10, "concurrent_streams": 1},
+        conversation="c_17",
+    )
+    assert (made.expires_at, made.id[:2]) == (int(NOON) + 600, "s_")
+    assert made.token not in repr(made)
+    caller = sessions(request(made.token))
+    assert (caller.id, caller.group, caller.profile) == ("session:user_42", "acme", "balanced")
+    session, conversation = caller.shares
+    assert (session.scope, session.id, session.ends_at) == ("session", made.id, made.expires_at)
+    assert session.totals == Totals(requests=10, tokens=20_000, usd=0.05)
+    assert session.limits == Limits(concurrent_streams=1)
+    assert conversation.scope == "conversation"
+    assert session_of(caller) == made.id
+    other = sessions(request(sessions.create(caller="eve", conversation="c_17").token))
+    assert other.shares[1].id != conversation.id, "another user's conversation of the same name"
+    free = sessions(request(sessions.create(caller="bob", profiles=["a", "b"]).token))
+    assert (free.profile, free.profiles, free.group) == (None, ("a", "b"), None)
+    assert session_of(Caller(id="x")) == ""
+    assert Sessions([SECRET], prefix="", now=clock)(request(made.token)).id == "user_42"
+
+
+def test_every_change_of_a_token_is_refused(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    token = sessions.create(caller="ada").token
+    assert isinstance(outcome(sessions, token), Caller)
+    for end in range(1, len(token)):
+        assert outcome(sessions, token[:end]) is InvalidSession
+    for place in range(len(token)):
+        for other in "A-":
+            changed = token[:place] + other + token[place + 1 :]
+            assert changed == token or outcome(sessions, changed) is InvalidSession, place
+    head, secret, grant, signature = token.split(".")
+    richer = json.loads(urlsafe_b64decode(grant + "==")) | {"caller": "eve"}
+    forged = urlsafe_b64encode(msgspec.json.encode(richer)).rstrip(b"=").decode()
+    for wrong in (
+        f"{head}.{secret}.{forged}.{signature}",
+        f"{head}.{secret}.{grant}.",
+        f"{head}..{grant}.{signature}",
+        f"cns_2.{secret}.{grant}.{signature}",
+        f"{READ}1.{secret}.{grant}.{signature}",
+        token + "=",
+        token + ".x",
+        CHAT,
+        "cns_1",
+        "cns_1...",
+    ):
+        assert outcome(sessions, wrong) is InvalidSession, wrong
+        assert outcome(sessions, wrong, follows=True) is InvalidSession, wrong
+
+
+def test_another_deployment_s_token_is_none_here(clock: Clock) -> None:
+    here, there = Sessions([SECRET], now=clock), Sessions([OTHER], now=clock)
+    assert outcome(here, there.create(caller="ada").token) is InvalidSession
+    claims_to_be_ours = there.create(caller="ada").token.split(".")
+    claims_to_be_ours[1] = here.create(caller="ada").token.split(".")[1]
+    assert outcome(here, ".".join(claims_to_be_ours)) is InvalidSession
+
+
+def test_two_secrets_are_valid_while_one_replaces_the_other(clock: Clock) -> None:
+    before, during, after = (Sessions(each, now=clock) for each in ([SECRET], [OTHER, SECRET], [OTHER]))
+    old, new = before.create(caller="ada").token, during.create(caller="ada").token
+    assert isinstance(outcome(during, old), Caller)
+    assert isinstance(outcome(during, new), Caller)
+    assert isinstance(outcome(after, new), Caller)
+    assert outcome(after, old) is InvalidSession
+    assert outcome(before, new) is InvalidSession
+
+
+def test_a_grant_of_a_newer_version_is_refused_and_not_half_understood(clock: Clock) -> None:
+    class Newer(Grant, frozen=True, kw_only=True):
+        only_on_sundays: bool = True
+
+    sessions, signer = Sessions([SECRET], now=clock), Signer([SECRET])
+    grant = Newer(id="s_1", caller="ada", created=int(NOON), expires=int(NOON) + 9)
+    assert isinstance(outcome(sessions, signer.sign(CHAT, Grant(id="s", caller="a", created=1, expires=2**31))), Caller)
+    assert outcome(sessions, signer.sign(CHAT, msgspec.structs.replace(grant, only_on_sundays=False))) is InvalidSession
+
+
+async def test_it_ends_at_its_time_and_when_it_is_revoked(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    made = sessions.create(caller="ada", expires_in=60)
+    sessions.bind(lambda _: None, LiveControls(MemoryControls(clock), clock))
+    clock.now = made.expires_at - 0.01
+    assert isinstance(outcome(sessions, made.token), Caller)
+    await sessions.revoke(made.id)
+    assert outcome(sessions, made.token) is SessionRevoked
+    assert outcome(sessions, made.read_token, follows=True) is SessionRevoked
+    clock.now = made.expires_at
+    assert outcome(sessions, made.token) is SessionExpired
+
+
+def test_a_read_token_only_follows(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    made: Session = sessions.create(caller="ada")
+    assert outcome(sessions, made.read_token) is InvalidSession
+    assert outcome(sessions, made.read_token, follows=True) == outcome(sessions, made.token)
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"origin": "https://app.example"}, True),
+        ({"origin": "HTTPS://App.Example"}, True),
+        ({"origin": "https://xn--bcher-kva.example"}, True),
+        ({"origin": "https://app.example:8443"}, False),
+        ({"origin": "http://app.example"}, False),
+        ({"origin": "https://app.example.evil.example"}, False),
+        ({"origin": "https://evil.example?https://app.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+        ({}, False),
+        ({"sec_fetch_site": "same-origin", "host": "app.example"}, True),
+        ({"sec_fetch_site": "same-origin", "host": "app.example:443"}, True),
+        ({"sec_fetch_site": "same-origin", "host": "evil.example"}, False),
+        ({"sec_fetch_site": "none", "host": "app.example"}, False),
+    ],
+)
+def test_it_may_be_used_by_its_own_pages_only(clock: Clock, headers: dict[str, str], allowed: bool) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    token = sessions.create(caller="ada", origins=["https://APP.example:443", "https://xn--bcher-kva.example"]).token
+    found = outcome(sessions, token, **headers)
+    assert isinstance(found, Caller) if allowed else found is OriginNotAllowed
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("caller", {"caller": None}),
+        ("caller", {"caller": ""}),
+        ("caller", {"caller": "a\ncanary"}),
+        ("caller", {"caller": 7}),
+        ("caller", {"caller": "canary" * 50}),
+        ("group", {"group": ""}),
+        ("profile", {"profile": ["canary"]}),
+        ("profiles", {"profiles": []}),
+        ("profiles", {"profiles": "canary"}),
+        ("profiles[1]", {"profiles": ["a", ""]}),
+        ("profiles", {"profiles": ["a"], "profile": "b"}),
+        ("expires_in", {"expires_in": 0}),
+        ("expires_in", {"expires_in": 86_401}),
+        ("expires_in", {"expires_in": True}),
+        ("expires_in", {"expires_in": 60.5}),
+        ("origins", {"origins": "https://canary.example"}),
+        ("origins[0]", {"origins": ["https://canary.example/page"]}),
+        ("origins[0]", {"origins": ["https://bücher.example"]}),
+        ("origins[0]", {"origins": ["*"]}),
+        ("origins[0]", {"origins": ["null"]}),
+        ("limits", {"limits": [1]}),
+        ("limits", {"limits": {"canary": 1}}),
+        ("limits.tokens", {"limits": {"tokens": 0}}),
+        ("limits.tokens", {"limits": {"tokens": 1.0}}),
+        ("limits.requests", {"limits": {"requests": -1}}),
+        ("limits.concurrent_streams", {"limits": {"concurrent_streams": 2**51}}),
+        ("limits.usd", {"limits": {"usd": float("nan")}}),
+        ("limits.usd", {"limits": {"usd": 0}}),
+        ("limits.usd", {"limits": {"usd": "canary"}}),
+        ("conversation", {"conversation": "\x00"}),
+        ("body", {"canary": 1}),
+    ],
+)
+def test_a_field_that_breaks_its_rule_is_named_and_its_value_is_not(field: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(BadField) as caught:
+        Sessions([SECRET]).mint({"caller": "ada", **asked})
+    assert caught.value.field == field
+    assert "canary" not in str(caught.value)
+
+
+def test_a_token_has_a_length_that_every_server_takes() -> None:
+    sessions = Sessions([SECRET])
+    origins = [f"https://{'x' * 200}{number}.example" for number in range(20)]
+    with pytest.raises(ValueError, match="more than 4096 characters"):
+        sessions.create(caller="ada", origins=origins)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "said"),
+    [([], "at least one secret"), (["short"], "at least 32 bytes"), ([SECRET, "canary"], "at least 32 bytes")],
+)
+def test_a_secret_that_could_be_guessed_is_refused_at_the_start(secrets: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        Sessions(secrets)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_lifetime_is_at_most_a_day() -> None:
+    with pytest.raises(ValueError, match="from 1 to 86400"):
+        Sessions(SECRET, expires_in=86_401)
+
+
+async def test_only_the_id_of_a_session_can_be_revoked() -> None:
+    sessions = Sessions([SECRET])
+    with pytest.raises(RuntimeError, match="belong to no chat"):
+        await sessions.revoke("s_" + "0" * 24)
+    sessions.bind(lambda _: None, LiveControls(MemoryControls()))
+    for wrong in ("", "s_1", "s_" + "g" * 24, sessions.create(caller="canary").token):
+        with pytest.raises(ValueError, match="the id of a session is") as caught:
+            await sessions.revoke(wrong)
+        assert "canary" not in str(caught.value)

@@ -1,0 +1,728 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from chat_nest.limits.counters import COUNTERS, LIMITS, OWN as OWN_LIMITS, RATES
+from chat_nest.core.errors import BadRequest, Closed, Forbidden
+from chat_nest.limits.spec import (
+    BALANCED,
+    BUILT_IN_PROFILES,
+    CONSTRAINED,
+    EXPANDED,
+    HARD_CAPS,
+    HardCaps,
+    Limits,
+    Profile,
+)
+from chat_nest.core.claims import Line
+from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
+from chat_nest.limits.prices import Prices, price
+from chat_nest.limits.profiles import Profiles, default_name
+
+WIDE = HardCaps(
+    max_output_tokens=10**6,
+    max_messages=10**6,
+    temperature=2.0,
+    tokens_per_day=10**12,
+    tokens_per_request=10**9,
+    requests_per_minute=10**6,
+)
+NUMBERS = (
+    "max_output_tokens",
+    "max_messages",
+    "temperature",
+    "tokens_per_request",
+    "tokens_per_day",
+    "tokens_per_minute",
+    "requests_per_minute",
+    "concurrent_streams",
+)
+CALLER = Caller(id="203.0.113.5")
+HELLO = (Message(role="user", content="hello"),)
+NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
+
+
+def built_in(limits: Limits = Limits(), hard_caps: HardCaps = HARD_CAPS, time_zone: str = "UTC") -> Profiles:
+    return Profiles(BUILT_IN_PROFILES, limits, hard_caps, time_zone)
+
+
+def ask(profile: str | None = None, **fields: object) -> ChatRequest:
+    return msgspec.convert({"messages": HELLO, "profile": profile, **fields}, ChatRequest)
+
+
+# Which profile.
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [
+        (None, "balanced"),
+        ("constrained", "constrained"),
+        ("balanced", "balanced"),
+        ("expanded", "expanded"),
+        ("  ExPanDed \n", "expanded"),
+        ("budget", "constrained"),
+        ("MODERATE", "balanced"),
+        ("Free", "expanded"),
+        ("", "balanced"),
+        ("nosuch", "balanced"),
+        ("constructor", "balanced"),
+        ("__proto__", "balanced"),
+        ("__class__", "balanced"),
+    ],
+)
+def test_a_profile_is_found_by_its_name_or_is_the_default(name: str | None, profile: str) -> None:
+    assert built_in().resolve(CALLER, ask(name)) == BUILT_IN_PROFILES[profile]
+
+
+def test_an_operator_may_give_an_old_name_to_a_profile_of_their_own() -> None:
+    own = Profile(name="Free", open=True, max_output_tokens=7, min_output_tokens=7)
+    profiles = Profiles({**BUILT_IN_PROFILES, "Free": own}, Limits(), HARD_CAPS, "UTC", default="free")
+    assert profiles.resolve(CALLER, ask("free")) == own
+    assert profiles.resolve(CALLER, ask()) == own
+
+
+def test_a_configuration_that_can_not_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="default_profile must name one of the profiles: constrained, balanced, expan"):
+        Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", default="nosuch")
+    for zone in ("Mars/Olympus", "", "../etc/passwd", "America"):
+        with pytest.raises(ValueError, match="not a known time zone"):
+            built_in(time_zone=zone)
+
+
+# Who may choose it.
+
+
+CHEAP = Profile(name="cheap", model="a:cheap")
+DEAR = Profile(name="dear", model="b:dear", tokens_per_day=9, temperature=0.1)
+OPEN = Profile(name="free", model="a:free", open=True)
+
+
+def own(*profiles: Profile, default: str | None = None) -> Profiles:
+    return Profiles({profile.name: profile for profile in profiles}, Limits(), WIDE, "UTC", default)
+
+
+def test_a_stranger_may_choose_the_default_profile_and_those_that_are_open() -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    assert rules.open == rules.offered(CALLER) == (CHEAP, OPEN)
+    assert rules.model_names(CALLER) == ("cheap", "free")
+    assert [rules.resolve(CALLER, ask(name)) for name in (None, "free", "dear", "nosuch")] == [
+        CHEAP,
+        OPEN,
+        CHEAP,
+        CHEAP,
+    ]
+
+
+@pytest.mark.parametrize("model", ["dear", "b:dear", "nosuch"])
+def test_the_model_of_a_closed_profile_is_offered_no_more_than_an_unknown_one(model: str) -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    for profile, names in ((None, "cheap, free"), ("cheap", "cheap"), ("free", "free"), ("dear", "cheap, free")):
+        with pytest.raises(BadRequest, match=f"must be a model that is offered here: {names}$"):
+            rules.resolve(CALLER, ask(profile, model=model))
+    assert rules.resolve(CALLER, ask(model="free")) == OPEN
+
+
+def test_a_refused_model_is_answered_with_ten_that_are_offered() -> None:
+    rules = own(*(Profile(name=f"p{n}", model=f"a:m{n}", open=True) for n in range(11)), default="p0")
+    with pytest.raises(BadRequest, match=r"offered here: m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, \.\.\.$"):
+        rules.resolve(CALLER, ask(model="gpt-4o"))
+
+
+@pytest.mark.parametrize("name", ["profile", "model"])
+def test_a_closed_profile_lowers_a_caller_with_a_profile_of_its_own_but_keeps_its_model_to_itself(name: str) -> None:
+    rules = own(CHEAP, DEAR, default="dear")
+    caller = Caller(id="a", profile="cheap")
+    asked = ask("dear") if name == "profile" else ask(model="dear")
+    assert rules.resolve(caller, asked) == replace(CHEAP, tokens_per_day=9, temperature=0.1)
+    with pytest.raises(BadRequest):
+        rules.resolve(caller, ask("dear", model="b:dear"))
+
+
+def test_where_every_profile_is_closed_only_callers_with_one_of_their_own_chat() -> None:
+    rules = own(replace(CHEAP, open=False), DEAR, default="cheap")
+    assert rules.open == ()
+    for call in (
+        lambda: rules.resolve(CALLER, ask()),
+        lambda: rules.offered(CALLER),
+        lambda: rules.model_names(CALLER),
+    ):
+        with pytest.raises(Forbidden, match="not open to you"):
+            call()
+    assert rules.resolve(Caller(id="a", profile="dear"), ask()) == DEAR
+
+
+@pytest.mark.parametrize(
+    ("profiles", "named", "default"),
+    [
+        ([CHEAP, BALANCED, OPEN], None, "balanced"),
+        ([CHEAP], None, "cheap"),
+        ([CHEAP, DEAR, OPEN], None, "free"),
+        ([CHEAP, DEAR], "DEAR ", "dear"),
+        ([CHEAP, EXPANDED], "free", "expanded"),
+    ],
+)
+def test_the_default_profile(profiles: list[Profile], named: str | None, default: str) -> None:
+    assert default_name({profile.name: profile for profile in profiles}, named) == default
+
+
+@pytest.mark.parametrize(
+    ("profiles", "named", "said"),
+    [
+        (
+            [CHEAP, DEAR],
+            None,
+            'default_profile must name the profile of a caller without its own: cheap, dear; write default_profile="cheap"',
+        ),
+        ([CHEAP, OPEN, replace(DEAR, open=True)], None, "default_profile must name the profile of a caller"),
+        ([CHEAP, DEAR], "nosuch", "default_profile must name one of the profiles: cheap, dear"),
+        (
+            [replace(CHEAP, open=False), OPEN],
+            "cheap",
+            "default_profile is cheap, which is closed, while free is open: name an open one, or close every profile",
+        ),
+    ],
+)
+def test_a_default_profile_that_can_not_be(profiles: list[Profile], named: str | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        own(*profiles, default=named)
+
+
+# What a client can change.
+
+
+def test_the_numbers_of_a_request_lower_the_profile() -> None:
+    asked = ask(tokens_per_day=9, tokens_per_request=8, max_output_tokens=7, temperature=0.1)
+    assert built_in().resolve(CALLER, asked) == replace(
+        BUILT_IN_PROFILES["balanced"],
+        tokens_per_day=9,
+        tokens_per_request=8,
+        max_output_tokens=7,
+        min_output_tokens=7,
+        temperature=0.1,
+    )
+
+
+@pytest.mark.parametrize("name", ["tokens_per_day", "tokens_per_request", "max_output_tokens", "temperature"])
+def test_one_number_alone_lowers_the_profile(name: str) -> None:
+    value = 0.25 if name == "temperature" else 20
+    assert built_in().resolve(CALLER, ask(**{name: value})) == replace(BUILT_IN_PROFILES["balanced"], **{name: value})
+
+
+def test_the_numbers_of_a_request_do_not_raise_the_profile() -> None:
+    asked = ask(tokens_per_day=10**30, tokens_per_request=10**30, max_output_tokens=10**30, temperature=99.0)
+    assert built_in().resolve(CALLER, asked) == BUILT_IN_PROFILES["balanced"]
+
+
+def test_a_request_sets_a_limit_that_the_profile_leaves_open() -> None:
+    profiles = Profiles({"balanced": Profile(tokens_per_day=None)}, Limits(), WIDE, "UTC")
+    assert profiles.resolve(CALLER, ask(tokens_per_day=5)).tokens_per_day == 5
+
+
+CAPS = HardCaps(
+    max_output_tokens=4_096,
+    max_messages=20,
+    temperature=1.5,
+    tokens_per_request=16_000,
+    tokens_per_day=500_000,
+    requests_per_minute=60,
+)
+
+
+@pytest.mark.parametrize("number", [10**6, None])
+def test_the_caps_are_above_every_profile(number: int | None) -> None:
+    profile = Profile(
+        max_output_tokens=10**6,
+        max_messages=10**6,
+        temperature=2.0,
+        tokens_per_request=number,
+        tokens_per_day=number,
+        requests_per_minute=number,
+    )
+    assert Profiles({"balanced": profile}, Limits(), CAPS, "UTC").resolve(CALLER, ask()) == Profile(
+        max_output_tokens=4_096,
+        max_messages=20,
+        temperature=1.5,
+        tokens_per_request=16_000,
+        tokens_per_day=500_000,
+        requests_per_minute=60,
+    )
+    assert built_in().resolve(CALLER, ask()) == BUILT_IN_PROFILES["balanced"]  # no cap but that on the temperature
+    assert Profiles({"balanced": profile}, Limits(), HARD_CAPS, "UTC").resolve(CALLER, ask()) == profile
+
+
+def test_a_cap_of_nothing_closes() -> None:
+    with pytest.raises(Closed):
+        Profiles(BUILT_IN_PROFILES, Limits(), HardCaps(tokens_per_day=0), "UTC").resolve(CALLER, ask())
+
+
+# No limit, and nothing at all.
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_none_is_no_limit_in_either_spelling(name: str) -> None:
+    assert Profile(**{name: "none"}) == Profile(**{name: None})
+    profile = replace(Profile(**{name: 5}), **{name: "none"})
+    assert getattr(profile, name) is None
+    rules = Profiles({"balanced": profile}, Limits(), HARD_CAPS, "UTC", prices=OWN)
+    assert name not in [line.name for line in rules.lines(CALLER, rules.resolve(CALLER, ask()), 1, NOON)]
+    if name not in OWN_LIMITS:
+        assert Limits(**{name: "none"}) == Limits()
+
+
+@pytest.mark.parametrize("where", ["profile", "ceiling", "chosen under a ceiling", "group", "default group", "limits"])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_0_closes(where: str, name: str) -> None:
+    nothing: dict[str, Any] = {name: 0}
+    if name in OWN_LIMITS and where in ("group", "default group", "limits"):
+        return
+    profiles = {
+        "balanced": Profile(**nothing) if where == "profile" else Profile(),
+        "own": Profile(name="own", **(nothing if where == "ceiling" else {})),
+        "shut": Profile(name="shut", **nothing),
+    }
+    groups = {
+        "acme": Limits(**nothing) if where == "group" else Limits(),
+        "default": Limits(**nothing) if where == "default group" else Limits(),
+    }
+    limits = Limits(**nothing) if where == "limits" else Limits()
+    rules = Profiles(profiles, limits, HARD_CAPS, "UTC", groups=groups)  # no price is needed for a limit of $0
+    caller = Caller(
+        id="a",
+        profile="own" if "ceiling" in where else None,
+        group={"group": "acme", "default group": "other"}.get(where),
+    )
+    with pytest.raises(Closed) as refused:
+        rules.resolve(caller, ask("shut" if where == "chosen under a ceiling" else None))
+    assert (refused.value.status, refused.value.code, refused.value.retry_after) == (403, "closed", None)
+    assert refused.value.message == "This chat is closed."
+    if where != "limits":
+        open_to = Caller(id="b", profile="own" if where == "profile" else None)
+        assert rules.resolve(open_to, ask()).name in ("own", "balanced")
+
+
+WHOLE = [-1, True, 1.5, 1.0, math.nan, "nine", 2**50 + 1]
+DOLLARS = [-1, -0.01, True, math.nan, math.inf, "nine", 0.000_000_000_1, 1_000_001]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("tokens_per_day", "tokens_per_minute", "concurrent_streams") for value in WHOLE),
+        *(("usd_per_month", value) for value in DOLLARS),
+    ],
+)
+def test_a_number_that_breaks_its_rule_is_named_wherever_it_stands(name: str, value: Any) -> None:
+    rule = "must be 0, or a number of dollars from" if "usd" in name else "must be a whole number from 0 to"
+    wrong: dict[str, Any] = {name: value}
+    for where, profile, shared, groups in (
+        ("profile 'own'", Profile(**wrong), Limits(), {}),
+        ("limits", Profile(), Limits(**wrong), {}),
+        ("group 'acme'", Profile(), Limits(), {"acme": Limits(**wrong)}),
+    ):
+        with pytest.raises(ValueError, match=f'^{where}: {name} {rule} .*, or "none"$'):
+            Profiles({"own": profile}, shared, HARD_CAPS, "UTC", groups=groups, prices=OWN)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "rule"),
+    [
+        ({"max_output_tokens": 0}, "must be a whole number from 1 to"),
+        ({"max_messages": 0}, "must be a whole number from 1 to"),
+        ({"max_messages": math.nan}, "must be a whole number from 1 to"),
+        ({"temperature": -0.1}, "must be a number from 0 to 2"),
+        ({"temperature": math.nan}, "must be a number from 0 to 2"),
+        ({"temperature": 2.1}, "must be a number from 0 to 2"),
+        ({"tokens_per_request": -1}, "must be a whole number from 0 to"),
+        ({"requests_per_minute": True}, "must be a whole number from 0 to"),
+    ],
+)
+def test_a_cap_that_breaks_its_rule_is_named(numbers: dict[str, Any], rule: str) -> None:
+    [name] = numbers
+    with pytest.raises(ValueError, match=f"^hard_caps: {name} {rule}"):
+        Profiles(BUILT_IN_PROFILES, Limits(), HardCaps(**numbers), "UTC")
+    with pytest.raises(ValueError, match=f"^profile 'balanced': {name} {rule}"):
+        Profiles({"balanced": Profile(**numbers)}, Limits(), HARD_CAPS, "UTC")
+
+
+def test_a_callers_own_profile_is_a_ceiling() -> None:
+    paid = Profile(name="paid", model="openai:gpt-4o", fallbacks=("x:y",), max_messages=3, temperature=1.5)
+    profiles = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
+    caller = Caller(id="a", profile=" Paid")
+    assert profiles.resolve(caller, ask()) == paid
+    assert profiles.resolve(caller, ask("nosuch")) == paid
+    assert profiles.resolve(caller, ask("expanded")) == replace(paid, temperature=0.8)
+    assert profiles.resolve(caller, ask("constrained", tokens_per_day=5)) == replace(
+        paid,
+        max_output_tokens=1_000,
+        max_messages=3,
+        tokens_per_request=16_000,
+        temperature=0.5,
+        tokens_per_day=5,
+        requests_per_minute=15,
+    )
+
+
+def test_a_caller_whose_profile_does_not_exist_gets_nothing() -> None:
+    with pytest.raises(Forbidden):
+        built_in().resolve(Caller(id="a", profile="nosuch"), ask("expanded"))
+
+
+limit = st.one_of(st.none(), st.integers(1, 10**7))
+some_profile = st.builds(
+    Profile,
+    model=st.sampled_from(["a:1", "b:2"]),
+    max_output_tokens=st.integers(1, 10**7),
+    max_messages=st.integers(1, 10**7),
+    temperature=st.floats(0, 2),
+    tokens_per_request=limit,
+    tokens_per_day=limit,
+    tokens_per_minute=limit,
+    requests_per_minute=limit,
+    concurrent_streams=limit,
+    allow_system_prompt=st.booleans(),
+)
+some_request = st.builds(
+    ChatRequest,
+    messages=st.just(HELLO),
+    profile=st.one_of(st.none(), st.sampled_from(["balanced", "Expanded", "constrained", "free", "x"]), st.text()),
+    system_prompt=st.one_of(st.none(), st.text()),
+    tokens_per_day=st.one_of(st.none(), st.integers(1, 10**40)),
+    tokens_per_request=st.one_of(st.none(), st.integers(1, 10**40)),
+    max_output_tokens=st.one_of(st.none(), st.integers(1, 10**40)),
+    temperature=st.one_of(st.none(), st.floats(0, allow_nan=False)),
+)
+
+
+def no_higher(low: Profile, high: Profile | HardCaps) -> bool:
+    return all(
+        getattr(high, name, None) is None
+        or (getattr(low, name) is not None and getattr(low, name) <= getattr(high, name))
+        for name in NUMBERS
+    )
+
+
+@given(st.tuples(some_profile, some_profile, some_profile), some_request, st.sampled_from([None, "expanded", "free"]))
+def test_no_request_raises_a_number(
+    three: tuple[Profile, Profile, Profile], request: ChatRequest, ceiling: str | None
+) -> None:
+    own = dict(zip(("constrained", "balanced", "expanded"), three, strict=True))
+    own["constrained"] = replace(own["constrained"], open=True)
+    profile = Profiles(own, Limits(), WIDE, "UTC").resolve(Caller(id="a", profile=ceiling), request)
+    assert no_higher(profile, WIDE)
+    bounds = [own["expanded"]] if ceiling else [own["constrained"], own["balanced"]]
+    assert any(
+        no_higher(profile, bound)
+        and (profile.model, profile.fallbacks) == (bound.model, bound.fallbacks)
+        and (bound.allow_system_prompt or not profile.allow_system_prompt)
+        for bound in bounds
+    )
+    assert 1 <= profile.min_output_tokens <= profile.max_output_tokens
+
+
+# Roles.
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_client_speaks_as_the_system_only_where_the_profile_allows_it(role: Role) -> None:
+    request = ChatRequest(messages=(*HELLO, Message(role=role, content="obey"), *HELLO))
+    with pytest.raises(BadRequest) as refused:
+        built_in().resolve(CALLER, request)
+    assert refused.value.field == "messages[1].role"
+    assert refused.value.message.endswith("see allow_system_prompt of the profile")
+    allowing = Profiles({"balanced": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
+    assert allowing.resolve(CALLER, request).allow_system_prompt
+
+
+def test_a_ceiling_that_allows_no_system_prompt_holds_for_every_chosen_profile() -> None:
+    able = Profile(name="able", open=True, allow_system_prompt=True)
+    profiles = Profiles({**BUILT_IN_PROFILES, "able": able}, Limits(), HARD_CAPS, "UTC")
+    request = ChatRequest(messages=(Message(role="system", content="obey"), *HELLO), profile="able")
+    assert profiles.resolve(CALLER, request).allow_system_prompt
+    with pytest.raises(BadRequest):
+        profiles.resolve(Caller(id="a", profile="balanced"), request)
+
+
+def test_a_tool_result_from_a_client_is_never_accepted() -> None:
+    allowing = Profiles({"balanced": Profile(allow_system_prompt=True)}, Limits(), HARD_CAPS, "UTC")
+    with pytest.raises(BadRequest) as refused:
+        allowing.resolve(CALLER, ChatRequest(messages=(Message(role="tool", content="4"), *HELLO)))
+    assert refused.value.field == "messages[0].role"
+
+
+# Lines.
+
+
+def test_every_line_of_a_request_in_order() -> None:
+    limits = Limits(tokens_per_day=10**6, tokens_per_minute=10**5, requests_per_minute=600, concurrent_streams=90)
+    profile = Profile(tokens_per_minute=5_000, concurrent_streams=2)
+    me = f"caller:{CALLER.key}"
+    midnight = 1_772_409_600.0  # 2026-03-02 00:00 UTC
+    lines = built_in(limits).lines(CALLER, profile, 100, NOON)
+    assert lines == (
+        Line(
+            name="tokens_per_request",
+            scope="caller",
+            key=f"{me}:tokens_per_request",
+            unit="tokens",
+            kind="request",
+            limit=32_000,
+            fixed=100,
+            per_million=1_000_000,
+        ),
+        Line(
+            name="requests_per_minute",
+            scope="caller",
+            key=f"{me}:requests_per_minute",
+            unit="requests",
+            kind="rate",
+            limit=30,
+            fixed=1,
+            period=60,
+        ),
+        Line(
+            name="concurrent_streams",
+            scope="caller",
+            key=f"{me}:concurrent_streams",
+            unit="streams",
+            kind="gauge",
+            limit=2,
+            fixed=1,
+        ),
+        Line(
+            name="tokens_per_minute",
+            scope="caller",
+            key=f"{me}:tokens_per_minute",
+            unit="tokens",
+            kind="rate",
+            limit=5_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=60,
+        ),
+        Line(
+            name="tokens_per_day",
+            scope="caller",
+            key=f"{me}:tokens_per_day:2026-03-01",
+            unit="tokens",
+            kind="window",
+            limit=200_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=86_400,
+            resets_at=midnight,
+        ),
+        Line(
+            name="requests_per_minute",
+            scope="all",
+            key="all:requests_per_minute",
+            unit="requests",
+            kind="rate",
+            limit=600,
+            fixed=1,
+            period=60,
+        ),
+        Line(
+            name="concurrent_streams",
+            scope="all",
+            key="all:concurrent_streams",
+            unit="streams",
+            kind="gauge",
+            limit=90,
+            fixed=1,
+        ),
+        Line(
+            name="tokens_per_minute",
+            scope="all",
+            key="all:tokens_per_minute",
+            unit="tokens",
+            kind="rate",
+            limit=100_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=60,
+        ),
+        Line(
+            name="tokens_per_day",
+            scope="all",
+            key="all:tokens_per_day:2026-03-01",
+            unit="tokens",
+            kind="window",
+            limit=1_000_000,
+            fixed=100,
+            per_million=1_000_000,
+            period=86_400,
+            resets_at=midnight,
+        ),
+    )
+    assert lines[0].amount(50) == 150
+    assert lines[1].amount(50) == lines[2].amount(50) == 1
+
+
+def test_a_limit_that_is_none_makes_no_line() -> None:
+    bare = Profile(tokens_per_request=None, tokens_per_day=None, requests_per_minute=None)
+    assert built_in().lines(CALLER, bare, 100, NOON) == ()
+
+
+def test_a_day_ends_at_midnight_in_the_operators_zone() -> None:
+    keys = {
+        zone: [line for line in built_in(time_zone=zone).lines(CALLER, BALANCED, 1, NOON) if line.kind == "window"]
+        for zone in ("UTC", "Pacific/Kiritimati", "America/New_York")
+    }
+    assert [lines[0].key.rpartition(":")[2] for lines in keys.values()] == ["2026-03-01", "2026-03-02", "2026-03-01"]
+    assert [lines[0].resets_at - NOON for lines in keys.values()] == [12 * 3600, 22 * 3600, 17 * 3600]
+
+
+def test_a_caller_who_switches_profiles_keeps_the_same_counters() -> None:
+    profiles = built_in()
+    keys = {
+        tuple(line.key for line in profiles.lines(CALLER, profiles.resolve(CALLER, ask(name)), 1, NOON))
+        for name in ("constrained", "balanced", "expanded")
+    }
+    assert len(keys) == 1
+    assert keys.isdisjoint(tuple(line.key for line in profiles.lines(Caller(id="b"), BALANCED, 1, NOON)))
+
+
+def test_no_key_holds_the_callers_address() -> None:
+    assert not any(CALLER.id in line.key for line in built_in().lines(CALLER, BALANCED, 1, NOON))
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+def test_a_rate_too_high_to_be_exact_is_refused_at_the_start(name):
+    too_high = 2**53 // 60_000_000 + 1
+    for profile, limits in ((Profile(), Limits(**{name: too_high})), (Profile(**{name: too_high}), Limits())):
+        caps = HardCaps()
+        with pytest.raises(ValueError, match=f"{name} must be a whole number from 0 to {too_high - 1}, or"):
+            Profiles({"balanced": profile}, limits, caps, "UTC")
+        Profiles({"balanced": Profile(**{name: too_high - 1})}, Limits(**{name: too_high - 1}), caps, "UTC")
+
+
+# Every window, for callers, groups and all, in every unit.
+
+OWN = Prices({"openai:gpt-4o-mini": price(input=0.15, output=0.6), "openai:big": price(input=3, output=15)})
+
+
+def test_every_counter_becomes_a_line_of_its_unit_and_window() -> None:
+    numbers = {name: 1.5 if unit == "nanousd" else 100 for name, unit, _ in COUNTERS}
+    profile = Profile(**numbers)
+    rules = Profiles(
+        {"balanced": profile}, Limits(**numbers), WIDE, "UTC", groups={"acme": Limits(**numbers)}, prices=OWN
+    )
+    lines = rules.lines(Caller(id="a", group="acme"), profile, 100, NOON)[1:]
+    assert len(lines) == 3 * len(COUNTERS) == len({line.key for line in lines})
+    assert [line.scope for line in lines] == ["caller"] * 13 + ["group"] * 13 + ["all"] * 13
+    for line, (name, unit, span) in zip(lines, COUNTERS * 3, strict=True):
+        assert (line.name, line.unit) == (name, unit)
+        assert line.limit == (1_500_000_000 if unit == "nanousd" else 100)
+        assert line.kind == ("gauge" if span is None else "rate" if name in RATES else "window")
+        if line.kind == "window":
+            assert line.period == {"minute": 60, "hour": 3_600, "day": 86_400, "month": 31 * 86_400}[span]
+            assert NOON < line.resets_at <= NOON + line.period
+        assert (line.fixed, line.per_million) == {
+            "requests": (1, 0),
+            "streams": (1, 0),
+            "tokens": (100, 1_000_000),
+            "nanousd": (100 * 150, 600_000_000),
+        }[unit]
+
+
+def test_money_is_held_for_the_dearest_model_that_may_answer() -> None:
+    profile = Profile(fallbacks=("openai:big",), usd_per_day=1.0)
+    rules = Profiles({"balanced": profile}, Limits(), WIDE, "UTC", prices=OWN)
+    line = rules.lines(CALLER, profile, 100, NOON)[-1]
+    assert (line.name, line.fixed, line.per_million) == ("usd_per_day", 100 * 3_000, 15_000_000_000)
+
+
+@pytest.mark.parametrize("where", ["profile", "limits", "group"])
+def test_a_limit_in_dollars_without_a_price_is_refused_at_once(where: str) -> None:
+    dear = Profile(model="openai:gpt-4o-mini", fallbacks=("openai:unknown",))
+    money = {"usd_per_month": 5.0}
+    profile = replace(dear, **money) if where == "profile" else dear
+    limits = Limits(**money) if where == "limits" else Limits()
+    groups = {"acme": Limits(**money)} if where == "group" else None
+    with pytest.raises(ValueError, match="profile 'dear'.*price of 'openai:unknown' is not known"):
+        Profiles({"dear": replace(profile, name="dear")}, limits, WIDE, "UTC", "dear", groups=groups, prices=OWN)
+
+
+def test_groups_have_counters_of_their_own_and_members_share_them() -> None:
+    groups = {"acme": Limits(tokens_per_day=5), "default": Limits(tokens_per_day=3)}
+    rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups=groups)
+
+    def shared(caller: Caller) -> list[tuple[str, int]]:
+        return [(line.key, line.limit) for line in rules.lines(caller, BALANCED, 1, NOON) if line.scope == "group"]
+
+    [(acme, five)] = shared(Caller(id="a", group="acme"))
+    [(other, three)] = shared(Caller(id="a", group="other"))
+    assert (five, three) == (5, 3)
+    assert shared(Caller(id="b", group="acme")) == [(acme, 5)]
+    assert len({acme, other, shared(Caller(id="a", group="third"))[0][0]}) == 3
+    assert shared(Caller(id="a")) == []
+    assert "acme" not in acme
+
+
+def test_a_group_that_nobody_configured_is_refused() -> None:
+    rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups={"acme": Limits(tokens_per_day=5)})
+    with pytest.raises(Forbidden):
+        rules.lines(Caller(id="a", group="other"), BALANCED, 1, NOON)
+    assert built_in().lines(Caller(id="a", group="other"), BALANCED, 1, NOON)  # there are no groups at all
+
+
+# Models and tools.
+
+
+def test_row17_a_client_may_name_a_model_that_is_offered_and_no_other() -> None:
+    paid = Profile(name="paid", open=True, model="openai:gpt-4o")
+    rules = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
+
+    def named(model: str, profile: str | None = None, ceiling: str | None = None) -> str:
+        return rules.resolve(Caller(id="a", profile=ceiling), ask(model=model, profile=profile)).name
+
+    assert named("gpt-4o-mini") == "balanced"
+    assert named("openai:gpt-4o") == named("gpt-4o") == named("paid") == "paid"
+    assert named("gpt-4o-mini", "constrained") == "constrained"
+    assert named("gpt-4o", ceiling="paid") == "paid"
+    for model, profile, ceiling in [
+        ("GPT-4o", None, None),
+        ("gpt-5", None, None),
+        ("", None, None),
+        ("gpt-4o", "constrained", None),
+        ("gpt-4o", None, "balanced"),
+        ("openai:gpt-4o ", None, None),
+    ]:
+        with pytest.raises(BadRequest) as refused:
+            named(model, profile, ceiling)
+        assert refused.value.field == "model"
+        assert model not in refused.value.message.partition(": ")[2].split(", ")
+
+
+def test_a_profiles_name_under_a_ceiling_only_lowers_it() -> None:
+    rules = built_in()
+    lowered = rules.resolve(Caller(id="a", profile="expanded"), ask(model="constrained"))
+    assert (lowered.name, lowered.max_output_tokens) == ("expanded", CONSTRAINED.max_output_tokens)
+
+
+def test_row18_tools_are_for_profiles_that_allow_them() -> None:
+    able = Profile(name="able", open=True, allow_tools=True)
+    rules = Profiles({"balanced": BALANCED, "able": able}, Limits(), HARD_CAPS, "UTC")
+    asked = ask(tools=(Tool(name="weather"),))
+    with pytest.raises(BadRequest) as refused:
+        rules.resolve(CALLER, asked)
+    assert refused.value.field == "tools"
+    assert rules.resolve(CALLER, replace(asked, profile="able")).allow_tools
+    talked = (
+        *HELLO,
+        Message(role="assistant", content="", tool_calls=(ToolCall(id="1", name="weather", arguments="{}"),)),
+        Message(role="tool", content="sun", tool_call_id="1"),
+        *HELLO,
+    )
+    with pytest.raises(BadRequest) as refused:
+        rules.resolve(CALLER, replace(ask(), messages=talked))
+    assert refused.value.field == "messages[1].role"
+    assert rules.resolve(CALLER, replace(ask(profile="able"), messages=talked)).name == "able"

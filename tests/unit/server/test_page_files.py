@@ -1,0 +1,95 @@
+"""The files of the page: other people's are as they published them, and the first load is small."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[3] / "src/chat_nest/server/page"
+LIBRARIES = json.loads((PAGE / "lib/libraries.json").read_text())
+WORDS = {file.stem: json.loads(file.read_text()) for file in (PAGE / "words").glob("*.json")}
+OWN = {file.name for file in PAGE.glob("*.js")}
+
+
+def test_every_file_of_a_library_is_the_one_that_its_authors_published():
+    listed = {"libraries.json"}
+    for library in LIBRARIES:
+        assert library["package"].endswith("@" + library["folder"].rpartition("-")[2])  # the version is in the path
+        assert {"LICENSE"} < set(library["sha256"])
+        for name, digest in library["sha256"].items():
+            path = f"{library['folder']}/{name}"
+            assert sha256((PAGE / "lib" / path).read_bytes()).hexdigest() == digest, path
+            listed.add(path)
+    there = {str(file.relative_to(PAGE / "lib")) for file in (PAGE / "lib").rglob("*") if file.is_file()}
+    assert there == listed
+
+
+def imported(name: str) -> set[str]:
+    """The modules that a module cannot do without, itself among them."""
+    text = (PAGE / name).read_text()
+    found = {name}
+    for path in re.findall(r'^(?:import|export) [^;]*?"\./([^"]+)";', text, re.MULTILINE):
+        found |= imported(path)
+    return found
+
+
+def squeezed(names) -> int:
+    return sum(len(gzip.compress((PAGE / name).read_bytes(), 9)) for name in names)
+
+
+def test_the_first_load_is_at_most_60_kilobytes():
+    first = {"index.html", "chat.css", "words/en.json", "favicon.svg"} | imported("chat.js")
+    assert not any(name.startswith("lib/") for name in first)
+    assert squeezed(first) < 60_000
+    assert squeezed(first | imported("markdown.js")) < 75_000  # with what the first answer needs
+
+
+def test_every_own_module_is_small_and_used():
+    used = (
+        imported("chat.js")
+        | imported("markdown.js")
+        | {"code-worker.js", "embed.js", "challenge-worker.js", "challenge-frame.js"}
+    )
+    assert used & OWN == OWN
+    for name in OWN:
+        assert len((PAGE / name).read_text().splitlines()) < 400, name
+
+
+@pytest.mark.parametrize("language", sorted(WORDS))
+def test_every_language_has_every_word_with_its_values(language):
+    english, words = WORDS["en"], WORDS[language]
+    assert set(words) == set(english)
+    for name, text in words.items():
+        forms = text.values() if isinstance(text, dict) else [text]
+        sample = english[name] if isinstance(english[name], str) else english[name]["other"]
+        wanted = set(re.findall(r"\{\w+\}", sample))
+        assert wanted >= set(re.findall(r"\{\w+\}", " ".join(forms))), name
+        assert not isinstance(text, dict) or "other" in text, name
+        for form in forms:
+            assert form.strip(), name
+            assert set(re.findall(r"\{\w+\}", form)) >= wanted - {"{count}"}, name
+
+
+def test_every_word_that_the_page_uses_is_there():
+    text = "".join((PAGE / name).read_text() for name in OWN) + (PAGE / "index.html").read_text()
+    used = set(re.findall(r'\bword\("([\w.]+)"', text)) | set(
+        re.findall(r'data-(?:word|label|placeholder)="([\w.]+)"', text)
+    )
+    assert len(used) > 60
+    assert used <= set(WORDS["en"])
+
+
+def test_the_page_itself_is_in_english_until_its_words_are_there():
+    text = (PAGE / "index.html").read_text()
+    shown = re.findall(r'data-word="([\w.]+)"[^>]*>([^<]*)<', text)
+    assert len(shown) > 15
+    for name, words in shown:
+        assert words == WORDS["en"][name]
+    for kind, attribute in (("label", "aria-label"), ("placeholder", "placeholder")):
+        for name, words in re.findall(rf'data-{kind}="([\w.]+)" {attribute}="([^"]*)"', text):
+            assert words == WORDS["en"][name]

@@ -1,0 +1,232 @@
+"""Claude Code and Codex CLI themselves, where they are installed; and their requests, as they sent them, everywhere.
+
+The requests are those of @anthropic-ai/claude-code 2.1.197 and @openai/codex 0.171.0 for one prompt, with shorter texts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgi_servers import serve
+from msgspec.structs import replace
+from pictures import png
+from raw_client import ask, connect
+
+from chat_nest import BALANCED, create_chat_handler
+from chat_nest.core.deltas import Batch, FinishDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.usage import Usage
+from chat_nest.testing import ScriptedProvider as Scripted
+from chat_nest.testing import answer
+
+CLIENTS = Path(__file__).parent.parent / "clients"
+PLACE = Path(os.environ.get("CODING_CLIENTS") or CLIENTS / "coding")
+INSTALLED = pytest.mark.skipif(not (PLACE / "node_modules").exists(), reason="scripts/coding-clients installs them")
+AGENT = replace(
+    BALANCED,
+    name="agent",
+    model="p:claude-sonnet-4-5",
+    allow_system_prompt=True,
+    allow_tools=True,
+    allow_images=True,
+    max_messages=1_000,
+    max_output_tokens=32_000,
+    tokens_per_request=None,
+    tokens_per_day=None,
+    requests_per_minute=None,
+)
+
+
+def agent(provider: Scripted, **options: Any) -> Any:
+    return create_chat_handler(
+        providers={"p": provider}, profiles={"agent": AGENT}, dialects=("openai", "responses", "anthropic"), **options
+    )
+
+
+CLAUDE_CODE = {
+    "model": "agent",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "<system-reminder>\nToday's date is 2026-11-29.\n</system-reminder>"},
+                {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
+            ],
+        },
+        {"role": "system", "content": "Available agent types for the Agent tool:\n- claude: Catch-all"},
+    ],
+    "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.0df; cc_entrypoint=sdk-cli;"},
+        {"type": "text", "text": "You are a Claude agent.", "cache_control": {"type": "ephemeral"}},
+    ],
+    "tools": [{"name": "Read", "description": "Reads a file", "input_schema": {"type": "object", "properties": {}}}],
+    "metadata": {"user_id": '{"device_id":"c1f9","account_uuid":"","session_id":"87ea"}'},
+    "max_tokens": 32_000,
+    "thinking": {"type": "adaptive"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "output_config": {"effort": "high"},
+    "stream": True,
+}
+BETA = {
+    "content-type": "application/json",
+    "anthropic-version": "2023-06-01",
+    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27",
+}
+
+CODEX = {
+    "model": "agent",
+    "stream": True,
+    "input": [
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "developer",
+            "content": [{"type": "input_text", "text": "You code."}],
+        },
+        {"type": "message", "id": "msg_2", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "name": "exec_command",
+            "description": "Runs",
+            "strict": False,
+            "parameters": {"type": "object"},
+        },
+        {
+            "type": "namespace",
+            "name": "multi_agent_v1",
+            "description": "Sub-agents",
+            "tools": [{"type": "function", "name": "close_agent", "strict": False, "parameters": {"type": "object"}}],
+        },
+        {"type": "web_search", "external_web_access": False},
+    ],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "reasoning": {"summary": "auto"},
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_key": "01a22879-4c51-7251-91b1-71c7fa330f6a",
+    "client_metadata": {"x-codex-installation-id": "1"},
+}
+
+
+def events(raw: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix(b"data: ")) for line in raw.split(b"\n") if line.startswith(b"data: {")]
+
+
+async def test_what_claude_code_sends_is_answered_and_its_first_event_counts_the_input() -> None:
+    provider = Scripted(answer("Hello", input_tokens=1_234))
+    async with serve(agent(provider)) as port:
+        counted = await (await ask(port, CLAUDE_CODE, path="/v1/messages/count_tokens?beta=true", headers=BETA)).json()
+        reply = await ask(port, CLAUDE_CODE, path="/v1/messages?beta=true", headers=BETA)
+        assert reply.status == 200
+    told = events(reply.raw)
+    assert told[0]["type"] == "message_start"
+    assert told[0]["message"]["usage"]["input_tokens"] == counted["input_tokens"] > 20
+    assert told[-2]["usage"]["input_tokens"] == 1_234
+    assert [message.role for message in provider.prompts[0].messages] == ["system", "user", "system"]
+
+
+async def test_a_count_that_the_provider_sent_first_is_the_first_events() -> None:
+    script: list[Batch] = [
+        [UsageDelta(Usage(input_tokens=77, output_tokens=0))],
+        [TextDelta("Hi")],
+        [FinishDelta("stop"), UsageDelta(Usage(input_tokens=77, output_tokens=1))],
+    ]
+    async with serve(agent(Scripted(script))) as port:
+        reply = await ask(port, CLAUDE_CODE, path="/v1/messages", headers=BETA)
+    assert events(reply.raw)[0]["message"]["usage"]["input_tokens"] == 77
+
+
+async def test_models_are_listed_in_the_format_of_who_asks() -> None:
+    """An Anthropic client is known by its `anthropic-version`; OpenAI's format has the same path."""
+    async with serve(agent(Scripted(answer("Hi")))) as port, connect(port) as client:
+        anthropics = await (await client.request("GET", "/v1/models", headers=BETA)).json()
+        openais = await (await client.request("GET", "/v1/models")).json()
+        model = {"type": "model", "display_name": "agent", "id": "agent", "created_at": "1970-01-01T00:00:00Z"}
+        assert anthropics["data"][-1] == model
+        assert (anthropics["has_more"], anthropics["first_id"]) == (False, "claude-sonnet-4-5")
+        assert [each["id"] for each in openais["data"]] == [each["id"] for each in anthropics["data"]]
+        assert openais["object"] == "list"
+        assert await (await client.request("GET", "/v1/models/agent", headers=BETA)).json() == model
+        missing = await client.request("GET", "/v1/models/none", headers=BETA)
+        assert (missing.status, (await missing.json())["type"]) == (404, "error")
+        assert (await client.request("HEAD", "/v1/models", headers=BETA)).status == 200
+        elsewhere = await client.request("GET", "/v1/messages/batches", headers=BETA)
+        assert (elsewhere.status, (await elsewhere.json())["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_a_conversation_of_system_turns_alone_is_refused() -> None:
+    async with serve(agent(Scripted(answer("Hi")))) as port:
+        for messages in (
+            [{"role": "system", "content": "x"}],
+            [*CLAUDE_CODE["messages"], {"role": "assistant", "content": "x"}],
+        ):  # type: ignore[misc]
+            reply = await ask(port, {**CLAUDE_CODE, "messages": messages}, path="/v1/messages", headers=BETA)
+            assert (reply.status, b"the last message must be from the user" in reply.raw) == (400, True)
+
+
+async def test_what_codex_sends_is_answered_and_a_call_is_in_its_namespace() -> None:
+    """https://github.com/openai/codex: a function call has its namespace, and comes back with it."""
+    script: list[Batch] = [
+        [ToolCallDelta(0, "{}", "c1", "multi_agent_v1__close_agent"), ToolCallDelta(1, "{}", "c2", "exec_command")],
+        [FinishDelta("tool_calls")],
+    ]
+    provider = Scripted(script)
+    async with serve(agent(provider)) as port:
+        reply = await ask(port, CODEX, path="/v1/responses")
+        assert reply.status == 200
+        called = [item for item in events(reply.raw)[-1]["response"]["output"]]
+        assert [(item["name"], item.get("namespace")) for item in called] == [
+            ("close_agent", "multi_agent_v1"),
+            ("exec_command", None),
+        ]
+        results = [{"type": "function_call_output", "call_id": id, "output": "done"} for id in ("c1", "c2")]
+        again = {**CODEX, "input": [*CODEX["input"], *called, *results]}  # type: ignore[misc]
+        assert (await ask(port, again, path="/v1/responses")).status == 200
+    assert [tool.name for tool in provider.prompts[0].tools] == ["exec_command", "multi_agent_v1__close_agent"]
+    calls = [call.name for message in provider.prompts[1].messages for call in message.tool_calls]
+    assert calls == ["multi_agent_v1__close_agent", "exec_command"]
+
+
+async def test_a_search_of_the_web_that_may_look_is_refused_by_name() -> None:
+    body = {**CODEX, "tools": [{"type": "web_search"}]}
+    async with serve(agent(Scripted(answer("Hi")))) as port:
+        reply = await ask(port, body, path="/v1/responses")
+    assert (reply.status, b"web_search is not offered here" in reply.raw) == (400, True)
+
+
+async def coding(name: str, port: int, *words: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(CLIENTS / "coding.py"), name, str(port), *words, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return out.decode()
+
+
+@INSTALLED
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", ["claude", "codex"])
+async def test_the_client_itself_shows_the_answer(name: str) -> None:
+    provider = Scripted(answer("Good ", "morning", input_tokens=9))
+    async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
+        assert await coding(name, port, "hi") == "Good morning"
+    assert len(provider.prompts) == 1
+
+
+@INSTALLED
+@pytest.mark.timeout(150)
+async def test_codex_shows_the_model_a_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(png(64, 48))
+    provider = Scripted(answer("A grey picture", input_tokens=9))
+    async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
+        assert await coding("codex", port, "What is it?", str(picture)) == "A grey picture"
+    found = [each for message in provider.prompts[0].messages for each in message.attachments]
+    assert [(each.media_type, each.width, each.height) for each in found] == [("image/png", 64, 48)]
