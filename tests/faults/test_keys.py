@@ -328,7 +328,7 @@ async def test_one_accepted_key_is_enough_to_be_ready(caplog: pytest.LogCaptureF
 def test_every_provider_takes_keys(make: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{A}\n{B}\n{C}\n")
     for given, count in (({"api_keys": [A, B]}, 2), ({"api_keys_file": tmp_path / "keys"}, 3)):
-        server: ModelServer = make(**given)._server
+        server: ModelServer = make(**given)
         assert server._keys is not None
         assert len(server._keys) == count
     with pytest.raises(ValueError, match="^give one of api_key, api_keys and api_keys_file, not several$"):

@@ -6,9 +6,8 @@ The format is that of https://docs.anthropic.com/en/api/messages-streaming. llam
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +28,7 @@ from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.presets import ANTHROPIC
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer, codec_for
+from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object
 
 # The request.
@@ -399,46 +398,16 @@ class AnthropicReader:
 # The provider.
 
 
-class AnthropicProvider:
+class AnthropicProvider(ModelServer):
     """Anthropic, or a server with its Messages API. `base_url` ends where `/v1/messages` begins.
 
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    def __init__(
-        self,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        *,
-        abort_bills: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        api_keys: Sequence[str] = (),
-        api_keys_file: str | Path | None = None,
-        credentials: str | None = None,
-    ) -> None:
-        self._server = ModelServer(
-            ANTHROPIC,
-            api_key,
-            base_url,
-            abort_bills=abort_bills,
-            headers=headers,
-            api_keys=api_keys,
-            api_keys_file=api_keys_file,
-            credentials=credentials,
-        )
-        self.base_url = self._server.base_url
-        self.abort_bills = self._server.abort_bills
-        self.key_in_clear = self._server.key_in_clear
-        self.check = self._server.check
-        self.key_rests = self._server.key_rests
-        self.aclose = self._server.aclose
-        self.lacks = lacks
-        self.takes = takes
-
-    def __repr__(self) -> str:
-        return f"AnthropicProvider({self.base_url!r})"
+    preset = ANTHROPIC
+    lacks = staticmethod(lacks)
+    takes = staticmethod(takes)
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
-        make = codec_for(anthropic_codec, prompt)
-        return self._server.open(prompt.model, "/v1/messages", request_body(prompt), make, timeouts)
+        return self._ask(prompt, "/v1/messages", request_body(prompt), anthropic_codec, timeouts)

@@ -9,7 +9,6 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -32,7 +31,7 @@ from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.presets import GEMINI
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer, codec_for
+from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object, names_by_id
 
 # The request.
@@ -316,46 +315,16 @@ def _usage(counts: object) -> Usage | None:
 # The provider.
 
 
-class GeminiProvider:
+class GeminiProvider(ModelServer):
     """Google's Gemini API. `base_url` ends where `/models/...` begins.
 
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    def __init__(
-        self,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        *,
-        abort_bills: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        api_keys: Sequence[str] = (),
-        api_keys_file: str | Path | None = None,
-        credentials: str | None = None,
-    ) -> None:
-        self._server = ModelServer(
-            GEMINI,
-            api_key,
-            base_url,
-            abort_bills=abort_bills,
-            headers=headers,
-            api_keys=api_keys,
-            api_keys_file=api_keys_file,
-            credentials=credentials,
-        )
-        self.base_url = self._server.base_url
-        self.abort_bills = self._server.abort_bills
-        self.key_in_clear = self._server.key_in_clear
-        self.check = self._server.check
-        self.key_rests = self._server.key_rests
-        self.aclose = self._server.aclose
-        self.lacks = lacks
-        self.takes = takes
-
-    def __repr__(self) -> str:
-        return f"GeminiProvider({self.base_url!r})"
+    preset = GEMINI
+    lacks = staticmethod(lacks)
+    takes = staticmethod(takes)
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
-        make = codec_for(gemini_codec, prompt)
-        return self._server.open(prompt.model, request_path(prompt.model), request_body(prompt), make, timeouts)
+        return self._ask(prompt, request_path(prompt.model), request_body(prompt), gemini_codec, timeouts)

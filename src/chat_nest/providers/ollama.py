@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +22,7 @@ from chat_nest.providers.media import base64, moved_to_user, taken
 from chat_nest.providers.ndjson import LineDecoder
 from chat_nest.providers.presets import OLLAMA
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer, codec_for
+from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object, names_by_id
 
 # The request.
@@ -198,46 +197,16 @@ class OllamaReader:
 # The provider.
 
 
-class OllamaProvider:
+class OllamaProvider(ModelServer):
     """An Ollama server. `base_url` ends where `/api/chat` begins.
 
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    def __init__(
-        self,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        *,
-        abort_bills: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        api_keys: Sequence[str] = (),
-        api_keys_file: str | Path | None = None,
-        think_tags: str | None = None,
-    ) -> None:
-        self._server = ModelServer(
-            OLLAMA,
-            api_key,
-            base_url,
-            abort_bills=abort_bills,
-            headers=headers,
-            api_keys=api_keys,
-            api_keys_file=api_keys_file,
-            think_tags=think_tags,
-        )
-        self.base_url = self._server.base_url
-        self.abort_bills = self._server.abort_bills
-        self.key_in_clear = self._server.key_in_clear
-        self.check = self._server.check
-        self.key_rests = self._server.key_rests
-        self.aclose = self._server.aclose
-        self.lacks = lacks
-        self.takes = takes
-
-    def __repr__(self) -> str:
-        return f"OllamaProvider({self.base_url!r})"
+    preset = OLLAMA
+    lacks = staticmethod(lacks)
+    takes = staticmethod(takes)
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
-        make = codec_for(ollama_codec, prompt)
-        return self._server.open(prompt.model, "/api/chat", request_body(prompt), make, timeouts)
+        return self._ask(prompt, "/api/chat", request_body(prompt), ollama_codec, timeouts)

@@ -5,9 +5,9 @@ openai_codec.py has the format, presets.py the differences between servers, as d
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from typing import Unpack
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -17,12 +17,12 @@ from chat_nest.core.protocols import Prompt
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.providers.openai_codec import lacks, openai_codec, request_body, takes
 from chat_nest.providers.presets import OPENAI, Preset
-from chat_nest.providers.stream import ModelServer, codec_for
+from chat_nest.providers.stream import ModelServer, ServerArguments
 
 AZURE_API_VERSION = "2024-10-21"
 
 
-class OpenAIProvider:
+class OpenAIProvider(ModelServer):
     """An OpenAI-compatible server. `base_url` ends where `/chat/completions` begins.
 
     `preset` is one of `presets.PRESETS` whose `wire` is "openai"; its `base_url` is the default. For Azure `base_url`
@@ -31,6 +31,8 @@ class OpenAIProvider:
     value.
     """
 
+    preset = OPENAI
+
     def __init__(
         self,
         api_key: str | None = None,
@@ -38,52 +40,26 @@ class OpenAIProvider:
         *,
         preset: Preset = OPENAI,
         api_version: str = AZURE_API_VERSION,
-        abort_bills: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        api_keys: Sequence[str] = (),
-        api_keys_file: str | Path | None = None,
-        credentials: str | None = None,
-        think_tags: str | None = None,
+        **given: Unpack[ServerArguments],
     ) -> None:
-        self._preset = preset
         self._query = ""
         if preset.deployments:
             self._query = f"?api-version={quote(api_version, safe='')}"
             preset = replace(preset, check_path=preset.check_path + self._query)
-        self._server = ModelServer(
-            preset,
-            api_key,
-            base_url,
-            abort_bills=abort_bills,
-            headers=headers,
-            api_keys=api_keys,
-            api_keys_file=api_keys_file,
-            credentials=credentials,
-            think_tags=think_tags,
-        )
-        self.base_url = self._server.base_url
-        self.abort_bills = self._server.abort_bills
-        self.key_in_clear = self._server.key_in_clear
-        self.check = self._server.check
-        self.key_rests = self._server.key_rests
-        self.aclose = self._server.aclose
-
-    def __repr__(self) -> str:
-        return f"OpenAIProvider({self.base_url!r})"
+        self.preset = preset
+        super().__init__(api_key, base_url, **given)
 
     def lacks(self, prompt: Prompt) -> Sequence[str]:
         """See Provider."""
-        return lacks(prompt, self._preset)
+        return lacks(prompt, self.preset)
 
     def takes(self, model: str) -> frozenset[str]:
         """See Provider."""
-        return takes(model, self._preset)
+        return takes(model, self.preset)
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
         path = "/chat/completions"
-        if self._preset.deployments:
+        if self.preset.deployments:
             path = f"/openai/deployments/{quote(prompt.model, safe='')}{path}{self._query}"
-        return self._server.open(
-            prompt.model, path, request_body(prompt, self._preset), codec_for(openai_codec, prompt), timeouts
-        )
+        return self._ask(prompt, path, request_body(prompt, self.preset), openai_codec, timeouts)

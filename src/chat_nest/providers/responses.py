@@ -6,9 +6,8 @@ OpenRouter also have it. Nothing is stored at the provider: each request sends t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +28,7 @@ from chat_nest.providers.media import data_url, taken
 from chat_nest.providers.openai_codec import takes_temperature, takes_verbosity
 from chat_nest.providers.presets import RESPONSES
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer, codec_for
+from chat_nest.providers.stream import ModelServer
 
 # The request.
 
@@ -307,46 +306,16 @@ class ResponsesReader:
 # The provider.
 
 
-class ResponsesProvider:
+class ResponsesProvider(ModelServer):
     """OpenAI's Responses, or a server that has this API. `base_url` ends where `/responses` begins.
 
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    def __init__(
-        self,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        *,
-        abort_bills: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        api_keys: Sequence[str] = (),
-        api_keys_file: str | Path | None = None,
-        credentials: str | None = None,
-    ) -> None:
-        self._server = ModelServer(
-            RESPONSES,
-            api_key,
-            base_url,
-            abort_bills=abort_bills,
-            headers=headers,
-            api_keys=api_keys,
-            api_keys_file=api_keys_file,
-            credentials=credentials,
-        )
-        self.base_url = self._server.base_url
-        self.abort_bills = self._server.abort_bills
-        self.key_in_clear = self._server.key_in_clear
-        self.check = self._server.check
-        self.key_rests = self._server.key_rests
-        self.aclose = self._server.aclose
-        self.lacks = lacks
-        self.takes = takes
-
-    def __repr__(self) -> str:
-        return f"ResponsesProvider({self.base_url!r})"
+    preset = RESPONSES
+    lacks = staticmethod(lacks)
+    takes = staticmethod(takes)
 
     def open(self, prompt: Prompt, timeouts: Timeouts) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """See Provider. Applies only `timeouts.connect`; the caller applies the others, by cancelling."""
-        make = codec_for(responses_codec, prompt)
-        return self._server.open(prompt.model, "/responses", request_body(prompt), make, timeouts)
+        return self._ask(prompt, "/responses", request_body(prompt), responses_codec, timeouts)

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -58,10 +58,15 @@ Make = Callable[..., Codec]
 """Makes the codec of one answer; with `whole=True` that of an answer that is one JSON value."""
 
 
-def codec_for(make: Make, prompt: Prompt) -> Make:
-    """Return `make` for the answer to this prompt: the ids of its calls are new, and none that the prompt has."""
-    taken = [call.id for message in prompt.messages for call in message.tool_calls]
-    return partial(make, "", taken)
+class ServerArguments(TypedDict, total=False):
+    """The arguments of every ModelServer that have a name."""
+
+    abort_bills: str | None
+    headers: Mapping[str, str] | None
+    api_keys: Sequence[str]
+    api_keys_file: str | Path | None
+    credentials: str | None
+    think_tags: str | None
 
 
 class ModelServer:
@@ -75,11 +80,13 @@ class ModelServer:
     (default: the preset's). Raises ValueError, which names the argument and never holds its value.
     """
 
+    preset: Preset
+    """What its kind of server has in common. `open`, `lacks` and `takes` are the subclass's."""
+
     def __init__(
         self,
-        preset: Preset,
-        api_key: str | None,
-        base_url: str | None,
+        api_key: str | None = None,
+        base_url: str | None = None,
         *,
         abort_bills: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -88,7 +95,7 @@ class ModelServer:
         credentials: str | None = None,
         think_tags: str | None = None,
     ) -> None:
-        self._preset = preset
+        preset = self.preset
         self._think_tags = preset.think_tags if think_tags is None else think_tags
         if self._think_tags not in THINK_TAGS:
             raise ValueError("think_tags must be off, on or opened")
@@ -119,22 +126,27 @@ class ModelServer:
         self.key_in_clear = has_key and is_in_clear(self.base_url)
         self._session = HTTPSession(self.base_url)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
     @asynccontextmanager
-    async def open(
-        self, model: str, path: str, body: bytes, make: Make, timeouts: Timeouts
+    async def _ask(
+        self, prompt: Prompt, path: str, body: bytes, make: Make, timeouts: Timeouts
     ) -> AsyncGenerator[AsyncIterator[Batch]]:
         """POST `body` and yield the codec's batches. See Provider.
 
         With several keys, the next one is tried after a refused one, which costs nothing. Applies only
         `timeouts.connect`; the caller applies the others, by cancelling.
         """
-        asking, tried = _Request(model, path, [body], timeouts.connect), list[Key]()
-        del body  # the answer may take minutes
+        taken = [call.id for message in prompt.messages for call in message.tool_calls]
+        make = partial(make, "", taken)  # the ids of the answer's calls are new
+        asking, tried = _Request(prompt.model, path, [body], timeouts.connect), list[Key]()
+        del body, prompt  # the answer may take minutes
         async with AsyncExitStack() as stack:
             while (answer := await self._attempt(asking, tried, stack)) is None:
                 pass
             media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if media_type in (self._preset.media_type, ""):
+            if media_type in (self.preset.media_type, ""):
                 yield _Batches(answer, self._decoder(make()))
             else:
                 first = await _beginning(answer, media_type)
@@ -144,7 +156,7 @@ class ModelServer:
     def _decoder(self, codec: Codec) -> Codec | Thoughts:
         if self._think_tags == "off":
             return codec
-        return Thoughts(codec, self._preset.think_tag, opened=self._think_tags == "opened")
+        return Thoughts(codec, self.preset.think_tag, opened=self._think_tags == "opened")
 
     async def _attempt(self, asking: _Request, tried: list[Key], stack: AsyncExitStack) -> HTTPStream | None:
         """Send the request with the next key. Returns None if that key is refused, at no cost, and there are others."""
@@ -213,7 +225,7 @@ class ModelServer:
         if self._credentials is not None:
             proof = await self._credentials.headers(method, self.base_url + path, JSON if body else "", body)
         elif key is not None:
-            proof = {self._preset.key_header: self._preset.key_prefix + key.value}
+            proof = {self.preset.key_header: self.preset.key_prefix + key.value}
         else:
             return self._headers
         return {**self._headers, **proof, **self._given}
@@ -253,16 +265,16 @@ class ModelServer:
                 return names
 
     async def _list_models(self, key: Key | None) -> frozenset[str]:
-        headers = dict(await self._proven("GET", self._preset.check_path, key))
+        headers = dict(await self._proven("GET", self.preset.check_path, key))
         del headers["content-type"]
         try:
             async with asyncio.timeout(CHECK_SECONDS):
                 async with self._session.request(
-                    "GET", self._preset.check_path, headers=headers, connect_timeout=CHECK_SECONDS
+                    "GET", self.preset.check_path, headers=headers, connect_timeout=CHECK_SECONDS
                 ) as answer:
                     if answer.status == 200:
                         body = await _rest(answer, CHECK_SECONDS, LIST_LIMIT)
-                        return model_names(body) if self._preset.lists_models else frozenset()
+                        return model_names(body) if self.preset.lists_models else frozenset()
                     if answer.status in (404, 405, 429):
                         await _rest(answer, ERROR_BODY_SECONDS)
                         return frozenset()
@@ -273,7 +285,7 @@ class ModelServer:
             if self._credentials is not None:
                 raise error
             said = "wants an API key, and none is set" if key is None else "refused the API key"
-            where = f"api_key or {self._preset.key_env}" if self._preset.key_env else "api_key"
+            where = f"api_key or {self.preset.key_env}" if self.preset.key_env else "api_key"
             error = UpstreamAuth(f"The model provider {said}. Check {where}.", spent_nothing=True)
         raise error
 

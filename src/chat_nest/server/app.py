@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -36,6 +35,7 @@ from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
+from chat_nest.providers.stream import ServerArguments
 from chat_nest.runs.urls import open_runs
 from chat_nest.server.config.front_ends import make_dialects
 from chat_nest.server.config.identity import make_identify
@@ -426,15 +426,13 @@ def make_provider(config: ProviderConfig) -> Provider:
     if config.kind == "demo":
         return DemoProvider(config.base_url or None, key)
     preset = PRESETS[config.kind]
-    given: Any = {
+    given: ServerArguments = {
         "abort_bills": config.abort_bills,
         "api_keys": [each.reveal() for each in config.api_keys],
         "api_keys_file": config.api_keys_file or None,
+        "credentials": config.credentials,
+        "think_tags": config.think_tags,
     }
-    if preset.wire != "ollama":
-        given["credentials"] = config.credentials
-    if preset.wire in ("openai", "ollama"):
-        given["think_tags"] = config.think_tags
     match preset.wire:
         case "responses":
             return ResponsesProvider(key, config.base_url, **given)

@@ -78,9 +78,11 @@ def test_what_is_said_of_abandoned_answers_has_a_source_or_is_the_safe_side(pres
     ],
 )
 def test_what_an_abandoned_answer_costs(kind: str, url: str | None, bills: str) -> None:
-    server = ModelServer(PRESETS[kind], "k", url)
-    assert server.abort_bills == bills
-    assert ModelServer(PRESETS[kind], "k", url, abort_bills="full").abort_bills == "full"
+    class Server(ModelServer):
+        preset = PRESETS[kind]
+
+    assert Server("k", url).abort_bills == bills
+    assert Server("k", url, abort_bills="full").abort_bills == "full"
 
 
 def test_azure_needs_its_resource() -> None:
