@@ -31,7 +31,7 @@ from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.stream import ModelServer
+from chat_nest.providers.model_server import ModelServer
 from chat_nest.server.health import FRESH_SECONDS, Health
 from chat_nest.testing import Answer, FakeClock, collect
 from chat_nest.core.watched_file import LOOK_SECONDS
@@ -188,7 +188,7 @@ async def test_a_short_rest_of_every_key_is_waited_for() -> None:
         rests = asyncio.create_task(ask(handler))
         await server.request(1)
         server.by_key.clear()
-        keys = handler._chat.upstream.providers["p"]._server._keys._keys  # type: ignore[attr-defined]
+        keys = handler._chat.upstream.providers["p"]._keys._keys  # type: ignore[attr-defined]
         while not all(key.rests for key in keys):
             await asyncio.sleep(0)
         for key in keys:
@@ -253,7 +253,7 @@ async def test_a_client_that_leaves_while_keys_are_tried_leaves_no_answer_runnin
         asking.cancel()
         await asyncio.wait([asking])
         await server.closed(1)
-        keys = handler._chat.upstream.providers["p"]._server._keys  # type: ignore[attr-defined]
+        keys = handler._chat.upstream.providers["p"]._keys  # type: ignore[attr-defined]
         assert [key.running for key in keys._keys] == [0, 0]
 
 

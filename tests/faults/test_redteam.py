@@ -278,7 +278,7 @@ async def test_only_a_model_on_this_machine_is_asked_again_after_a_lost_connecti
         raise UpstreamUnavailable
         yield
 
-    monkeypatch.setattr(provider._server._session, "request", lost)
+    monkeypatch.setattr(provider._session, "request", lost)
     prompt = Prompt(model="m", messages=(Message(role="user", content="x"),), max_output_tokens=5)
     with pytest.raises(UpstreamUnavailable) as failed:
         async with provider.open(prompt, Timeouts()):

@@ -26,9 +26,9 @@ from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_n
 from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, says_stop, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
+from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.presets import ANTHROPIC
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object
 
 # The request.

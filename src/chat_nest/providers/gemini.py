@@ -29,9 +29,9 @@ from chat_nest.providers.calls import Calls, as_name, raw_arguments
 from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
+from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.presets import GEMINI
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object, names_by_id
 
 # The request.

@@ -19,10 +19,10 @@ from chat_nest.counting.reported import read_usage
 from chat_nest.providers.calls import Calls, as_name, raw_arguments
 from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
 from chat_nest.providers.media import base64, moved_to_user, taken
+from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.ndjson import LineDecoder
 from chat_nest.providers.presets import OLLAMA
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer
 from chat_nest.providers.tools import as_object, names_by_id
 
 # The request.

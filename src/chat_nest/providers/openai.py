@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from chat_nest.core.deltas import Batch
 from chat_nest.core.protocols import Prompt
 from chat_nest.core.timeouts import Timeouts
+from chat_nest.providers.model_server import ModelServer, ServerArguments
 from chat_nest.providers.openai_codec import lacks, openai_codec, request_body, takes
 from chat_nest.providers.presets import OPENAI, Preset
-from chat_nest.providers.stream import ModelServer, ServerArguments
 
 AZURE_API_VERSION = "2024-10-21"
 

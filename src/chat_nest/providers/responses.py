@@ -25,10 +25,10 @@ from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_n
 from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, taken
+from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.openai_codec import takes_temperature, takes_verbosity
 from chat_nest.providers.presets import RESPONSES
 from chat_nest.providers.refusals import event_failure
-from chat_nest.providers.stream import ModelServer
 
 # The request.
 

@@ -31,11 +31,11 @@ from chat_nest.pipeline.upstream import split_model
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
+from chat_nest.providers.model_server import ServerArguments
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
-from chat_nest.providers.stream import ServerArguments
 from chat_nest.runs.urls import open_runs
 from chat_nest.server.config.front_ends import make_dialects
 from chat_nest.server.config.identity import make_identify

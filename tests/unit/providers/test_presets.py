@@ -11,7 +11,7 @@ from provider_table import table
 
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.presets import PRESETS, Preset
-from chat_nest.providers.stream import ModelServer
+from chat_nest.providers.model_server import ModelServer
 
 every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 

@@ -23,7 +23,7 @@ from chat_nest.providers.ollama import ollama_codec
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.openai_codec import openai_codec
 from chat_nest.providers.presets import PRESETS
-from chat_nest.providers.stream import _Batches
+from chat_nest.providers.answer import Batches
 from chat_nest.providers.think_tags import Thoughts
 
 PROMPT = Prompt(model="m", messages=(Message(role="user", content="Hi"),), max_output_tokens=9)
@@ -143,11 +143,11 @@ def test_of_an_answer_that_was_left_what_was_held_is_counted(more: bool) -> None
     codec = Thoughts(openai_codec(), "think", opened=False)
     first, last = chunk("<think>Hm"), chunk("</th")
     assert codec.feed(first[:200]) == []
-    batches = _Batches(Left(first[200:], last), codec)  # type: ignore[arg-type]
+    batches = Batches(Left(first[200:], last), codec)  # type: ignore[arg-type]
     counted: list[Delta] = []
     assert batches.drop(counted.extend) is more
     assert counted == [ReasoningDelta("Hm"), ReasoningDelta("</th")]
-    ended = _Batches(Left(chunk("Hi"), finish(), DONE), openai_codec())  # type: ignore[arg-type]
+    ended = Batches(Left(chunk("Hi"), finish(), DONE), openai_codec())  # type: ignore[arg-type]
     assert ended.drop(counted.extend) is False, "nothing can come after its end"
     assert counted[2:] == [TextDelta("Hi"), FinishDelta("stop")]
 

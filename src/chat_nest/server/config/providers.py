@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from chat_nest.counting.tokens import Counting
 from chat_nest.providers.credentials import Cloud, credentials_for
 from chat_nest.providers.keys import KeyPool
+from chat_nest.providers.model_server import LOCAL_HOSTS, is_in_clear
 from chat_nest.providers.presets import PRESETS, Preset
-from chat_nest.providers.stream import LOCAL_HOSTS, is_in_clear
 from chat_nest.providers.think_tags import ThinkTags
 from chat_nest.server.config.schema import ABORT_BILLS, COUNTING, PROVIDER_KINDS
 from chat_nest.server.config.sources import MODEL_VARIABLE, Path, Sources, near

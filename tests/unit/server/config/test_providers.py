@@ -281,8 +281,8 @@ def test_several_keys_are_a_list_or_a_file(tmp_path: Path) -> None:
     assert provider.key_from.endswith("providers.p.api_keys_file")
     made = make_provider(provider)
     assert isinstance(made, OpenAIProvider)
-    assert made._server._keys is not None
-    assert made._server._keys.secrets == [KEY, OTHER]
+    assert made._keys is not None
+    assert made._keys.secrets == [KEY, OTHER]
 
 
 def test_several_keys_come_from_the_environment(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_credentials_of_a_cloud_take_the_place_of_a_key(tmp_path: Path) -> None:
     assert provider.key_from.endswith("providers.p.credentials")
     made = make_provider(provider)
     assert isinstance(made, OpenAIProvider)
-    assert made._server._credentials is not None
+    assert made._credentials is not None
 
 
 def test_credentials_that_can_not_be_used(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from chat_nest.core.deltas import Batch, Delta, FinishDelta
-from chat_nest.core.errors import UpstreamAuth, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnavailable
+from chat_nest.core.deltas import Batch
+from chat_nest.core.errors import UpstreamAuth, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from chat_nest.core.protocols import KeyRest, Prompt
 from chat_nest.core.timeouts import Timeouts
+from chat_nest.providers.answer import Batches, beginning, rest
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.credentials import credentials_for
 from chat_nest.providers.http import HTTPSession, HTTPStream
@@ -34,20 +35,9 @@ logger = logging.getLogger("chat_nest.providers")
 JSON: Final = "application/json"
 ERROR_BODY_SECONDS: Final = 1.0
 LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-END_SECONDS: Final = 0.05
-"""Seconds to wait for the body's end after the last event, so that the connection can be used again."""
 CHECK_SECONDS: Final = 10.0
-REST_LIMIT: Final = 1 << 16
-"""The most bytes read of a body that is not part of an answer."""
-DROP_SLICE: Final = 1 << 14
-"""Bytes that are decoded at once of what nobody took."""
 LIST_LIMIT: Final = 1 << 20
 """Bytes of a list of models. A longer list is refused."""
-
-_STREAMS: Final = (b"data:", b"event:", b"id:", b"retry:")
-_MAY_BE_AN_ANSWER: Final = frozenset(
-    ("application/json", "application/x-ndjson", "application/octet-stream", "text/plain", "text/event-stream")
-)
 
 _OWN_HEADERS: Final = frozenset(
     ("accept-encoding", "connection", "content-length", "content-type", "expect", "host", "te", "transfer-encoding")
@@ -147,11 +137,11 @@ class ModelServer:
                 pass
             media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if media_type in (self.preset.media_type, ""):
-                yield _Batches(answer, self._decoder(make()))
+                yield Batches(answer, self._decoder(make()))
             else:
-                first = await _beginning(answer, media_type)
+                first = await beginning(answer, media_type)
                 whole = first.startswith((b"{", b"["))
-                yield _Batches(answer, self._decoder(make(whole=whole)), first, made_whole=whole)
+                yield Batches(answer, self._decoder(make(whole=whole)), first, made_whole=whole)
 
     def _decoder(self, codec: Codec) -> Codec | Thoughts:
         if self._think_tags == "off":
@@ -273,10 +263,10 @@ class ModelServer:
                     "GET", self.preset.check_path, headers=headers, connect_timeout=CHECK_SECONDS
                 ) as answer:
                     if answer.status == 200:
-                        body = await _rest(answer, CHECK_SECONDS, LIST_LIMIT)
+                        body = await rest(answer, CHECK_SECONDS, LIST_LIMIT)
                         return model_names(body) if self.preset.lists_models else frozenset()
                     if answer.status in (404, 405, 429):
-                        await _rest(answer, ERROR_BODY_SECONDS)
+                        await rest(answer, ERROR_BODY_SECONDS)
                         return frozenset()
                     error = await self._refused(answer)
         except TimeoutError:
@@ -290,7 +280,7 @@ class ModelServer:
         raise error
 
     async def _refused(self, answer: HTTPStream) -> UpstreamError:
-        body = await _rest(answer, ERROR_BODY_SECONDS)
+        body = await rest(answer, ERROR_BODY_SECONDS)
         secrets = [*self._headers.values(), *(self._keys.secrets if self._keys is not None else ())]
         error = refusal(answer.status, answer.headers, body, time.time(), secrets)
         logger.debug("the provider answered %d: %s", answer.status, error.code)  # the caller logs it, with the model
@@ -308,136 +298,6 @@ class _Request(Struct):
     path: str
     body: list[bytes]
     connect: float
-
-
-class _Batches:
-    """The batches of one answer: one read gives one batch. `first` was read before.
-
-    One that was `made_whole`, and is no stream, had all been produced before it came.
-    """
-
-    def __init__(
-        self, answer: HTTPStream, codec: Codec | Thoughts, first: bytes = b"", *, made_whole: bool = False
-    ) -> None:
-        self._answer = answer
-        self._codec = codec
-        self._first = first
-        self._made_whole = made_whole
-        self._cut: UpstreamError | None = None
-        """The end of a broken connection, which is raised after the text that was held back."""
-
-    def __aiter__(self) -> _Batches:
-        return self
-
-    async def __anext__(self) -> Batch:
-        while not self._codec.over:
-            try:
-                data, self._first = self._first or await self._answer.read(), b""
-            except UpstreamError as cut:
-                if held := self._held(cut):
-                    return held
-                raise
-            if not data:
-                break
-            deltas = self._codec.feed(data)
-            if deltas:
-                return deltas
-        self._raise_cut()
-        last = await self._end()
-        if not last:
-            raise StopAsyncIteration
-        return last
-
-    async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
-        """See protocols.PassOn."""
-        codec, full = self._codec, False
-
-        def read(data: bytes) -> bool:
-            nonlocal full
-            deltas = codec.feed(data)
-            full = bool(deltas) and not take(deltas)
-            return not (full or codec.over)
-
-        self._raise_cut()
-        if self._first:
-            first, self._first = self._first, b""
-            read(first)
-        if not (full or codec.over):
-            try:
-                await self._answer.pass_on(read)
-            except UpstreamError as cut:
-                held = self._held(cut)
-                if held and not take(held):
-                    return True
-                raise
-        if full:
-            return True
-        last = await self._end()
-        return bool(last) and not take(last)
-
-    def _held(self, cut: UpstreamError) -> list[Delta]:
-        """Return the text that was held back when the connection broke, such as half a tag. The next call raises."""
-        if self._codec.over:
-            return []
-        held: list[Delta] = []
-        with suppress(UpstreamError):
-            held = [delta for delta in self._codec.end(whole=False) if not isinstance(delta, FinishDelta)]
-        if held:
-            self._cut = cut
-        return held
-
-    def _raise_cut(self) -> None:
-        if self._cut is not None:
-            cut, self._cut = self._cut, None
-            raise cut
-
-    def drop(self, count: Callable[[Batch], None]) -> bool:
-        """See protocols.ReadsAhead."""
-        codec, (pieces, more) = self._codec, self._answer.take_unread()
-        pieces, self._first = [self._first, *pieces], b""
-        for piece in pieces:
-            for at in range(0, len(piece), DROP_SLICE):
-                if not codec.over:
-                    with suppress(UpstreamError):
-                        count(codec.feed(piece[at : at + DROP_SLICE]))
-        unseen = (more or self._made_whole) and not codec.over
-        if not codec.over:
-            with suppress(UpstreamError):
-                count(codec.end(whole=False))
-        return unseen
-
-    async def _end(self) -> list[Delta]:
-        """Return what the end of the body decides; nothing if the last event decided it."""
-        answer = self._answer
-        last = self._codec.end(whole=answer.whole and answer.framed)
-        if not answer.whole:
-            await _rest(answer, END_SECONDS)
-        return last
-
-
-async def _beginning(answer: HTTPStream, media_type: str) -> bytes:
-    """Return the beginning of a body whose type is not the requested one, without blanks.
-
-    It is read if it is JSON, or a stream with another type. Raises UpstreamProtocol for anything else, such as an HTML
-    page, which is not from a model.
-    """
-    first = b""
-    while media_type in _MAY_BE_AN_ANSWER and len(first) < 6 and (data := await answer.read()):
-        first = (first + data).lstrip(b" \t\r\n\xef\xbb\xbf")
-        if first.startswith((b"{", b"[", b":")):
-            return first
-    if not first.startswith(_STREAMS):
-        logger.warning("the provider answered 200 without a stream: %s", UpstreamProtocol.code)
-        raise UpstreamProtocol(spent_nothing=True)
-    return first
-
-
-async def _rest(answer: HTTPStream, seconds: float, limit: int = REST_LIMIT) -> bytes:
-    """Return the rest of the body, if it is short and comes soon: the connection can then be used again."""
-    with suppress(UpstreamError, TimeoutError):
-        async with asyncio.timeout(seconds):
-            return await answer.read_body(limit)
-    return b""
 
 
 def _key_pool(key: str | None, keys: Sequence[str], file: str | Path | None, name: str) -> KeyPool | None:
