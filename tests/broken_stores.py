@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
-import shutil
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator

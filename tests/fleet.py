@@ -24,14 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import psycopg
 import pytest
 from ports import free_port
-from postgres_server import new_database, rows, shared_url
 from processes import children
-from raw_client import JSON, Client, Cut, Reply, connect
-from redis_servers import RedisCluster, RedisServer
+from raw_client import JSON, Client, Cut, connect
 from scripted_provider import DONE, END, Connection, Request, ScriptedProvider, chunk, finish, head, piece, usage
 
 from chat_nest.core.messages import Message

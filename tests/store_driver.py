@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from chat_nest.core.claims import Claim, Granted, Line
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Usage
-from chat_nest.stores.urls import keeps_records, open_store
+from chat_nest.stores.urls import open_store
 
 LINES = (
     Line(name="tokens_per_day", scope="caller", key="caller:ada:day", unit="tokens", kind="window", limit=1_000,

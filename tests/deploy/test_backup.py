@@ -190,7 +190,7 @@ async def test_records_of_both_files_are_there_after_a_restore() -> None:
     await backed_up()
     with closing(sqlite3.connect("chat-nest.db")) as store:
         columns = [row[1] for row in store.execute("PRAGMA table_info(requests)")]
-        values = {name: 0 for name in columns} | {"id": "new", "started_at": 1, "source": "reported", "ending": "stop"}
+        values = dict.fromkeys(columns, 0) | {"id": "new", "started_at": 1, "source": "reported", "ending": "stop"}
         store.execute(
             f"INSERT INTO requests VALUES ({', '.join('?' * len(columns))})", [values[name] for name in columns]
         )

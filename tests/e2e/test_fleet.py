@@ -126,7 +126,7 @@ def whole(answers: Sequence[Answer], tokens: int = FULL) -> int:
 
 
 async def test_a_thousand_at_once_by_one_caller(shared):
-    served, store, provider = shared.served, shared.store, shared.provider
+    served, provider = shared.served, shared.provider
     answers = await all_at_once(served, provider, [3] * MANY)
     assert statuses(answers) == {OK: ROOM, REFUSED: MANY - ROOM}
     assert whole(answers) == ROOM
@@ -189,7 +189,7 @@ async def test_the_last_one_is_clamped_to_what_is_left(shared, profile):
 
 async def test_room_that_comes_back_is_given_out_again(shared):
     """The first wave uses a half of what it held; the second gets exactly the rest."""
-    served, store, provider = shared.served, shared.store, shared.provider
+    served, provider = shared.served, shared.provider
     provider.share = 0.5
     budget = ROOM * WHOLE
     answers = await all_at_once(served, provider, [8] * 500)
@@ -388,7 +388,7 @@ async def test_postgresql_restarted_under_load(tmp_path):
 
 
 async def test_one_key_at_several_workers_at_once(shared):
-    served, store, provider = shared.served, shared.store, shared.provider
+    served, provider = shared.served, shared.provider
     provider.go_on.clear()
     asking = [asyncio.create_task(ask(served.port, 10, key="one")) for _ in range(40)]
     waiting = set(asking)
@@ -408,7 +408,7 @@ async def test_one_key_at_several_workers_at_once(shared):
 
 
 async def test_a_key_whose_answer_has_ended_tells_its_ending(shared):
-    served, store, provider = shared.served, shared.store, shared.provider
+    served, provider = shared.served, shared.provider
     first = await ask(served.port, 12, key="one")
     assert first.done
     again = [await ask(served.port, 12, key="one") for _ in range(6)]
@@ -423,7 +423,7 @@ async def test_a_key_whose_answer_has_ended_tells_its_ending(shared):
 
 
 async def test_a_first_attempt_that_spent_nothing_frees_its_key(shared):
-    served, store, provider = shared.served, shared.store, shared.provider
+    served, provider = shared.served, shared.provider
     await provider.refuse()
     assert statuses([await ask(served.port, 13, key="one") for _ in range(2)]) == {(502, "upstream_unreachable"): 2}
     assert await used_by(served, 13) == 0

@@ -10,7 +10,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 import zipfile
 from pathlib import Path

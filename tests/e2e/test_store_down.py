@@ -109,7 +109,7 @@ async def standings(server: RedisServer) -> tuple[tuple[int, int], tuple[int, in
 
 async def until(server: RedisServer, everybodys: tuple[int, int], own: tuple[int, int]) -> None:
     """Wait until the ledger says so; the test's time-out is the bound."""
-    while (found := await standings(server)) != (everybodys, own):
+    while await standings(server) != (everybodys, own):
         await asyncio.sleep(0.05)
 
 

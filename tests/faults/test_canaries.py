@@ -7,8 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-from raw_client import JSON, connect, settled
+from raw_client import JSON, connect
 from scripted_provider import (
     CLOSE,
     DONE,

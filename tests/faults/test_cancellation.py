@@ -10,7 +10,6 @@ import pytest
 from chat_nest import create_chat_handler
 from chat_nest.core.limits import Limits
 from chat_nest.limits.spec import BALANCED
-from chat_nest.core.timeouts import Timeouts
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.testing import Answer, FakeClock, ScriptedProvider, answer, collect
 from msgspec.structs import replace

@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-from ledger_file import Recorded, counters, recorded
+from ledger_file import counters, recorded
 from processes import until
 from raw_client import HELLO, JSON, ask, connect, settled
 from scripted_provider import DONE, RESET, ScriptedProvider, answer, chunk, event, finish, stream

@@ -11,7 +11,6 @@ from chat_nest import create_chat_handler
 from chat_nest.limits.spec import BALANCED
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.testing import ScriptedProvider, answer, collect
-from chat_nest.core.deltas import TextDelta
 from msgspec.structs import replace
 
 BODY = {"messages": [{"role": "user", "content": "hello"}]}

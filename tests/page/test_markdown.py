@@ -232,7 +232,6 @@ async def test_hostile_answers_stay_inert(provider, visit):
             await link.hover()
         assert await page.evaluate(INERT) == [], name
         await expect(page.get_by_label("Your message")).to_be_visible()
-    page.remove_listener  # nothing else to do: the visit checks at its end
 
 
 async def test_what_a_visitor_writes_stays_text(provider, visit):

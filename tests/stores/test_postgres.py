@@ -14,14 +14,12 @@ import time
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
-from zoneinfo import ZoneInfo
 
-import chat_nest.stores.postgres as postgres_module
 import psycopg
 import pytest
 from chat_nest.core.controls import Act, Control
 from chat_nest.core.errors import LimiterUnavailable
-from chat_nest.core.claims import Duplicate, Granted, Refused
+from chat_nest.core.claims import Duplicate, Granted
 from chat_nest.core.records import Record
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.postgres import PostgresStore

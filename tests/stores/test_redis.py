@@ -415,7 +415,7 @@ async def test_a_cancelled_call_leaves_no_answer_behind_for_the_next(fresh):
             await asyncio.sleep(0)
         calls[0].cancel()
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert calls[0].cancelled() or not answers[0] is None
+        assert calls[0].cancelled() or answers[0] is not None
         for n, answer in enumerate(answers):
             if not isinstance(answer, asyncio.CancelledError):
                 assert answer[0].held == ((which + n) % 4 + 1) * 11

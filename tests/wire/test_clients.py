@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from asgi_servers import serve
-from client_drivers import DRIVERS, EVERY, Watched, client, drive, parametrize_client
+from client_drivers import DRIVERS, EVERY, Watched, client, drive, parametrize_client  # noqa: F401
 from fault_proxy import Fault, FaultProxy
 from msgspec.structs import replace
 from raw_client import settled

@@ -182,7 +182,7 @@ async def test_what_codex_sends_is_answered_and_a_call_is_in_its_namespace() -> 
     async with serve(agent(provider)) as port:
         reply = await ask(port, CODEX, path="/v1/responses")
         assert reply.status == 200
-        called = [item for item in events(reply.raw)[-1]["response"]["output"]]
+        called = list(events(reply.raw)[-1]["response"]["output"])
         assert [(item["name"], item.get("namespace")) for item in called] == [
             ("close_agent", "multi_agent_v1"),
             ("exec_command", None),

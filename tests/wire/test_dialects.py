@@ -176,7 +176,6 @@ async def test_a_whole_answer_that_fails_midway_is_a_status(provider, path, body
 
 ENDS = {
     "/api/chat": b"event: error\n",
-    "/v1/responses": b"event: error\n",
     "/v1/chat/completions": b'data: {"error":{"message"',
     "/v1/responses": b"event: error\n",
     "/api/ai": b'data: {"type":"error","errorText"',

@@ -18,9 +18,9 @@ from asgi_servers import serve
 from msgspec.structs import replace
 from pictures import base64, gif, jpeg, pdf, png, url, webp
 from raw_client import Reply, ask, connect, settled
-from scripted_provider import Request, ScriptedProvider, Step, answer, http, piece, head, END
+from scripted_provider import Request, ScriptedProvider, Step, answer, piece, head, END
 
-from chat_nest import BALANCED, Profile, create_chat_handler
+from chat_nest import BALANCED, create_chat_handler
 from chat_nest.core.protocols import Provider
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.gemini import GeminiProvider

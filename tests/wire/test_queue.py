@@ -135,7 +135,7 @@ async def test_a_caller_with_many_requests_does_not_hold_up_one_with_a_single_re
             for client in greedy:
                 client.send("POST", "/api/chat", USER, {**JSON, "x-user": "greedy"})
             await provider.request(0)
-            last = [asyncio.create_task((await_reply(client))) for client in greedy]
+            last = [asyncio.create_task(await_reply(client)) for client in greedy]
             modest = await stack.enter_async_context(connect(port))
             modest.send("POST", "/api/chat", {"messages": [{"role": "user", "content": "modest"}]}, NATIVE)
             reply = await modest.reply()

@@ -229,8 +229,13 @@ async def test_items_become_messages():
         {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "20"}]},
     ]
     body = {
-        **{"input": items, "instructions": "Be kind.", "tools": [{**WEATHER, "strict": True}], "max_output_tokens": 50},
-        **{"tool_choice": {"type": "function", "name": "weather"}, "parallel_tool_calls": False, "top_p": 0.5},
+        "input": items,
+        "instructions": "Be kind.",
+        "tools": [{**WEATHER, "strict": True}],
+        "max_output_tokens": 50,
+        "tool_choice": {"type": "function", "name": "weather"},
+        "parallel_tool_calls": False,
+        "top_p": 0.5,
         "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}, "strict": True}},
     }
     async with chat(answer("Hi")) as (provider, port):

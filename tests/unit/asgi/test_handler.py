@@ -105,7 +105,7 @@ async def test_which_model_is_meant(options, model):
         def refused(self, id, caller, error): ...
         def finished(self, ending): ...
 
-    options = {name: value for name, value in options.items()}
+    options = dict(options.items())
     handler = create_chat_handler(**options, observers=[Watch()], timeouts=Timeouts(connect=0.01, first_token=0.01))
     running = asyncio.create_task(collect(handler, BODY))
     while not seen and not running.done():

@@ -63,4 +63,4 @@ def test_a_server_that_all_may_use_says_so_and_which_line_closes_it(tmp_path, te
     config = load(str(tmp_path / "chat.toml"), {**OPENAI, **environ})
     warning = 'name your site with origins = ["https://example.com"] in [server]'
     assert (warning in banner(config, "http://127.0.0.1:1", color=False)) is warned
-    assert (f"Note: every page and program on the internet can spend" in table(config)) is warned
+    assert ("Note: every page and program on the internet can spend" in table(config)) is warned

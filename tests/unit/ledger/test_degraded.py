@@ -21,7 +21,7 @@ from chat_nest.ledger.delivery import Delivery
 from chat_nest.ledger.ledger import Ledger
 from chat_nest.core.limits import Limits
 from chat_nest.limits.spec import Allowance
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line
 from chat_nest.ledger.allowance import check_allowance
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.ledger.degraded import DegradedMode
@@ -586,7 +586,7 @@ class Outages(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), how=HOWS)
     def a_worker_is_replaced(self, which, how):
         async def replace():
-            for task, end in self.chats.values():
+            for _, end in self.chats.values():
                 if not end.done():
                     end.set_result(1)
             self.chats.clear()

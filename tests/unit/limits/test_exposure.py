@@ -84,7 +84,7 @@ RARE = ("requests_per_hour", "requests_per_day", "tokens_per_hour", "tokens_per_
 
 
 def some_limits() -> st.SearchStrategy[dict[str, Any]]:
-    numbers: dict[str, Any] = {name: amounts for name in (*RARE, "tokens_per_minute", "requests_per_month")}
+    numbers: dict[str, Any] = dict.fromkeys((*RARE, "tokens_per_minute", "requests_per_month"), amounts)
     numbers |= {"requests_per_minute": st.one_of(st.none(), st.integers(1, 5))}
     numbers |= {name: dollars for name, unit, _ in COUNTERS if unit == "nanousd"}
     return st.fixed_dictionaries({}, optional=numbers)

@@ -194,7 +194,7 @@ async def test_a_reader_who_leaves_is_timed_until_the_provider_is_closed():
 HOSTILE = 'evil"canary\n{x="'
 
 
-@pytest.mark.parametrize("dialect", [name for name in DIALECTS])
+@pytest.mark.parametrize("dialect", list(DIALECTS))
 async def test_no_string_of_a_client_is_ever_in_a_scrape(dialect):
     async def identify(scope):
         return Caller(id="canary-" + HOSTILE, group="canary-group" + HOSTILE)

@@ -142,8 +142,8 @@ def test_a_session_outlives_its_event_loop() -> None:
 
     async def once() -> int:
         async with ScriptedProvider(OK) as provider:
-            client._base_url = provider.url
-            assert await fetch(client) == (200, b"fine")
+            client._base_url = provider.url  # noqa: F821
+            assert await fetch(client) == (200, b"fine")  # noqa: F821
             return provider.opened
 
     assert asyncio.run(once()) == 1

@@ -97,8 +97,12 @@ def told(body: Body, model: str, options: Options, **more: Any) -> dict[str, Any
             SAMPLED,
             {
                 "options": {
-                    **{"num_predict": 5, "seed": 7, "top_p": 0.5, "top_k": 40},
-                    **{"frequency_penalty": 1.0, "presence_penalty": -1.0},
+                    "num_predict": 5,
+                    "seed": 7,
+                    "top_p": 0.5,
+                    "top_k": 40,
+                    "frequency_penalty": 1.0,
+                    "presence_penalty": -1.0,
                 }
             },
         ),

@@ -301,8 +301,10 @@ def test_retry_after_is_bounded_whatever_it_says(value: str) -> None:
         ({"x-ratelimit-remaining-tokens": "0"}, None),
         (
             {
-                **{"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"},
-                **{"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"},
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "2s",
             },
             2,
         ),

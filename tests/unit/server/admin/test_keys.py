@@ -39,4 +39,4 @@ def test_the_trail_tells_keys_apart_and_shows_none():
 
 def test_no_key_in_force_lets_nobody_in():
     with pytest.raises(Unauthorized):
-        OperatorKeys(lambda: []).check(scope(""))
+        OperatorKeys(list).check(scope(""))
