@@ -17,7 +17,7 @@ import uvicorn
 from ports import free_port
 
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.server import HttpServer
+from chat_nest.server.http.server import HttpServer, stop_listening
 
 TESTS = Path(__file__).parent
 SERVERS = ("uvicorn", "granian", "hypercorn")
@@ -40,8 +40,7 @@ class InProcess(uvicorn.Server):
         await self.stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
+        await stop_listening(self.servers)
         for sock in sockets or []:
             sock.close()
         for connection in list(self.server_state.connections):

@@ -38,6 +38,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from chat_nest.server.http.server import stop_listening
+
 Ending = Literal["close", "reset", "hang"]
 CLOSE: Ending = "close"
 RESET: Ending = "reset"
@@ -310,7 +312,7 @@ class ScriptedProvider:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
+        await stop_listening([self._server])
         for connection in self.connections:
             if connection._running:
                 connection._running.cancel()

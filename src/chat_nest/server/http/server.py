@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
 from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.dead_peers import DeadPeers
@@ -51,8 +52,8 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Stop listening, and end the application, which ends the remaining answers."""
-        for server in self._listening:
-            server.close()
+        await stop_listening(self._listening)
+        self.drain()  # those that came since
         await self._lifespan.shutdown()
         for sweep in self._sweeps:
             sweep.stop()
@@ -62,3 +63,19 @@ class HttpServer:
         for connection in [each for each in self._context.connections if each.deadline <= now]:
             connection.deadline = now + self._context.deadlines.linger  # unless it sets another deadline
             connection.expire()
+
+
+async def stop_listening(servers: Sequence[asyncio.Server]) -> None:
+    """Close listening servers, in two turns of the loop.
+
+    What was accepted just before becomes a connection like any other: asyncio's `close` alone leaves its socket open,
+    with an error in the log, because it connects an accepted socket to its server a turn later.
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+    for _ in range(2):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
