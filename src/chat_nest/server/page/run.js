@@ -1,10 +1,12 @@
 // One answer from the server: POST /api/chat and, if the server keeps answers, the reconnect after a lost connection.
 
+import { events } from "./event-stream.js";
+import { keptForTab } from "./tab-storage.js";
+
 const STALL_MS = 45_000; // the server pings every 15 s: three missed pings are a lost connection
 const RECONNECTS_MS = [0, 500, 1_000, 2_000, 4_000, 8_000]; // the pause before each try; then it gives up
 const STOPPED = Symbol("stopped");
 const GONE_ON = new Set(["runs_unavailable", "request_in_progress"]); // the answer itself goes on
-const KEY = "chat-nest-key";
 
 /** An error of the server, with its fields. */
 export class Failure extends Error {
@@ -18,77 +20,16 @@ export class Failure extends Error {
 /** The visitor stopped the answer. */
 export class Stopped extends Error {}
 
-/** @returns {string} the key or token of this tab */
-export function key() {
-  try {
-    return sessionStorage.getItem(KEY) ?? "";
-  } catch {
-    return keyInMemory;
-  }
-}
-let keyInMemory = "";
-
-/** @param {string} value */
-export function setKey(value) {
-  keyInMemory = value;
-  try {
-    if (value) sessionStorage.setItem(KEY, value);
-    else sessionStorage.removeItem(KEY);
-  } catch {
-    // Storage is forbidden here: the value lasts until the page is closed.
-  }
-}
-
-const VISIT = "chat-nest-visit";
-let visitInMemory = "";
-
-/** The visitor's token, where cookies can't go. @param {string} token */
-export function setVisit(token) {
-  visitInMemory = token;
-  try {
-    sessionStorage.setItem(VISIT, token);
-  } catch {
-    // It lasts until the page is closed.
-  }
-}
-
-function visitToken() {
-  try {
-    return sessionStorage.getItem(VISIT) ?? "";
-  } catch {
-    return visitInMemory;
-  }
-}
+/** The key or token of this tab. */
+export const { get: key, set: setKey } = keptForTab("chat-nest-key");
+/** The visitor's token, where cookies can't go. */
+const { get: visitToken, set: setVisit } = keptForTab("chat-nest-visit");
+export { setVisit };
 
 /** `fetch` of the chat's own paths, with the key. @param {string} path @param {RequestInit} [options] */
 export function ask(path, options = {}) {
   const credential = key() || visitToken();
   return fetch(path, { ...options, headers: { ...options.headers, ...(credential && { authorization: `Bearer ${credential}` }) } });
-}
-
-/**
- * Server-Sent Events from a response's body; data is parsed JSON, or null where it is empty.
- * @param {ReadableStream<Uint8Array>} body @returns {AsyncGenerator<{name: string, data: any, id: string}>}
- */
-export async function* events(body) {
-  const reader = body.getReader();
-  const decoder = new TextDecoder();
-  let text = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    text += decoder.decode(value, { stream: true });
-    const frames = text.split("\n\n");
-    text = frames.pop() ?? "";
-    for (const frame of frames) {
-      const fields = { event: "message", data: "", id: "" };
-      for (const line of frame.split("\n")) {
-        const [, field, content] = /^(event|data|id): ?(.*)$/s.exec(line) ?? [];
-        if (field) fields[field] = content;
-      }
-      yield { name: fields.event, data: fields.data ? JSON.parse(fields.data) : null, id: fields.id };
-    }
-  }
 }
 
 async function refusal(response) {

@@ -1,4 +1,4 @@
-// The page's words in the visitor's language, from words/LANGUAGE.json. English is in the page itself, and replaces
+// A page's words in the visitor's language, from words/LANGUAGE.json. English is in the page itself, and replaces
 // missing texts of a file.
 
 import { byId } from "./dom.js";
@@ -56,9 +56,9 @@ export async function load(tag = wanted()) {
   document.documentElement.lang = tag;
   document.documentElement.dir = RIGHT_TO_LEFT.has(tag.split("-")[0]) ? "rtl" : "ltr";
   for (const node of document.querySelectorAll("[data-word]")) node.textContent = word(node.dataset.word);
-  for (const node of document.querySelectorAll("[data-label]")) node.ariaLabel = node.title = word(node.dataset.label);
+  for (const node of document.querySelectorAll("[data-label]")) node.ariaLabel = word(node.dataset.label);
+  for (const node of document.querySelectorAll("button[data-label]")) node.title = node.ariaLabel;
   for (const node of document.querySelectorAll("[data-placeholder]")) node.placeholder = word(node.dataset.placeholder);
-  for (const place of ["scroller", "log", "side", "composer"]) byId(place).title = "";
 }
 
 /** @param {string} name @returns {boolean} */
