@@ -4,7 +4,7 @@ import { byId, element } from "./dom.js";
 import { key, setKey } from "./run.js";
 import * as side from "./side.js";
 import * as store from "./store.js";
-import { choose, config, language, word } from "./words.js";
+import { choose, config, language, languageName, word } from "./words.js";
 
 /**
  * @typedef {{system: () => string, setSystem: (text: string) => void, hasSystem: () => boolean,
@@ -29,15 +29,9 @@ export function start(given) {
     if (talks.length) side.remove(talks.map(({ id }) => id), word("deleted.all"));
   });
   byId("key-field").hidden = !config.wants_key;
-  const names = config.languages.map((tag) => element("option", { value: tag, lang: tag }, nameOf(tag)));
+  const names = config.languages.map((tag) => element("option", { value: tag, lang: tag }, languageName(tag)));
   byId("language").append(...names);
   if (parent !== window) addEventListener("message", fromParent);
-}
-
-/** A language's name in that language. @param {string} tag */
-function nameOf(tag) {
-  const name = new Intl.DisplayNames([tag], { type: "language" }).of(tag) ?? tag;
-  return name[0].toLocaleUpperCase(tag) + name.slice(1);
 }
 
 /** An embedding page may send a token. The policy limits embedding to allowed origins. */

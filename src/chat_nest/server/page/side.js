@@ -4,9 +4,9 @@ import { Conversation } from "./conversation.js";
 import { byId, element, iconButton } from "./dom.js";
 import { asJson, asMarkdown, fileName, save } from "./exports.js";
 import * as store from "./store.js";
+import { toast } from "./toast.js";
 import { word } from "./words.js";
 
-const UNDO_MS = 10_000;
 const narrow = matchMedia("(max-width: 50rem)");
 
 /** @typedef {{open: (id: string) => void, current: () => string, removed: (ids: string[]) => void}} Acts */
@@ -148,19 +148,4 @@ export async function remove(ids, said) {
     await draw();
     if (snapshots.length === 1) acts.open(snapshots[0].talk.id);
   });
-}
-
-let hiding = 0;
-
-function toast(text, label, act) {
-  const box = byId("toast");
-  clearTimeout(hiding);
-  const hide = () => {
-    box.hidden = true;
-    box.replaceChildren();
-  };
-  const button = element("button", { type: "button", class: "link", onclick: () => (hide(), act()) }, label);
-  box.replaceChildren(element("span", {}, text), button);
-  box.hidden = false;
-  hiding = setTimeout(hide, UNDO_MS);
 }

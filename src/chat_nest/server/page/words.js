@@ -78,6 +78,12 @@ export function word(name, values = {}) {
   });
 }
 
+/** A language's name in that language. @param {string} tag */
+export function languageName(tag) {
+  const name = new Intl.DisplayNames([tag], { type: "language" }).of(tag) ?? tag;
+  return name[0].toLocaleUpperCase(tag) + name.slice(1);
+}
+
 /** @param {number} value */
 export const number = (value) => value.toLocaleString(language);
 
