@@ -456,6 +456,16 @@ async def test_what_cost_the_most_comes_first_within_a_day(place, clock):
     assert [row.by[0] for row in await told(store, "model", until=START + 2 * DAY)] == ["p:c", "p:a", "p:b", "p:d"]
 
 
+async def test_at_most_so_many_rows_are_those_that_cost_the_most(place, clock):
+    store = place.store(clock)
+    for n, (caller, cost) in enumerate([("a", 5), ("b", None), ("c", 9), ("d", 2), ("a", 6)]):
+        await chat(store, f"{n}", replace(SMALL, caller=caller * 16, cost=cost))
+    rows = await store.usage(START, START + DAY, ("caller",), UTC, None, 2)
+    assert [(row.by[0][0], row.cost) for row in rows] == [("a", 11), ("c", 9)]
+    with pytest.raises(ValueError, match="most"):
+        await store.usage(START, START + DAY, ("caller",), UTC, None, 0)
+
+
 @pytest.mark.parametrize(
     ("since", "until", "by", "field"),
     [(START, START, (), "since"), (-1, START, (), "since"), (START, float("nan"), (), "until"), (START, 1e12, (), "until"),

@@ -619,13 +619,20 @@ class Reports(Protocol):
     """Reports of a store that keeps records for long: SQLite's and PostgreSQL's."""
 
     async def usage(
-        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+        self,
+        since: float,
+        until: float,
+        by: Sequence[By],
+        zone: ZoneInfo,
+        caller: str | None = None,
+        most: int | None = None,
     ) -> list[UsageRow]:
         """Sum the requests that started at `since` <= t < `until` (Unix seconds), grouped by the names in `by`.
 
-        Days are the zone's. `caller`, the hash of a caller's id, selects that caller. Days come in order; within one,
-        the highest cost comes first. Changes nothing. Raises ValueError for impossible times or groupings, and
-        LimiterUnavailable if the store does not answer.
+        Days are the zone's. `caller`, the hash of a caller's id, selects that caller. `most` rows are returned, those
+        of the highest cost; None: all of them. Days come in order; within one, the highest cost comes first. Changes
+        nothing. Raises ValueError for impossible times or groupings, and LimiterUnavailable if the store does not
+        answer.
         """
         ...
 

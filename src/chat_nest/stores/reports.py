@@ -22,6 +22,7 @@ NO_ERRORS = (*get_args(FinishReason), ClientGone.code, Stopped.code)
 BY: tuple[By, ...] = get_args(By)
 _LATEST = 2**33
 _LONGEST_DAYS = 36_500
+_MOST_ROWS = 1_000_000
 
 
 def started_us(record: Record) -> int:
@@ -69,16 +70,21 @@ class Question(Struct, frozen=True):
     by: tuple[By, ...]
     spans: list[tuple[str, int, int]]
     caller: str | None
+    most: int | None
 
 
-def question(since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None) -> Question:
-    """Check the parameters. Raises ValueError for impossible times or groupings."""
+def question(
+    since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None, most: int | None = None
+) -> Question:
+    """Check the parameters. Raises ValueError for impossible times, groupings or numbers of rows."""
     if not 0 <= since < until <= _LATEST:
         raise ValueError("since and until must be times in Unix seconds, since before until")
     if len(set(by)) != len(by) or not set(by) <= set(BY):
         raise ValueError(f"by must name some of {', '.join(BY)}, each once")
+    if most is not None and not 1 <= most <= _MOST_ROWS:
+        raise ValueError(f"most must be from 1 to {_MOST_ROWS}")
     spans = _days(since, until, zone) if "day" in by else [("", round(since * US), round(until * US))]
-    return Question(tuple(by), spans, caller)
+    return Question(tuple(by), spans, caller, most)
 
 
 def _days(since: float, until: float, zone: ZoneInfo) -> list[tuple[str, int, int]]:
@@ -108,6 +114,8 @@ FROM json_each(:spans) AS span CROSS JOIN requests AS r
 WHERE r.started_at >= json_extract(span.value, '$[1]') AND r.started_at < json_extract(span.value, '$[2]')
   AND (:caller IS NULL OR r.caller = :caller)
 GROUP BY 1, 2, 3, 4, 5
+ORDER BY 14 DESC, sum(r.input_tokens + r.output_tokens) DESC
+LIMIT coalesce(:most, -1)
 """
 POSTGRES: Final = """
 SELECT coalesce(json_agg(json_build_array(
@@ -134,6 +142,8 @@ FROM (
     JOIN chat_nest.requests AS r ON r.started_at >= span.since AND r.started_at < span.until
   WHERE asked.caller IS NULL OR r.caller = asked.caller
   GROUP BY 1, 2, 3, 4, 5
+  ORDER BY cost DESC, sum(r.input_tokens + r.output_tokens) DESC
+  LIMIT (%s::text)::bigint
 ) AS found
 """
 

@@ -243,15 +243,22 @@ class PostgresStore:
         await self.ping()
 
     async def usage(
-        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+        self,
+        since: float,
+        until: float,
+        by: Sequence[By],
+        zone: ZoneInfo,
+        caller: str | None = None,
+        most: int | None = None,
     ) -> list[UsageRow]:
         """See Reports. Uses a separate connection with a longer time-out."""
-        asked = question(since, until, by, zone, caller)
+        asked = question(since, until, by, zone, caller, most)
         names, starts, ends = zip(*asked.spans, strict=True)
         values = _texts(asked.by), _texts(NO_ERRORS), caller, _texts(names), _array(starts), _array(ends)
+        rows = None if most is None else str(most)
         link = PostgresLink(self._url, place=self.place, timeout=_REPORTING, max_connections=1)
         try:
-            [found] = await link.call(POSTGRES, values)
+            [found] = await link.call(POSTGRES, (*values, rows))
         finally:
             await asyncio.shield(link.close())
         return usage_rows(asked, _decode_report(found))

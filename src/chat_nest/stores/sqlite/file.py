@@ -293,7 +293,13 @@ def read_usage(path: Path, asked: Question) -> list[Any]:
             return []  # no store that keeps records has opened it yet
         return connection.execute(
             SQLITE,
-            {**given, "spans": _json(asked.spans), "no_errors": _json(NO_ERRORS), "caller": asked.caller},
+            {
+                **given,
+                "spans": _json(asked.spans),
+                "no_errors": _json(NO_ERRORS),
+                "caller": asked.caller,
+                "most": asked.most,
+            },
         ).fetchall()
 
 

@@ -167,10 +167,16 @@ class SQLiteStore:
         await self.ping()
 
     async def usage(
-        self, since: float, until: float, by: Sequence[By], zone: ZoneInfo, caller: str | None = None
+        self,
+        since: float,
+        until: float,
+        by: Sequence[By],
+        zone: ZoneInfo,
+        caller: str | None = None,
+        most: int | None = None,
     ) -> list[UsageRow]:
         """See Reports. Reads while the thread writes, and blocks no other call."""
-        asked = question(since, until, by, zone, caller)
+        asked = question(since, until, by, zone, caller, most)
         try:
             return usage_rows(asked, await asyncio.to_thread(read_usage, self.path, asked))
         except (sqlite3.Error, OSError) as error:
