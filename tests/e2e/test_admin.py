@@ -110,6 +110,44 @@ async def check_metrics(served, admin, provider):
     assert limit["room"] == limit["limit"] - limit["used"] < limit["limit"]
 
 
+async def check_views(served, admin):
+    """What all workers did, whichever of them answers; and what was spent, from the records."""
+    while len((await seen(admin, "activity"))["processes"]) < 2:
+        await asyncio.sleep(0.05)
+    for _ in range(4):
+        found = await seen(admin, "activity")
+        while sum(found["minutes"]["answered"]) != 6:  # the other worker reports every two seconds
+            found = await seen(admin, "activity")
+        assert found["providers"]["p"]["calls"] == 6
+        assert (found["store"]["kind"], found["store"]["status"], found["unsettled"]) == ("sqlite", "ok", 0)
+    for by, name in (("model", "p:m"), ("profile", "balanced"), ("group", "")):
+        spent = await seen(admin, f"spend?by={by}&days=3")
+        [one] = spent["series"]
+        assert (one["name"], one["requests"], len(spent["dates"])) == (name, [0, 0, 6], 3)
+        assert one["usd"][-1] == pytest.approx(one["tokens"][-1] * 1e-6 + 18e-6)  # 3 of each answer cost twice as much
+    [caller] = (await seen(admin, "callers?days=2"))["callers"]
+    assert (caller["requests"], caller["errors"], len(caller["caller"])) == (6, 0, 16)
+    for path in ("spend?days=93", "spend?by=caller", "spend?days=x", "callers?most=101", "callers?canary=1"):
+        reply = await get(admin, f"/admin/v1/{path}")
+        assert (reply.status, b"canary" in reply.raw) == (400, False), path
+
+
+async def check_page(admin):
+    """The page needs no key, and its stream does; the key is in no URL."""
+    page = await get(admin, "/", {})
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "trusted-types 'none'" in page.headers["content-security-policy"]
+    assert (await get(admin, "/parts.css", {})).status == 200
+    assert (await get(admin, "/chat.js", {})).status == 401
+    assert (await get(admin, "/", {}, "POST")).status == 405
+    assert (await get(admin, "/admin/v1/live", {})).status == 401
+    async with connect(admin) as client:
+        reply = await client.request("GET", "/admin/v1/live", headers=AUTH)
+        assert reply.headers["content-type"] == "text/event-stream"
+        for name in ("activity", "standing", "running", "controls", "audit"):
+            assert "code" not in (await reply.until(name)).json()
+
+
 async def check_stops(served, admin):
     clients = [connect(served.port) for _ in range(4)]
     opened = [await client.__aenter__() for client in clients]
@@ -150,9 +188,14 @@ async def check_acts(served, admin):
     await act(admin, "grant", all=True, tokens=500, reason="a demo")
     while (await seen(admin, "standing"))["limits"][0]["limit"] != 1_000_500:
         await asyncio.sleep(0.05)
+    [granted] = (await seen(admin, "controls"))["grants"]
+    assert (granted["owner"], granted["limit"], granted["amount"], granted["unit"]) == ("all", "tokens_per_day", 500, "tokens")
     assert (await act(admin, "reset", all=True))["reset"] != []
-    acts = (await seen(admin, "audit?most=7"))["acts"]
-    assert [each["act"] for each in acts] == ["reset", "grant", "unblock", "block", "resume", "pause", "stop"]
+    await act(admin, "withdraw", name=granted["name"], reason="a mistake")
+    assert (await act(admin, "withdraw", 400, name=granted["name"]))["field"] == "name"
+    assert [each["kind"] for each in (await seen(admin, "controls"))["grants"]] == ["reset"]
+    acts = (await seen(admin, "audit?most=8"))["acts"]
+    assert [each["act"] for each in acts] == ["withdraw", "reset", "grant", "unblock", "block", "resume", "pause", "stop"]
     assert re.fullmatch(r"admin:[0-9a-f]{8}", acts[0]["by"])
 
 
@@ -205,6 +248,8 @@ async def test_two_workers_obey_their_operators(tmp_path):
                 await asyncio.sleep(0.01)
             await check_keys(served, admin)
             await check_metrics(served, admin, provider)
+            await check_views(served, admin)
+            await check_page(admin)
             await check_stops(served, admin)
             await check_acts(served, admin)
             await check_refusals(admin)

@@ -33,6 +33,14 @@ class Grant(Struct, frozen=True, kw_only=True):
 _grant = msgspec.json.Decoder(Grant).decode
 
 
+def grant_of(row: Control) -> Grant | None:
+    """Return the value of a row; None if it can't be read: another version wrote it, and it raises nothing."""
+    try:
+        return _grant(row.value)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+
+
 def grant_row(line: Line, grant: Grant, word: str, reason: str) -> Control:
     """Return the row of a grant for one window, with which it ends. A row with the same word replaces it."""
     value = msgspec.json.encode(grant).decode()
@@ -70,10 +78,8 @@ class Grants:
         by_key: dict[str, tuple[int, int]] = {}
         for row in self._live.of(GRANT):
             key = row.name.rpartition(" ")[0]
-            try:
-                grant = _grant(row.value)
-            except (msgspec.DecodeError, msgspec.ValidationError):
-                continue  # of another version: it raises nothing
+            if (grant := grant_of(row)) is None:
+                continue
             granted, reset = by_key.get(key, (0, 0))
             amount = max(0, grant.amount)
             by_key[key] = (granted, reset + amount) if grant.kind == "reset" else (granted + amount, reset)

@@ -43,11 +43,13 @@ from chat_nest.server.config.providers import ProviderConfig
 from chat_nest.server.config.sessions import make_sessions
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.visitors import make_visitors
+from chat_nest.server.fleet import Fleet
 from chat_nest.server.health import Health, Readiness
 from chat_nest.server.openapi.paths import PATH, document
 from chat_nest.server.page_files import PageFile, page_file
 from chat_nest.server.page_settings import OfferedProfile, PageFacts, page_files
 from chat_nest.server.reload import Reload
+from chat_nest.server.tally import Tally
 from chat_nest.server.telemetry import Telemetry
 from chat_nest.stores.places import place_of, remedy_of
 from chat_nest.stores.urls import open_store
@@ -88,11 +90,13 @@ class ServerApp:
     The chat's path is passed on unchanged: a wrapper of `send` would cost time for every token.
     """
 
-    def __init__(self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry) -> None:
+    def __init__(self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry, fleet: Fleet) -> None:
         self.reload: Reload | None = None
         """Read the configuration again, in all workers; None until the worker serves."""
         self.metrics = telemetry.metrics
         """What a scrape gets, of all workers; None if metrics are off."""
+        self.fleet = fleet
+        """What every process of the store does, for operators."""
         self._telemetry = telemetry
         self._handler = handler
         self._draining = False
@@ -112,6 +116,15 @@ class ServerApp:
     async def readiness(self) -> Readiness:
         """Return the readiness, at most a few seconds old."""
         return await self._health.readiness()
+
+    async def recent_readiness(self, seconds: float) -> Readiness:
+        """Return the last known readiness; if it is older than this, it is checked again meanwhile."""
+        return await self._health.recent(seconds)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it refuses new answers, because the process is about to end."""
+        return self._draining
 
     def prepare(self, config: Config) -> Prepared:
         """Build what `adopt` puts in force. It may take a while, so another thread may call it.
@@ -205,6 +218,7 @@ class ServerApp:
         self._watch.cancel()
         await asyncio.wait([self._watch])
         await self._health.aclose()
+        await self.fleet.aclose()
         await self._handler.aclose()
         await self._telemetry.aclose()
         await send({"type": "lifespan.shutdown.complete"})
@@ -244,7 +258,8 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
     visitors = make_visitors(config.server, config.identity, config.visitors)
     identify = make_identify(config.server, config.identity, visitors)
-    telemetry = Telemetry(config)
+    telemetry, tally = Telemetry(config), Tally()
+    counts = (tally,) if config.admin_listen else ()
     handler = create_chat_handler(
         **_changeable(
             config, providers, _guarded(identify, config.server.trusted_proxies), _sessions(config), visitors
@@ -256,10 +271,11 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
         journal=config.journal,
         degraded=config.degraded,
         lease=config.lease,
-        observers=(LogObserver(secret=caller_secret), *telemetry.observers),
+        observers=(LogObserver(secret=caller_secret), *telemetry.observers, *counts),
         logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
-    return ServerApp(handler, _prepared(config, handler, handler.parts, identify, visitors), telemetry)
+    prepared = _prepared(config, handler, handler.parts, identify, visitors)
+    return ServerApp(handler, prepared, telemetry, Fleet(handler, tally))
 
 
 def _changeable(

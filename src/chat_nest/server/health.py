@@ -130,6 +130,7 @@ class Health:
         self._provider_seconds = provider_seconds
         self._clock = clock
         self._asking: asyncio.Task[Readiness] | None = None
+        self._known: Readiness | None = None
         self._asked_at = -FRESH_SECONDS
         self._logged: set[str] = set()
         """The providers that log by themselves why they do not start."""
@@ -140,6 +141,14 @@ class Health:
         if asking is None or (asking.done() and self._clock() - self._asked_at >= FRESH_SECONDS):
             asking = self._asking = asyncio.create_task(self._ask())
         return await asyncio.shield(asking)  # the first caller may leave
+
+    async def recent(self, seconds: float) -> Readiness:
+        """Return the last state; if it is older than this, check again meanwhile. Only the first call waits."""
+        if self._known is None:
+            return await self.readiness()
+        if self._clock() - self._asked_at >= seconds and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask())
+        return self._known
 
     async def report(self) -> None:
         """Log what is not ready, what may be wrong, and what to do."""
@@ -165,7 +174,8 @@ class Health:
         parts = {**dict.fromkeys(self._providers, Part("ok")), **dict(zip(checks, found, strict=True))}
         providers = {name: replace(part, keys=_keys(self._providers[name])) for name, part in parts.items()}
         ready = all(part is None or part.status in ("ok", DEGRADED) for part in (store, identity, *found))
-        return Readiness(ready, store, providers, identity)
+        self._known = Readiness(ready, store, providers, identity)
+        return self._known
 
     async def _store_part(self) -> Part:
         try:

@@ -16,7 +16,7 @@ import msgspec
 from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECONDS, Terms
 from chat_nest.controls.grants import Grant, grant_row
 from chat_nest.core.claims import MAX_AMOUNT, Line, Scope
-from chat_nest.core.controls import Act, Control
+from chat_nest.core.controls import GRANT, Act, Control
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Controls, HasControls, Now, Store
 from chat_nest.core.usage import NANO
@@ -208,6 +208,14 @@ class Operator:
         )
         return row
 
+    async def withdraw(self, name: str, *, reason: str = "") -> None:
+        """End a grant or a reset, by the name of its row. Raises Rejected if there is none."""
+        found = await self.controls.watch(-1)
+        if found is None or not any((row.kind, row.name) == (GRANT, name) for row in found.rows):
+            raise Rejected("name", "must be that of a grant in force: see the controls")
+        act = self._act("withdraw", name.rpartition(" ")[0], reason)
+        await self.controls.change(remove=[(GRANT, name)], act=act)
+
     async def reset(self, owner: str, *, limit: str | None = None, reason: str = "") -> list[Line]:
         """Give an owner the whole of its present windows again; return those that had been used.
 
@@ -223,6 +231,11 @@ class Operator:
         detail = ", ".join(f"{line.name} {n}" for line, n in used)[:400]
         await self.controls.change(rows, act=self._act("reset", owner, reason, detail))
         return [line for line, _ in used]
+
+    async def reloaded(self, changed: Sequence[str], *, reason: str = "") -> None:
+        """Note in the trail that the configuration was read again."""
+        detail = ", ".join(changed)[:400]
+        await self.controls.change(act=self._act("reload", "configuration", reason, detail))
 
     async def _put(
         self, kind: str, name: str, act: str, reason: str, seconds: float | None, *, stop_running: bool

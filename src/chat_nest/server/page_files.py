@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -33,11 +35,17 @@ LIBRARIES = "lib/"
 COMPRESSED = (b"text/", b"application/json", b"image/svg+xml")
 
 
-def policy(frame_ancestors: Sequence[str] = (), *, frames: bool = False) -> bytes:
+CONFIG = b'<script id="config" type="application/json">{}</script>'
+"""In index.html. A data block never runs, so the policy does not forbid it."""
+
+
+def policy(
+    frame_ancestors: Sequence[str] = (), *, frames: bool = False, trusted_types: str = "dompurify chat-nest"
+) -> bytes:
     """Return the Content-Security-Policy: what a model writes into the page can load nothing and send nothing.
 
     Only pages of `frame_ancestors` may show the page in a frame. Trusted Types keep text from becoming markup, except
-    through DOMPurify. With `frames`, the page may show pages of this server in a frame.
+    through the policies named in `trusted_types`. With `frames`, the page may show pages of this server in a frame.
     """
     ancestors = ("'self'", *frame_ancestors) if frame_ancestors else ("'none'",)
     shown = (b"frame-src 'self'",) if frames else ()
@@ -54,7 +62,7 @@ def policy(frame_ancestors: Sequence[str] = (), *, frames: bool = False) -> byte
             b"base-uri 'none'",
             b"form-action 'none'",
             b"require-trusted-types-for 'script'",
-            b"trusted-types dompurify chat-nest",
+            b"trusted-types " + trusted_types.encode(),
             b"frame-ancestors " + " ".join(ancestors).encode(),
         )
     )
@@ -136,12 +144,23 @@ def page_file(name: str, body: bytes, *, frame_ancestors: Sequence[str] = (), fr
     )
 
 
+def with_config(index: bytes, config: Mapping[str, Any]) -> bytes:
+    """Return the page with its settings in it, where words.js reads them."""
+    block = json.dumps(config, ensure_ascii=False).replace("<", "\\u003c").encode()
+    return index.replace(CONFIG, CONFIG.replace(b"{}", block))
+
+
 @cache
 def packaged() -> dict[str, PageFile]:
-    """Return every file of the package's folder `page` by its path below `/`."""
-    found = dict(_below(files("chat_nest.server").joinpath("page"), ""))
+    """Return every file of the chat's page by its path below `/`."""
+    found = files_of("page")
     found["embed.js"] = replace(found["embed.js"], other_sites=True)
     return found
+
+
+def files_of(folder: str) -> dict[str, PageFile]:
+    """Return every file of a folder of this package by its path in it."""
+    return dict(_below(files("chat_nest.server").joinpath(folder), ""))
 
 
 def _below(folder: Traversable, path: str) -> Iterator[tuple[str, PageFile]]:

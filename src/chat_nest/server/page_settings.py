@@ -14,11 +14,9 @@ from msgspec.structs import replace
 from chat_nest.core.protocols import Scope
 from chat_nest.server.config.page import words_files
 from chat_nest.server.config.schema import PageSection
-from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file
+from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file, with_config
 
 NAME = "Chat Nest"
-CONFIG = b'<script id="config" type="application/json">{}</script>'
-"""In index.html. A data block never runs, so the policy does not forbid it."""
 
 
 class OfferedProfile(Struct, frozen=True):
@@ -99,12 +97,8 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
 
 
 def _index(shipped: bytes, title: str, logo: str, config: dict[str, Any]) -> bytes:
-    block = json.dumps(config, ensure_ascii=False).replace("<", "\\u003c").encode()
-    return (
-        shipped.replace(NAME.encode(), html.escape(title).encode())
-        .replace(b'"favicon.svg"', f'"{logo}"'.encode())
-        .replace(CONFIG, CONFIG.replace(b"{}", block))
-    )
+    named = shipped.replace(NAME.encode(), html.escape(title).encode())
+    return with_config(named.replace(b'"favicon.svg"', f'"{logo}"'.encode()), config)
 
 
 def _theme(page: PageSection) -> str:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.server.admin.app import AdminApp
+from chat_nest.server.admin.page import operator_files
 from chat_nest.server.admin.table import ROUTES
 from chat_nest.server.app import Prepared, ServerApp, build
 from chat_nest.server.config.caller_names import names_by_address
@@ -89,12 +90,13 @@ class Worker:
         overseer: Overseer,
         *,
         ignored: frozenset[int],
-        operators: ServerContext | None = None,
+        admin: AdminApp | None = None,
     ) -> None:
         self.app = app
         self._context = context
         self._server = HttpServer(context)
-        self._operators = None if operators is None else HttpServer(operators)
+        self._admin = admin
+        self._operators = None if admin is None else HttpServer(_operators(admin, settings))
         self._secret = settings.caller_secret.reveal().encode()
         self._overseer = overseer
         self._drain_seconds = settings.config.server.drain_seconds
@@ -141,7 +143,8 @@ class Worker:
             await self._ending.wait()
             self._overseer.stopping()
             await self._drain()
-            if self._operators is not None:
+            if self._operators is not None and self._admin is not None:
+                self._admin.live.close()
                 self._operators.drain()
                 await self._operators.stop()
             await self._server.stop()
@@ -189,8 +192,13 @@ class Worker:
                 await asyncio.wait_for(self._hurrying.wait(), 0.05)  # an answer without a reader ends without an event
 
     def _busy(self) -> int:
-        """Return the number of answers, and of operators' requests: one that stops the last answer gets its own."""
-        return self._answering() + (0 if self._operators is None else self._operators.answering)
+        """Return the number of answers, and of operators' requests: one that stops the last answer gets its own.
+
+        A page that is open does not count.
+        """
+        if self._operators is None or self._admin is None:
+            return self._answering()
+        return self._answering() + self._operators.answering - self._admin.live.streams
 
     def _answering(self) -> int:
         """Return the number of answers, also those without a reader, and of requests that are still coming in."""
@@ -227,8 +235,8 @@ def run_server(
     )
 
     async def run() -> None:
-        operators = _operators(app, settings) if listeners.operators is not None else None
-        worker = Worker(context, app, settings, overseer, ignored=ignored, operators=operators)
+        admin = AdminApp(app, ROUTES, operator_files()) if listeners.operators is not None else None
+        worker = Worker(context, app, settings, overseer, ignored=ignored, admin=admin)
         await worker.run(listeners, on_started)
 
     try:
@@ -239,10 +247,10 @@ def run_server(
     return 0
 
 
-def _operators(app: ServerApp, settings: Settings) -> ServerContext:
+def _operators(admin: AdminApp, settings: Settings) -> ServerContext:
     """Return the context of the operators' listener."""
     limits = ConnectionLimits(max_connections=MOST_OPERATORS, max_files=_max_files())
-    return ServerContext(AdminApp(app, ROUTES), _deadlines(settings.config), limits, access_log=settings.access_log)
+    return ServerContext(admin, _deadlines(settings.config), limits, access_log=settings.access_log)
 
 
 def _deadlines(config: Config) -> Deadlines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from zoneinfo import ZoneInfo
 
@@ -98,7 +99,8 @@ async def reset(asked: Asked) -> Reply:
     owner = owner_key(*_one(asked, ("all", "caller", "group")))
     limit = asked.text("limit") or None
     lines = await asked.operator.reset(owner, limit=limit, reason=asked.text("reason"))
-    return Reply(json({"owner": owner, "reset": [line.name for line in lines]}))
+    names = [f"{line.key} reset" for line in lines]
+    return Reply(json({"owner": owner, "reset": [line.name for line in lines], "names": names}))
 
 
 async def grant(asked: Asked) -> Reply:
@@ -109,7 +111,15 @@ async def grant(asked: Asked) -> Reply:
     line = line_of(window_lines(owner, zone, time.time()), f"{unit}_per_{asked.text('per') or 'day'}")
     row = await asked.operator.grant(line, amount, reason=asked.text("reason"))
     granted = asked.fields[unit]
-    return Reply(json({"owner": owner, "limit": line.name, "granted": granted, "unit": unit, "until": row.expires}))
+    reply = {"owner": owner, "limit": line.name, "granted": granted, "unit": unit, "until": row.expires}
+    return Reply(json({**reply, "name": row.name}))
+
+
+async def withdraw(asked: Asked) -> Reply:
+    """End a grant or a reset."""
+    name = asked.text("name")
+    await asked.operator.withdraw(name, reason=asked.text("reason"))
+    return Reply(json({"name": name}))
 
 
 async def stop(asked: Asked) -> Reply:
@@ -129,6 +139,8 @@ async def reload(asked: Asked) -> Reply:
         raise LimiterUnavailable("The server starts: try again")
     outcome = await asked.app.reload()
     if outcome.adopted:
+        with contextlib.suppress(LimiterUnavailable):  # it is in force, whether the trail has it or not
+            await asked.operator.reloaded(outcome.changed, reason=asked.text("reason"))
         return Reply(outcome.body())
     error = (ReloadRefused if outcome.code == WRONG else ReloadFailed)("; ".join(outcome.problems))
     body = {"error": error.message, "code": error.code, "problems": outcome.problems}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 
 from chat_nest.asgi.request import Receive, Send, query_fields, read_json_body
 from chat_nest.asgi.response import error_headers, respond
@@ -16,15 +18,20 @@ from chat_nest.core.errors import (
     LimiterUnavailable,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     StoreEmptied,
+    Unauthorized,
 )
 from chat_nest.core.parts import failure_text
 from chat_nest.core.protocols import Answer, Scope
 from chat_nest.dialects.strict_json import parse_object
 from chat_nest.server.admin.keys import OperatorKeys
+from chat_nest.server.admin.live import STREAM_HEADERS, Live
 from chat_nest.server.admin.routes import Asked, Reply, Route, checked, json
+from chat_nest.server.admin.spend import Spend
 from chat_nest.server.app import ServerApp
 from chat_nest.server.operator import Rejected
+from chat_nest.server.page_files import PageFile
 from chat_nest.stores.places import place_of, remedy_of, sentence
 
 log = logging.getLogger("chat_nest.server")
@@ -36,11 +43,15 @@ METRICS_OFF = "The metrics are off: set enabled = true in [metrics]"
 
 
 class AdminApp:
-    """Answers operators who send one of the keys in force; `/healthz` needs none."""
+    """Answers operators who send one of the keys in force. `/healthz` and the page's files need none."""
 
-    def __init__(self, app: ServerApp, routes: Sequence[Route]) -> None:
+    def __init__(self, app: ServerApp, routes: Sequence[Route], files: Mapping[str, PageFile]) -> None:
         self._app = app
         self._routes = routes
+        self._files = files
+        self._spend = Spend(app)
+        self.live = Live()
+        """The streams of the page."""
         self._keys = OperatorKeys(lambda: app.config.admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +69,11 @@ class AdminApp:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
+        if (file := self._files.get(path)) is not None:
+            if method != "GET":
+                raise MethodNotAllowed("GET, HEAD")
+            await file.serve(scope, send)
+            return
         found = [(route, id) for route in self._routes if (id := route.match(path)) is not None]
         by = "" if any(not route.needs_key for route, _ in found) else self._keys.check(scope)
         if not found:
@@ -66,15 +82,44 @@ class AdminApp:
         if not fitting:
             raise MethodNotAllowed(", ".join("GET, HEAD" if each.method == "GET" else each.method for each, _ in found))
         [(route, id)] = fitting
+        if route.streams:
+            asked = Asked(app=self._app, spend=self._spend, by=by, fields={})
+            await self._stream(scope, receive, send, asked)
+            return
         if route.serve is None:
             if self._app.metrics is None:
                 raise NotFound(METRICS_OFF)
             await self._app.metrics(scope, receive, send)
             return
         fields = query_fields(scope) if method == "GET" else await _body(scope, receive)
-        asked = Asked(app=self._app, by=by, fields=checked(fields, route.fields), id=id)
+        asked = Asked(app=self._app, spend=self._spend, by=by, fields=checked(fields, route.fields), id=id)
         reply = await self._serve(route, asked)
         await respond(send, Answer(status=reply.status, body=reply.body))
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send, asked: Asked) -> None:
+        """Send events until the client leaves, its key is removed, or the process ends."""
+        gone = asyncio.create_task(_disconnect(receive))
+        try:
+            async with aclosing(self.live.stream(asked, partial(self._still_right, scope))) as events:
+                data = await anext(events, b"")  # it may be refused, before the head is sent
+                await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS]})
+                while data and not gone.done() and scope["method"] == "GET":
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    data = await anext(events, b"")
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            gone.cancel()
+            await asyncio.wait([gone])
+
+    async def _still_right(self, scope: Scope) -> bool:
+        """Return whether the key of a stream is still in force, or can't be checked now."""
+        try:
+            self._keys.check(scope)
+        except (Unauthorized, RateLimited):
+            return False
+        except LimiterUnavailable:
+            return True
+        return True
 
     async def _serve(self, route: Route, asked: Asked) -> Reply:
         assert route.serve is not None
@@ -95,6 +140,12 @@ class AdminApp:
         message = f"{field} {error.message}" if field else error.message
         body = json({"error": message, "code": error.code, **({"field": field} if field else {})})
         await respond(send, Answer(status=error.status, body=body), error_headers(error))
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return once the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(scope: Scope, receive: Receive) -> dict[str, object]:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.protocols import HasControls
+from chat_nest.server.admin.spend import Spend
 from chat_nest.server.app import ServerApp
 from chat_nest.server.operator import Operator
 
@@ -51,6 +52,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     """A request of an operator whose key was right. `by` names the operator in the audit trail."""
 
     app: ServerApp
+    spend: Spend
     by: str
     fields: Mapping[str, Any]
     """Of the body, or of the query of a GET."""
@@ -78,7 +80,9 @@ class Route(Struct, frozen=True, kw_only=True):
     """With {id} for a part."""
     summary: str
     serve: Serve | None = None
-    """None: the answer is the metrics' own."""
+    """None: the answer is the metrics' own, or a stream."""
+    streams: bool = False
+    """Whether the answer is the stream of the operators' page."""
     fields: Sequence[Field] = ()
     needs_key: bool = True
 

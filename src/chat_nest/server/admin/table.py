@@ -7,11 +7,14 @@ from typing import Any
 
 from chat_nest import __version__
 from chat_nest.server.admin import acts, views
+from chat_nest.server.admin.activity import activity
 from chat_nest.server.admin.routes import Asked, Field, Reply, Route, json
 
 V1 = "/admin/v1"
 SCOPED = (*acts.SCOPE, acts.REASON)
 MOST = Field("most", "how many, from 1 to 10000; without it 50")
+DAYS = "how many days, today among them, from 1 to 92; without it "
+BY = Field("by", "model, profile or group; without it model")
 
 
 def _get(path: str, summary: str, serve: Any, **more: Any) -> Route:
@@ -34,6 +37,20 @@ ROUTES = (
     _get(f"{V1}/running", "The running answers, in every server of the store.", views.running_answers),
     _get(f"{V1}/controls", "The pauses, blocks and grants in force.", views.controls),
     _get(f"{V1}/audit", "The newest acts of operators.", views.audit, fields=(MOST,)),
+    _get(f"{V1}/activity", "What all processes do now, and the last hour.", activity),
+    _get(
+        f"{V1}/spend",
+        "Dollars, tokens and requests of each day, from the records.",
+        views.spend,
+        fields=(BY, Field("days", DAYS + "30")),
+    ),
+    _get(
+        f"{V1}/callers",
+        "The callers with the highest cost, from the records.",
+        views.callers,
+        fields=(Field("days", DAYS + "1"), Field("most", "how many, from 1 to 100; without it 20")),
+    ),
+    _get(f"{V1}/live", "The operators' page's Server-Sent Events.", None, streams=True),
     _get(f"{V1}/providers", "Readiness, resting keys and breakers, in the process that answers.", views.providers),
     _post("running/{id}/stop", "Stop a running answer. 202: it has not ended yet.", acts.stop, (acts.REASON,)),
     _post("pause", "Refuse new requests of one scope.", acts.pause, (*SCOPED, acts.FOR, acts.STOP)),
@@ -47,7 +64,13 @@ ROUTES = (
     _post("unblock", "End a block.", acts.unblock, (acts.CALLER, acts.ADDRESS, acts.REASON)),
     _post("reset", "Give back the present hour, day and month.", acts.reset, (*acts.OWNER, acts.LIMIT, acts.REASON)),
     _post("grant", "Raise one limit once.", acts.grant, (*acts.OWNER, *acts.UNITS, acts.PER, acts.REASON)),
-    _post("reload", "Read the configuration again, in all workers.", acts.reload),
+    _post(
+        "withdraw",
+        "End a grant or a reset.",
+        acts.withdraw,
+        (Field("name", "of the grant, as in the controls"), acts.REASON),
+    ),
+    _post("reload", "Read the configuration again, in all workers.", acts.reload, (acts.REASON,)),
 )
 
 
@@ -75,7 +98,7 @@ def document() -> dict[str, Any]:
 
 def _operation(route: Route) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    kind = "text/plain" if route.serve is None else "application/json"
+    kind = "text/event-stream" if route.streams else "text/plain" if route.serve is None else "application/json"
     responses: dict[str, Any] = {"200": {"description": "Done.", "content": {kind: {}}}}
     responses["default"] = {"description": "It was refused, or failed.", "content": content}
     operation: dict[str, Any] = {"summary": route.summary, "responses": responses}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
+from msgspec.structs import replace
+
 from chat_nest.controls.gate import BLOCK, PAUSE, terms_of
+from chat_nest.controls.grants import grant_of
 from chat_nest.core.controls import GRANT, Control
 from chat_nest.core.errors import BadRequest
+from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Budget
 from chat_nest.core.usage import NANO
 from chat_nest.server.admin.routes import Asked, Reply, json
+from chat_nest.server.admin.spend import MOST_CALLERS, MOST_DAYS
 from chat_nest.server.operator import listed
 from chat_nest.server.running import running
 
+_LIMIT = re.compile(r":((requests|tokens|usd)_per_[a-z]+):")
 MOST_ACTS = 10_000
 ACTS = 50
 RUNNING_FIELDS = ("run", "caller", "group", "profile", "model", "started_at")
@@ -43,18 +50,28 @@ async def controls(asked: Asked) -> Reply:
             {
                 "pauses": [shown(row) for row in listed(rows, PAUSE)],
                 "blocks": [shown(row) for row in listed(rows, BLOCK)],
-                "grants": [shown(row) for row in listed(rows, GRANT)],
+                "grants": [_named(asked, shown(row)) for row in listed(rows, GRANT)],
             }
         )
     )
 
 
+async def spend(asked: Asked) -> Reply:
+    """Return what was spent on each day, by model, profile or group."""
+    return Reply(json(await asked.spend.by_day(asked.text("by") or "model", _whole(asked, "days", 30, MOST_DAYS))))
+
+
+async def callers(asked: Asked) -> Reply:
+    """Return the callers with the highest cost."""
+    days = _whole(asked, "days", 1, MOST_DAYS)
+    return Reply(json(await asked.spend.callers(days, _whole(asked, "most", 20, MOST_CALLERS))))
+
+
 async def audit(asked: Asked) -> Reply:
     """Return the newest acts of operators."""
-    text = asked.text("most") or str(ACTS)
-    if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= MOST_ACTS:
-        raise BadRequest(f"must be a whole number from 1 to {MOST_ACTS}", field="most")
-    return Reply(json({"acts": await asked.operator.controls.acts(int(text))}))
+    most = _whole(asked, "most", ACTS, MOST_ACTS)
+    acts = await asked.operator.controls.acts(most)
+    return Reply(json({"acts": [replace(act, target=_group_named(asked, act.target)) for act in acts]}))
 
 
 async def providers(asked: Asked) -> Reply:
@@ -73,15 +90,42 @@ async def providers(asked: Asked) -> Reply:
     return Reply(json({"process": os.getpid(), "providers": shown}))
 
 
+def _named(asked: Asked, grant: dict[str, Any]) -> dict[str, Any]:
+    return grant | ({"owner": _group_named(asked, grant["owner"])} if "owner" in grant else {})
+
+
+def _group_named(asked: Asked, owner: str) -> str:
+    """Return an owner; that of a configured group, whose counters have its hash, with the group's name."""
+    names = {f"group:{hashed(name)}": f"group:{name}" for name in asked.app.config.groups}
+    return names.get(owner, owner)
+
+
+def _whole(asked: Asked, name: str, default: int, most: int) -> int:
+    """Return the number in a field of the query, from 1 to `most`. Raises BadRequest."""
+    text = asked.text(name) or str(default)
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:
+        raise BadRequest(f"must be a whole number from 1 to {most}", field=name)
+    return int(text)
+
+
 def shown(row: Control) -> dict[str, Any]:
     """Return a pause, a block or a grant as JSON's values."""
-    terms = terms_of(row) if row.kind != GRANT else None
-    return {
-        "name": row.name,
-        "reason": row.reason,
-        "until": row.expires,
-        **({} if terms is None else {"by": terms.by, "since": terms.since, "stop_running": terms.stop_running}),
-    }
+    both = {"name": row.name, "reason": row.reason, "until": row.expires}
+    if row.kind == GRANT:
+        return {**both, **_granted(row)}
+    terms = terms_of(row)
+    return {**both, "by": terms.by, "since": terms.since, "stop_running": terms.stop_running}
+
+
+def _granted(row: Control) -> dict[str, Any]:
+    """Return whose limit a grant raises, and by how much: its name is OWNER:LIMIT:WINDOW and a word of its own."""
+    grant, found = grant_of(row), _LIMIT.search(row.name)
+    if grant is None or found is None:
+        return {}
+    unit = found[2]
+    amount = grant.amount / NANO if unit == "usd" else grant.amount
+    shown = {"kind": grant.kind, "owner": row.name[: found.start()], "limit": found[1]}
+    return {**shown, "amount": amount, "unit": unit, "by": grant.by}
 
 
 def _budget(budget: Budget) -> dict[str, object]:
