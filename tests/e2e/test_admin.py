@@ -10,7 +10,9 @@ import socket
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from postgres_server import new_database, shared_url
 from raw_client import HELLO, JSON, ask, connect
+from redis_servers import RedisServer
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
 from serve_command import command
 
@@ -189,13 +191,27 @@ async def check_acts(served, admin):
     while (await seen(admin, "standing"))["limits"][0]["limit"] != 1_000_500:
         await asyncio.sleep(0.05)
     [granted] = (await seen(admin, "controls"))["grants"]
-    assert (granted["owner"], granted["limit"], granted["amount"], granted["unit"]) == ("all", "tokens_per_day", 500, "tokens")
+    assert (granted["owner"], granted["limit"], granted["amount"], granted["unit"]) == (
+        "all",
+        "tokens_per_day",
+        500,
+        "tokens",
+    )
     assert (await act(admin, "reset", all=True))["reset"] != []
     await act(admin, "withdraw", name=granted["name"], reason="a mistake")
     assert (await act(admin, "withdraw", 400, name=granted["name"]))["field"] == "name"
     assert [each["kind"] for each in (await seen(admin, "controls"))["grants"]] == ["reset"]
     acts = (await seen(admin, "audit?most=8"))["acts"]
-    assert [each["act"] for each in acts] == ["withdraw", "reset", "grant", "unblock", "block", "resume", "pause", "stop"]
+    assert [each["act"] for each in acts] == [
+        "withdraw",
+        "reset",
+        "grant",
+        "unblock",
+        "block",
+        "resume",
+        "pause",
+        "stop",
+    ]
     assert re.fullmatch(r"admin:[0-9a-f]{8}", acts[0]["by"])
 
 
@@ -260,6 +276,42 @@ async def test_two_workers_obey_their_operators(tmp_path):
             with pytest.raises(ConnectionRefusedError):
                 async with connect(admin):
                     pass
+
+
+@pytest.fixture
+def server_url(request):
+    """The URL of a store that is a server of its own."""
+    if request.param == "redis":
+        server = RedisServer()
+        yield server.url
+        server.stop()
+        return
+    url, remove = new_database(shared_url())
+    yield url
+    remove()
+
+
+@pytest.mark.parametrize("server_url", ["redis", "postgres"], indirect=True)
+async def test_what_two_workers_did_is_one_picture_on_a_server_of_its_own(tmp_path, server_url):
+    async with ScriptedProvider(answer("Hello", 3)) as provider:
+        options = write(tmp_path, provider)
+        store = {"CHAT_NEST_STORE_URL": server_url}
+        async with command(tmp_path, provider.url, "sk-x", "--workers", "2", *options, **store) as served:
+            admin = int((await served.until(ADMIN.pattern))[1])
+            for _ in range(6):
+                assert (await ask(served.port)).status == 200
+            found = await seen(admin, "activity")
+            while len(found["processes"]) < 2 or sum(found["minutes"]["answered"]) != 6:
+                found = await seen(admin, "activity")
+            assert found["providers"]["p"]["calls"] == 6
+            assert found["providers"]["p"]["first_token_seconds"]["median"] > 0
+            if server_url.startswith("postgres"):
+                [caller] = (await seen(admin, "callers"))["callers"]
+                assert caller["requests"] == 6
+                assert [each["requests"] for each in (await seen(admin, "spend?days=1"))["series"]] == [[6]]
+            else:
+                reply = await get(admin, "/admin/v1/spend")
+                assert (reply.status, json.loads(reply.raw)["code"]) == (404, "not_found")
 
 
 async def test_a_port_in_use_is_named(tmp_path):

@@ -18,6 +18,7 @@ from scripted_provider import ScriptedProvider, answer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+expect.set_options(timeout=30_000)  # the page follows in steps of two seconds, on a busy machine in longer ones
 KEY, OTHER = "k3y-0123456789abcdef0123456789abcdef", "0th-0123456789abcdef0123456789abcdef"
 ADMIN = rb"Admin +at http://127\.0\.0\.1:(\d+)"
 AXE = Path(__file__).parents[1] / "clients/node_modules/axe-core/axe.min.js"
@@ -28,6 +29,7 @@ default_profile = "balanced"
 caller_header = "x-user"
 group_header = "x-group"
 trusted_proxies = ["127.0.0.1"]
+drain_seconds = 600
 [providers.p]
 kind = "openai"
 base_url = "{url}"
@@ -350,6 +352,48 @@ async def test_without_records_the_page_says_why(desk, visit):
     page = await visit(served)
     await expect(card(page, "Spending")).to_contain_text("keeps no records")
     await expect(page.locator("#spend-chart")).to_be_hidden()
+
+
+async def test_a_forecast_and_keys_are_shown_if_the_server_has_them(desk, visit):
+    """The shapes are those of the routes `forecast` and `keys`, which not every server has."""
+    served = await desk(answer("Hello", 3))
+    await served.ask()
+    asked = []
+
+    async def answer_with(page, path, **body):
+        async def fulfil(route):
+            asked.append((route.request.method, urlsplit(route.request.url).path, route.request.post_data))
+            await route.fulfill(json=body)
+
+        await page.route(f"**/{path}", fulfil)
+
+    page = await visit(served, key=None)
+    routes = ("keys", "forecast")
+    await answer_with(page, "openapi.json", paths={f"/admin/v1/{each}": {} for each in routes})
+    full = {"name": "usd_per_day", "scope": "all", "limit": 5, "used": 1, "expected": 9.5, "full_at": 4_000_000_000}
+    low = {"name": "tokens_per_day", "scope": "group", "group": "staff", "expected": 5_000, "full_at": None}
+    await answer_with(page, "admin/v1/forecast", time_zone="UTC", forecasts=[full, low])
+    kept = {
+        "id": "k1",
+        "state": "active",
+        "caller": "ada",
+        "group": None,
+        "name": "laptop",
+        "scopes": ["chat"],
+        "profiles": [],
+    }
+    old = {**kept, "id": "k0", "name": "old", "state": "revoked", "revoked": 1, "expires": None}
+    await answer_with(page, "admin/v1/keys", kept_in="store", keys=[{**kept, "expires": None, "revoked": None}, old])
+    await answer_with(page, "admin/v1/keys/k1", **kept)
+    await sign_in(page, KEY)
+    limits = card(page, "Limits")
+    await expect(limits.locator("li", has_text="All callers: dollars")).to_contain_text("at this pace used up at")
+    await expect(limits.locator("li", has_text="staff")).to_contain_text("at this pace 10% at the end")
+    keys = card(page, "Callers' keys").locator("tbody tr")
+    await expect(keys.nth(1)).to_contain_text("revoked")
+    await keys.first.get_by_role("button", name="Revoke the key laptop").click()
+    await confirm(page, "lost laptop", "Revoke the key")
+    assert ("DELETE", "/admin/v1/keys/k1", '{"reason":"lost laptop"}') in asked
 
 
 async def test_on_the_public_port_there_is_no_such_page(desk):

@@ -63,9 +63,15 @@ def test_the_first_load_is_at_most_60_kilobytes():
 def test_the_operators_page_loads_less_than_50_kilobytes_and_every_file_of_it_is_used():
     modules = imported("operator.js")
     assert not any(name.startswith("lib/") for name in modules)
-    assert squeezed(modules) + sum(
-        len(gzip.compress((ADMIN / name).read_bytes(), 9)) for name in ("index.html", "operator.css", "words/en.json")
-    ) + squeezed({"parts.css", "favicon.svg"}) < 50_000
+    assert (
+        squeezed(modules)
+        + sum(
+            len(gzip.compress((ADMIN / name).read_bytes(), 9))
+            for name in ("index.html", "operator.css", "words/en.json")
+        )
+        + squeezed({"parts.css", "favicon.svg"})
+        < 50_000
+    )
     assert {file.name for file in ADMIN.glob("*.js")} <= modules
     assert {name for name in modules if (PAGE / name).exists()} <= set(SHARED)
     assert not {file.name for file in ADMIN.glob("*.*")} & OWN, "a copy of a file of the chat's page"

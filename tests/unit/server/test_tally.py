@@ -40,7 +40,9 @@ def admitted(error=None, first=0.2, provider="p"):
         id="r", caller="c", profile="f", model=f"{provider}:m", reason=None, error=error, usage=Usage(),
         source="reported", seconds=1.0, first_token_seconds=first, remaining={},
     )  # fmt: skip
-    return Report(id="r", dialect="native", code="ok" if error is None else error.code, steps=steps, ending=ending, error=error)
+    return Report(
+        id="r", dialect="native", code="ok" if error is None else error.code, steps=steps, ending=ending, error=error
+    )
 
 
 def refused(error):
@@ -114,7 +116,13 @@ def test_two_processes_are_added_and_the_worst_breaker_counts(clock):
     two.reported(admitted())
     both = [
         doing(one, clock, "a:1", keys={"p": (3, 1)}),
-        _read(Control(kind="figures", name="b:2", value=_fitting(doing(two, clock, "b:2", breakers={"p": "open"}, keys={"p": (3, 2)})).decode())),
+        _read(
+            Control(
+                kind="figures",
+                name="b:2",
+                value=_fitting(doing(two, clock, "b:2", breakers={"p": "open"}, keys={"p": (3, 2)})).decode(),
+            )
+        ),
     ]
     minutes = _minutes(both)
     assert minutes["since"] == int(clock.now // 60 - 59) * 60
@@ -131,7 +139,9 @@ def test_a_report_always_fits_into_a_row(tally, clock):
     for number in range(60):
         for provider in range(20):
             for _ in range(3):
-                tally.reported(admitted(first=0.05 * 1.3 ** (number % 28), provider=f"{'provider' * 4}-{provider}-{number}"))
+                tally.reported(
+                    admitted(first=0.05 * 1.3 ** (number % 28), provider=f"{'provider' * 4}-{provider}-{number}")
+                )
         clock.now += 60
     clock.now -= 60
     value = _fitting(doing(tally, clock, "a:1"))

@@ -6,12 +6,14 @@ import { byId } from "./dom.js";
 import { Table, buttons } from "./tables.js";
 import { moment, word } from "./words.js";
 
+const AGAIN_MS = 60_000;
 const NOT_IN_FORCE = new Set(["revoked", "expired"]);
 
 /** @type {any[] | null} */
 let keys = null;
 /** @type {Table} */
 let table;
+let again = 0;
 
 /** The name of a caller, if it is the holder of a key. @param {string} caller as the records have it */
 export const holder = (caller) => keys?.find(({ in_usage }) => in_usage === caller)?.caller ?? "";
@@ -42,11 +44,14 @@ function drawActs(cell, row) {
   else buttons(cell, row, [{ label: word("revoke"), name: word("revoke.name", { what: row.name || row.id }), act: (each) => acts.revoke(each, read) }]);
 }
 
+/** Ask the server, and again each minute while the page is in sight. */
 export async function read() {
+  clearTimeout(again);
   const described = await paths().catch(() => ({}));
   const found = described["/admin/v1/keys"] ? await ask("keys").catch(() => null) : null;
   keys = found && found.kept_in !== null ? found.keys : null;
   draw();
+  if (keys) again = setTimeout(() => (document.hidden ? addEventListener("visibilitychange", () => read(), { once: true }) : read()), AGAIN_MS);
 }
 
 function draw() {
