@@ -14,8 +14,8 @@ from chat_nest.server.admin.routes import Asked, Reply, json
 
 EVERY_SECONDS: Final = 2.0
 """Between two looks at the store, however many pages are open."""
-PART_SECONDS: Final = 4.0
-"""The longest that one part may take."""
+PART_SECONDS: Final = 7.0
+"""The longest that one part may take: the first check of a provider takes five."""
 PING_SECONDS: Final = 10.0
 MOST_STREAMS: Final = 16
 """Of each worker."""
