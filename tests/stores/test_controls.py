@@ -72,6 +72,22 @@ async def test_a_key_is_free_again_after_its_time(store, clock):
     assert not await store.controls.first("alert:80", 60)
 
 
+async def test_only_the_call_that_is_first_sets_its_reports(store, clock):
+    def rows(number):
+        return [Control(kind="note", name=name, value=f"{name}{number}", expires=START + 500) for name in "ab"]
+
+    answers = await asyncio.gather(*(store.controls.first("alert:80", 60, rows(number)) for number in range(20)))
+    assert sorted(answers) == [False] * 19 + [True]
+    won = answers.index(True)
+    assert sorted(row.value for row in await store.controls.reports("note")) == [f"a{won}", f"b{won}"]
+    with pytest.raises(ValueError, match="control.expires"):
+        await store.controls.first("alert:100", 60, [Control(kind="note", name="c")])
+    assert await store.controls.first("alert:100", 60)  # what was refused has taken nothing
+    gone = Control(kind="note", name="a", expires=1.0)
+    assert await store.controls.first("alert:a", 60, [gone])
+    assert [row.name for row in await store.controls.reports("note")] == ["b"]
+
+
 async def test_the_trail_has_the_newest_act_first(store, clock):
     acts = [
         Act(by=f"cli:ada{number}", act="pause", target="provider:openai", reason="ü", detail="2h")

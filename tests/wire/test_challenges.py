@@ -234,7 +234,7 @@ async def test_many_refusals_are_pressure():
 
 
 class Unreachable(MemoryControls):
-    async def first(self, key, seconds):
+    async def first(self, key, seconds, report=()):
         raise OSError
 
 

@@ -104,9 +104,9 @@ class LiveControls:
         with contextlib.suppress(Exception):  # it is done; the task finds it later
             await self._look()
 
-    async def first(self, key: str, seconds: float) -> bool:
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
         """See Controls."""
-        return await self._controls.first(key, seconds)
+        return await self._controls.first(key, seconds, report)
 
     async def acts(self, most: int) -> Sequence[Act]:
         """See Controls."""

@@ -67,8 +67,9 @@ class MemoryControls:
         """Call `listener` after each change: no other process makes any."""
         self._listeners.append(listener)
 
-    async def first(self, key: str, seconds: float) -> bool:
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
         check_first(key, seconds)
+        check_report(report)
         now = self._now()
         while self._ends and self._ends[0][0] <= now:
             until, ended = heappop(self._ends)
@@ -78,6 +79,7 @@ class MemoryControls:
             return False
         self._firsts[key] = now + seconds
         heappush(self._ends, (now + seconds, key))
+        self._put_reports(report)
         return True
 
     async def acts(self, most: int) -> Sequence[Act]:
@@ -85,6 +87,9 @@ class MemoryControls:
 
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
+        self._put_reports(rows)
+
+    def _put_reports(self, rows: Sequence[Control]) -> None:
         self._reports = {key: row for key, row in self._reports.items() if _ends(row) > self._now()}
         self._reports |= {(row.kind, row.name): row for row in rows}
 

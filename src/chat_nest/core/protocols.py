@@ -565,8 +565,11 @@ class Controls(Protocol):
         """Return all rows that have not expired; None if nothing has changed since the version `known`."""
         ...
 
-    async def first(self, key: str, seconds: float) -> bool:
-        """Return True for exactly one call with this key, of all processes, within `seconds`. Raises ValueError."""
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
+        """Return True for exactly one call with this key, of all processes, within `seconds`.
+
+        The same step reports that call's rows, as `report` does: both are done, or neither. Raises ValueError.
+        """
         ...
 
     async def acts(self, most: int) -> Sequence[Act]:

@@ -16,6 +16,10 @@ _CHANGE = (
 )
 _WATCH = "SELECT chat_nest.guard(%s, %s), * FROM chat_nest.watch_controls(%s, %s)"
 _FIRST = "SELECT chat_nest.guard(%s, %s), chat_nest.first(%s, %s, %s, %s)"
+_FIRST_WITH_REPORT = (
+    "SELECT chat_nest.guard(%s, %s), CASE WHEN chat_nest.first(%s, %s, %s, %s)"
+    " THEN chat_nest.report(%s::jsonb, %s) ELSE false END"
+)
 _ACTS = "SELECT chat_nest.guard(%s, %s), chat_nest.newest_acts(%s)"
 _REPORT = "SELECT chat_nest.guard(%s, %s), chat_nest.report(%s::jsonb, %s)"
 _REPORTS = "SELECT chat_nest.guard(%s, %s), chat_nest.reports(%s, %s, %s, %s)"
@@ -66,10 +70,15 @@ class PostgresControls:
         )
         return Snapshot(version=version, rows=tuple(rows))
 
-    async def first(self, key: str, seconds: float) -> bool:
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
         check_first(key, seconds)
-        call = str(secrets.randbits(62))
-        [first] = await self._call(_FIRST, key, str(int(seconds * US)), call, self._time())
+        check_report(report)
+        time = self._time()
+        values = (key, str(int(seconds * US)), str(secrets.randbits(62)), time)
+        if report:
+            [first] = await self._call(_FIRST_WITH_REPORT, *values, _reported(report), time)
+        else:
+            [first] = await self._call(_FIRST, *values)
         return bool(first)
 
     async def acts(self, most: int) -> Sequence[Act]:
@@ -78,8 +87,7 @@ class PostgresControls:
 
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
-        words = {(row.kind, row.name): (row.kind, row.name, row.value, int((row.expires or 0.0) * US)) for row in rows}
-        await self._call(_REPORT, msgspec.json.encode(list(words.values())).decode(), self._time())
+        await self._call(_REPORT, _reported(rows), self._time())
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         [found] = await self._call(_REPORTS, kind, name, str(MOST_REPORTS), self._time())
@@ -87,3 +95,8 @@ class PostgresControls:
             Control(kind=kind, name=name, value=value, expires=until / US)
             for name, value, until in _decode_reports(found)
         ]
+
+
+def _reported(rows: Sequence[Control]) -> str:
+    words = {(row.kind, row.name): (row.kind, row.name, row.value, int((row.expires or 0.0) * US)) for row in rows}
+    return msgspec.json.encode(list(words.values())).decode()

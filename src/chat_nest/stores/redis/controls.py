@@ -51,9 +51,10 @@ class RedisControls:
         ordered = sorted(rows, key=lambda row: (row.kind, row.name))
         return Snapshot(version=int(version or 0), rows=tuple(ordered))
 
-    async def first(self, key: str, seconds: float) -> bool:
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
         check_first(key, seconds)
-        _, [first] = await self._run("first", [key, secrets.randbits(62), int(seconds * US)])
+        check_report(report)
+        _, [first] = await self._run("first", [key, secrets.randbits(62), int(seconds * US), *_words(report)])
         return bool(first)
 
     async def acts(self, most: int) -> Sequence[Act]:
@@ -63,10 +64,7 @@ class RedisControls:
 
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
-        words: list[Word] = []
-        for row in rows:
-            words += (row.kind, row.name, row.value, int((row.expires or 0.0) * US))
-        await self._run("report", words)
+        await self._run("report", _words(rows))
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         now_us, found = await self._run("reports", [kind, name, MOST_REPORTS])
@@ -77,3 +75,10 @@ class RedisControls:
                 row = Control(kind=kind, name=which.decode(), value=value.decode(), expires=int(until) / US)
                 reports.append(row)
         return reports
+
+
+def _words(rows: Sequence[Control]) -> list[Word]:
+    words: list[Word] = []
+    for row in rows:
+        words += (row.kind, row.name, row.value, int((row.expires or 0.0) * US))
+    return words

@@ -47,9 +47,11 @@ class SQLiteControls:
         found: Snapshot | None = await self._read(lambda execute, now_us: _watch(execute, now_us, known))
         return found
 
-    async def first(self, key: str, seconds: float) -> bool:
+    async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
         check_first(key, seconds)
-        return bool(await self._write(lambda execute, now_us: _first(execute, now_us, key, int(seconds * US))))
+        check_report(report)
+        us = int(seconds * US)
+        return bool(await self._write(lambda execute, now_us: _first(execute, now_us, key, us, report)))
 
     async def acts(self, most: int) -> Sequence[Act]:
         found: list[Act] = await self._read(lambda execute, _: _acts(execute, most))
@@ -100,7 +102,7 @@ def _watch(execute: Execute, now_us: int, known: int) -> Snapshot | None:
     return Snapshot(version=version, rows=tuple(rows))
 
 
-def _first(execute: Execute, now_us: int, key: str, us: int) -> bool:
+def _first(execute: Execute, now_us: int, key: str, us: int, report: Sequence[Control]) -> bool:
     execute(
         "DELETE FROM firsts WHERE key IN (SELECT key FROM firsts WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)",
         (now_us, _PURGED),
@@ -110,7 +112,11 @@ def _first(execute: Execute, now_us: int, key: str, us: int) -> bool:
         " DO UPDATE SET expires_at = excluded.expires_at WHERE expires_at <= ?",
         (key, now_us + us, now_us),
     )
-    return taken.rowcount == 1
+    if taken.rowcount != 1:
+        return False
+    if report:
+        _report(execute, now_us, report)
+    return True
 
 
 def _acts(execute: Execute, most: int) -> list[Act]:

@@ -211,3 +211,17 @@ local function current(id)
   end
   return claim
 end
+
+-- Set or replace reports: from ARGV[first] on four each: kind, name, value, end.
+local function put_reports(first)
+  for at = first, #ARGV, 4 do
+    local kind, name, ends = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 3])
+    local left = text(math.max(1, math.ceil((ends - now) / 1000)))
+    redis.call('SET', root .. 'report:' .. kind .. ' ' .. name, text(ends) .. ' ' .. ARGV[at + 2], 'PX', left)
+    redis.call('ZADD', root .. 'reports:' .. kind, text(ends), name)
+    redis.call('ZREMRANGEBYSCORE', root .. 'reports:' .. kind, '-inf', text(now))
+    if redis.call('PTTL', root .. 'reports:' .. kind) < tonumber(left) then
+      redis.call('PEXPIRE', root .. 'reports:' .. kind, left)
+    end
+  end
+end
