@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from chat_nest import __version__
 from chat_nest.cli.acts import COMMANDS
+from chat_nest.cli.alerts import alerts
 from chat_nest.cli.init import init
 from chat_nest.cli.keys import keys
 from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail, has_color
@@ -40,11 +41,12 @@ def chat_nest() -> None:
     chat-nest caller 203.0.113.7        the name of an IP address in the log
     chat-nest keys create ada           an API key for Ada, if callers need one
     chat-nest sessions revoke s_51f0... end a session of your app
+    chat-nest alerts test               send one alert, and say whether it arrived
     chat-nest pause --provider openai   refuse its requests, in every server of the store
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
 
 
-for command in (init, keys, sessions, store, *COMMANDS):
+for command in (alerts, init, keys, sessions, store, *COMMANDS):
     chat_nest.add_command(command)
 
 

@@ -114,6 +114,12 @@ QUEUE = Family(
     kind="gauge",
     help="Requests that wait for a free stream of a provider, or for their turn at the store",
 )
+ALERTS = Family(
+    name="chat_nest_alerts_total",
+    kind="counter",
+    labels=("type", "channel", "outcome"),
+    help="Attempts to deliver an alert: sent, failed (tried again later), or lost (given up, or kept nowhere)",
+)
 WORKERS = Family(name="chat_nest_workers", kind="gauge", help="Processes that serve")
 BUDGET_LIMIT = Family(
     name="chat_nest_budget_limit",
@@ -165,6 +171,6 @@ CALL_TOKENS = Family(
 
 FAMILIES: Final = (
     *(REQUESTS, REFUSED, STREAMS, FIRST_TOKEN, OVERHEAD, COST, CLOSE, RESERVE, PENDING, EXPIRED, BREAKER, QUEUE),
-    *(WORKERS, BUDGET_LIMIT, BUDGET_SETTLED, BUDGET_HELD, CALL, CALL_FIRST, CALL_CHUNK, CALL_TOKENS),
+    *(ALERTS, WORKERS, BUDGET_LIMIT, BUDGET_SETTLED, BUDGET_HELD, CALL, CALL_FIRST, CALL_CHUNK, CALL_TOKENS),
 )
 BUDGETS: Final = (BUDGET_LIMIT, BUDGET_SETTLED, BUDGET_HELD)

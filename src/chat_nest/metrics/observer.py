@@ -87,6 +87,10 @@ class Metrics:
         if self._clock() - self._sampled_at >= SAMPLE_SECONDS:
             self.sample()
 
+    def alerted(self, type: str, channel: str, outcome: str) -> None:
+        """Count an attempt to deliver an alert."""
+        self._child(of.ALERTS, type, channel, outcome).inc()
+
     def _count_ending(self, report: Report, ending: Ending) -> None:
         steps = report.steps
         if steps.asked_at is None:

@@ -10,6 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from chat_nest import __version__
+from chat_nest.alerts.counts import Counts
+from chat_nest.alerts.service import Alerts
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.asgi.hosts import Hosts, names_a_host
@@ -37,6 +39,7 @@ from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.runs.urls import open_runs
+from chat_nest.server.alerts import make_alerts, plan_of
 from chat_nest.server.config.front_ends import make_dialects
 from chat_nest.server.config.identity import make_identify
 from chat_nest.server.config.providers import ProviderConfig
@@ -90,7 +93,9 @@ class ServerApp:
     The chat's path is passed on unchanged: a wrapper of `send` would cost time for every token.
     """
 
-    def __init__(self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry, fleet: Fleet) -> None:
+    def __init__(
+        self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry, fleet: Fleet, alerts: Alerts
+    ) -> None:
         self.reload: Reload | None = None
         """Read the configuration again, in all workers; None until the worker serves."""
         self.metrics = telemetry.metrics
@@ -98,10 +103,12 @@ class ServerApp:
         self.fleet = fleet
         """What every process of the store does, for operators."""
         self._telemetry = telemetry
+        self._alerts = alerts
         self._handler = handler
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
         self._use(prepared)
+        alerts.adopt(plan_of(prepared.config))
 
     @property
     def config(self) -> Config:
@@ -148,9 +155,11 @@ class ServerApp:
 
     def adopt(self, prepared: Prepared) -> None:
         """Put what `prepare` returned in force, from the next request on. Needs the running loop."""
-        before = self._prepared.front.health
+        before, plan = self._prepared.front.health, _alerts(self.config)
         self._handler.adopt(prepared.parts)
         self._use(prepared)
+        if _alerts(prepared.config) != plan:
+            self._alerts.adopt(plan_of(prepared.config))
         if self._watch is not None:
             self._watch.cancel()
             self._watch = asyncio.create_task(self._watch_health(before))
@@ -212,6 +221,7 @@ class ServerApp:
             return
         self._handler.start()
         self._telemetry.start()
+        self._alerts.start()
         self._watch = asyncio.create_task(self._watch_health())
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -219,6 +229,7 @@ class ServerApp:
         await asyncio.wait([self._watch])
         await self._health.aclose()
         await self.fleet.aclose()
+        await self._alerts.aclose()
         await self._handler.aclose()
         await self._telemetry.aclose()
         await send({"type": "lifespan.shutdown.complete"})
@@ -258,8 +269,8 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
     visitors = make_visitors(config.server, config.identity, config.visitors)
     identify = make_identify(config.server, config.identity, visitors)
-    telemetry, tally = Telemetry(config), Tally()
-    counts = (tally,) if config.admin_listen else ()
+    telemetry, tally, counts = Telemetry(config), Tally(), Counts()
+    tallies = (tally,) if config.admin_listen else ()
     handler = create_chat_handler(
         **_changeable(
             config, providers, _guarded(identify, config.server.trusted_proxies), _sessions(config), visitors
@@ -271,11 +282,12 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
         journal=config.journal,
         degraded=config.degraded,
         lease=config.lease,
-        observers=(LogObserver(secret=caller_secret), *telemetry.observers, *counts),
+        observers=(LogObserver(secret=caller_secret), *telemetry.observers, *tallies, counts),
         logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
     prepared = _prepared(config, handler, handler.parts, identify, visitors)
-    return ServerApp(handler, prepared, telemetry, Fleet(handler, tally))
+    alerts = make_alerts(config, handler, counts, telemetry.count_alert)
+    return ServerApp(handler, prepared, telemetry, Fleet(handler, tally), alerts)
 
 
 def _changeable(
@@ -315,6 +327,11 @@ def _changeable(
         },
         "turn_secrets": [secret.reveal() for secret in config.turn_secrets],
     }
+
+
+def _alerts(config: Config) -> tuple[object, ...]:
+    """Return the settings of alerts."""
+    return config.alerts, config.server.time_zone
 
 
 def _identity(config: Config) -> tuple[object, ...]:

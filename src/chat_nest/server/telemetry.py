@@ -45,6 +45,11 @@ class Telemetry:
         """Take the kinds of the providers, at the start and after a reload."""
         self._kinds.update({name: provider.kind for name, provider in config.providers.items()})
 
+    def count_alert(self, type: str, channel: str, outcome: str) -> None:
+        """Count an attempt to deliver an alert."""
+        if self.metrics is not None:
+            self.metrics.alerted(type, channel, outcome)
+
     def start(self) -> None:
         """Read once a second what the handler has to do: another worker may be scraped."""
         if self.metrics is not None:

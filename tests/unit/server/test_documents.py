@@ -66,6 +66,8 @@ def test_documented_defaults_are_the_real_ones() -> None:
 def test_every_toml_example_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("jwks.json").write_text(json.dumps({"keys": [RSAAlgorithm.to_jwk(RSA_KEY.public_key(), as_dict=True)]}))
+    Path("webhook-secret").write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n")
+    Path("smtp-password").write_text("correct horse\n")
     examples = [
         (page.name, example)
         for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

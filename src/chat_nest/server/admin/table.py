@@ -8,6 +8,7 @@ from typing import Any
 from chat_nest import __version__
 from chat_nest.server.admin import acts, views
 from chat_nest.server.admin.activity import activity
+from chat_nest.server.admin.forecast import forecast
 from chat_nest.server.admin.routes import Asked, Field, Reply, Route, json
 
 V1 = "/admin/v1"
@@ -34,6 +35,7 @@ ROUTES = (
     _get("/openapi.json", "This document.", _openapi),
     _get("/metrics", "The metrics of all workers, for Prometheus.", None),
     _get(f"{V1}/standing", "How the limits of all callers and of groups stand.", views.standing),
+    _get(f"{V1}/forecast", "When these limits will be used up, at the pace so far.", forecast),
     _get(f"{V1}/running", "The running answers, in every server of the store.", views.running_answers),
     _get(f"{V1}/controls", "The pauses, blocks and grants in force.", views.controls),
     _get(f"{V1}/audit", "The newest acts of operators.", views.audit, fields=(MOST,)),

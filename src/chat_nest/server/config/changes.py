@@ -12,8 +12,8 @@ from chat_nest.server.config.settings import Config
 
 CHANGED_WHOLE = frozenset(
     {
-        "admin_keys", "blog_get", "default_profile", "dialects", "file", "groups", "hard_caps", "identity", "limits",
-        "notes", "page", "preset", "prices", "profiles", "providers", "queue", "responses_store", "sessions",
+        "admin_keys", "alerts", "blog_get", "default_profile", "dialects", "file", "groups", "hard_caps", "identity",
+        "limits", "notes", "page", "preset", "prices", "profiles", "providers", "queue", "responses_store", "sessions",
         "turn_secrets", "visitors",
     }
 )  # fmt: skip

@@ -34,6 +34,10 @@ class Rule(Struct, frozen=True):
 
 TEXT = Rule(Annotated[str, Meta(min_length=1)], "a string that is not empty")
 TEXTS = Rule(tuple[Annotated[str, Meta(min_length=1)], ...], "a list of strings")
+PERCENTS = Rule(
+    Annotated[tuple[Annotated[int, Meta(ge=1, le=100)], ...], Meta(min_length=1)],
+    "a list of whole numbers from 1 to 100",
+)
 SWITCH = Rule(bool, "true or false")
 COUNT = Rule(Annotated[int, Meta(ge=1, le=MAX_AMOUNT)], f"a whole number from 1 to {MAX_AMOUNT}")
 SECONDS = Rule(Annotated[float, Meta(gt=0, le=86_400)], "a number of seconds above 0 and at most 86400")
@@ -251,6 +255,47 @@ class AdminSection(Struct, frozen=True, kw_only=True):
     """A file with a key in each line, instead of `key`."""
 
 
+class AlertsSection(Struct, frozen=True, kw_only=True):
+    """Alerts to operators, by webhook, by e-mail or both."""
+
+    webhook: str = ""
+    """A URL, to which alerts are posted with the signature of Standard Webhooks."""
+    webhook_secrets: tuple[str, ...] = ()
+    """whsec_ and base64. With several there is a signature by each, so that the receiver can change to another one."""
+    webhook_secrets_file: str = ""
+    """A file with a secret in each line, instead of `webhook_secrets`."""
+    email: tuple[str, ...] = ()
+    """The recipients' addresses."""
+    email_from: str = ""
+    """The sender's address."""
+    smtp_host: str = ""
+    smtp_port: int | None = None
+    """Without it 587, 465 with `tls`, or 25 with `none`."""
+    smtp_security: str = "starttls"
+    smtp_user: str = ""
+    smtp_password: str = ""
+    smtp_password_file: str = ""
+    """A file that holds the password, instead of `smtp_password`."""
+    name: str = ""
+    """The name of this installation, at the start of each alert."""
+    events: tuple[str, ...] = ()
+    """The types of alerts that are sent. Empty: all."""
+    percents: tuple[int, ...] = (50, 80, 100)
+    """The used shares of a limit, of all callers or of a group, at which there is an alert, once a window."""
+    repeat_seconds: float = 3_600.0
+    """The least time between two alerts of the same other condition."""
+    store_seconds: float = 30.0
+    """How long the store must be down."""
+    breaker_seconds: float = 120.0
+    """How long a provider's circuit breaker must be open."""
+    pending_seconds: float = 300.0
+    """How long settlements must be pending."""
+    refused_per_minute: int = 120
+    """Refused requests of all servers, on the average of five minutes; 0 sends no such alert."""
+    visitors_per_minute: int = 60
+    """New visitors of all servers, on the average of five minutes; 0 sends no such alert."""
+
+
 class TracesSection(Struct, frozen=True, kw_only=True):
     """Traces by OpenTelemetry, sent with OTLP over HTTP."""
 
@@ -269,6 +314,16 @@ LOG = keys_of(
 )
 METRICS = keys_of(MetricsSection)
 ADMIN = keys_of(AdminSection)
+_COUNT_OR_NONE = Rule(Annotated[int, Meta(ge=0, le=MAX_AMOUNT)], f"a whole number from 0 to {MAX_AMOUNT}")
+ALERTS = keys_of(
+    AlertsSection,
+    webhook=Rule(Annotated[str, Meta(pattern=r"^https?://[!-~]+$")], "a URL that begins with https://"),
+    smtp_port=Rule(Annotated[int, Meta(ge=1, le=65_535)], "a whole number from 1 to 65535"),
+    smtp_security=Rule(Literal["starttls", "tls", "none"], 'one of "starttls", "tls", "none"'),
+    percents=PERCENTS,
+    refused_per_minute=_COUNT_OR_NONE,
+    visitors_per_minute=_COUNT_OR_NONE,
+)
 TRACES = keys_of(
     TracesSection,
     endpoint=Rule(Annotated[str, Meta(pattern=r"^https?://[!-~]+$")], "a URL that begins with http:// or https://"),
@@ -346,6 +401,7 @@ SECTIONS: Mapping[str, Keys] = {
     "hard_caps": NUMBERS[HardCaps],
     "timeouts": keys_of(Timeouts),
     "admin": ADMIN,
+    "alerts": ALERTS,
     "log": LOG,
     "metrics": METRICS,
     "traces": TRACES,

@@ -34,6 +34,7 @@ from chat_nest.limits.profiles import Profiles
 from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue, built_in_caps
 from chat_nest.runs.urls import REDIS, open_runs
 from chat_nest.server.config.admin import resolve_admin
+from chat_nest.server.config.alerts import AlertsConfig, resolve_alerts
 from chat_nest.server.config.front_ends import resolve_dialects
 from chat_nest.server.config.identity import Identity, check_identity, resolve_identity
 from chat_nest.server.config.models import resolve_profiles
@@ -96,6 +97,7 @@ class Config(Struct, frozen=True, kw_only=True):
     admin_listen: str = ""
     """HOST:PORT or unix:/PATH of the operators' listener. Empty: there is none."""
     admin_keys: tuple[Secret, ...] = ()
+    alerts: AlertsConfig | None = None
     metrics: MetricsSection = MetricsSection()
     traces: TracesSection = TracesSection()
     providers: Mapping[str, ProviderConfig]
@@ -200,6 +202,7 @@ def load(
     metrics, traces = MetricsSection(**values["metrics"]), TracesSection(**values["traces"])
     check_telemetry(sources, metrics, traces)
     admin, admin_keys = resolve_admin(sources, values["admin"], server)
+    alerts = resolve_alerts(sources, values["alerts"])
     preset: PresetName = values[""].get("preset", "default")
     hard_caps = replace(built_in_caps(preset), **values["hard_caps"])
     providers = resolve_providers(sources, values["providers"], values["profiles"], environ, find_local)
@@ -235,6 +238,7 @@ def load(
         log=LogSection(**values["log"]),
         admin_listen=admin.listen,
         admin_keys=admin_keys,
+        alerts=alerts,
         metrics=metrics,
         traces=traces,
         providers=providers,

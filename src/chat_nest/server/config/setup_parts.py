@@ -26,6 +26,7 @@ def needed_parts(command: str, file: str = "", environ: Mapping[str, str] | None
         "jwt": any(key.startswith("jwt_") for key in values["identity"]),
         "altcha": values["challenge"].get("kind") == "proof_of_work",
         **{cloud: any(each.get("credentials") == cloud for each in values["providers"].values()) for cloud in CLOUDS},
+        "email": bool(values["alerts"].get("email")),
         "metrics": values["metrics"].get("enabled", False),
         "traces": bool(values["traces"].get("endpoint")),
         "prices": _limits_dollars(values) and not values["prices"],

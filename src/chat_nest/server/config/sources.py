@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, TypeGuard
 
-from chat_nest.server.config.schema import NAMED, SECTIONS, TEXTS, TOP
+from chat_nest.server.config.schema import NAMED, PERCENTS, SECTIONS, TEXTS, TOP
 from chat_nest.server.config.toml_advice import toml_advice
 
 Path = tuple[str, ...]
@@ -92,7 +92,7 @@ class Sources:
         for name in tables:
             table = table.setdefault(name, {}) if is_table(table) else None  # a wrong table is reported elsewhere
         if is_table(table):
-            listed = bool(tables) and SECTIONS[tables[0]][key] is TEXTS
+            listed = bool(tables) and SECTIONS[tables[0]][key] in (TEXTS, PERCENTS)
             table[key] = [part.strip() for part in value.split(",") if part.strip()] if listed else value
             self.variables[path] = variable
 

@@ -11,13 +11,16 @@ from chat_nest.server.config.sources import Sources
 
 def check_telemetry(sources: Sources, metrics: MetricsSection, traces: TracesSection) -> None:
     """Note what is switched on without its extra."""
-    if metrics.enabled and (problem := _missing("prometheus_client", "Metrics need", "metrics")):
+    if metrics.enabled and (problem := missing_extra("prometheus_client", "Metrics need", "metrics")):
         sources.problem(("metrics", "enabled"), problem)
-    if traces.endpoint and (problem := _missing("opentelemetry.exporter.otlp.proto.http", "Traces need", "traces")):
+    if traces.endpoint and (
+        problem := missing_extra("opentelemetry.exporter.otlp.proto.http", "Traces need", "traces")
+    ):
         sources.problem(("traces", "endpoint"), problem)
 
 
-def _missing(module: str, need: str, extra: str) -> str:
+def missing_extra(module: str, need: str, extra: str) -> str:
+    """Return why a module of an extra can't be imported, with the remedy; "" if it can."""
     try:
         import_module(module)
     except ImportError as error:

@@ -1,0 +1,175 @@
+"""Alerts of real servers: once for all workers, also after a kill, and changed by a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from asyncio.subprocess import PIPE, STDOUT
+from contextlib import closing
+
+import pytest
+from mail_server import Inbox, mail_server
+from raw_client import ask
+from redis_servers import RedisServer
+from scripted_provider import ScriptedProvider, answer
+from serve_command import COMMAND, command
+from webhook_receiver import SECRET, Receiver
+
+CONFIG = """
+[providers.p]
+kind = "openai"
+base_url = "{provider}"
+api_key = "sk-scripted"
+[profiles.balanced]
+model = "p:m"
+requests_per_minute = "none"
+requests_per_day = "none"
+concurrent_streams = "none"
+[limits]
+requests_per_day = {limit}
+[store]
+url = "{store}"
+"""
+ALERTS = """
+[alerts]
+webhook = "{url}"
+webhook_secrets_file = "secret"
+name = "prod"
+percents = [80, 100]
+store_seconds = 1
+"""
+
+
+def write(folder, provider, store, alerts="", *, limit=20):
+    (folder / "secret").write_text(f"# of the webhook\n{SECRET}\n")
+    text = CONFIG.format(provider=provider.url, store=store, limit=limit) + alerts
+    (folder / "chat.toml").write_text(text)
+
+
+def serving(folder, *options):
+    return command(folder, "", "", "--config", "chat.toml", *options)
+
+
+async def run(folder, *arguments):
+    """The exit code and the output of a command."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        *(COMMAND, *arguments, "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
+    )
+    said, _ = await process.communicate()
+    return process.returncode, said.decode()
+
+
+async def ask_times(port, count):
+    replies = await asyncio.gather(*(ask(port) for _ in range(count)))
+    return [reply.status for reply in replies]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_two_workers_that_cross_a_share_at_once_send_one_alert(tmp_path, kind):
+    async with ScriptedProvider(answer("ok")) as provider, Receiver() as receiver:
+        server = RedisServer() if kind == "redis" else None
+        try:
+            store = server.url if server else f"sqlite:///{tmp_path}/store.db"
+            write(tmp_path, provider, store, ALERTS.format(url=receiver.url))
+            async with serving(tmp_path, "--workers", "2") as served:
+                assert await ask_times(served.port, 17) == [200] * 17
+                [first] = await receiver.delivered(1)
+                assert (await ask_times(served.port, 5)).count(200) == 3
+                _, second = await receiver.delivered(2)
+        finally:
+            if server:
+                server.stop()
+        assert len(receiver.attempts) == 2
+    assert first.body["type"] == "budget.threshold"
+    assert first.body["text"].startswith("prod: all callers: requests_per_day is at 85 % (17 requests of 20 requests)")
+    assert first.body["data"]["percent"] == 80
+    assert second.body["type"] == "budget.used_up"
+    assert first.id != second.id
+
+
+async def test_an_alert_whose_sender_was_killed_is_delivered_after_the_restart(tmp_path):
+    """A minute, for which the attempt belonged to the killed process, is taken out of the store."""
+    async with ScriptedProvider(answer("ok")) as provider, Receiver(None) as receiver:
+        write(tmp_path, provider, f"sqlite:///{tmp_path}/store.db", ALERTS.format(url=receiver.url))
+        async with serving(tmp_path) as served:
+            assert await ask_times(served.port, 17) == [200] * 17
+            await receiver.attempted(1)
+            assert (await ask_times(served.port, 1)) == [200]  # a receiver that hangs holds up nothing
+            await served.kill()
+        with closing(sqlite3.connect(tmp_path / "store.db")) as store, store:
+            taken = store.execute("DELETE FROM firsts WHERE key LIKE 'alert-attempt:%'")
+            assert taken.rowcount == 1
+        async with serving(tmp_path):
+            [delivery] = await receiver.delivered(1)
+        assert receiver.attempts == [delivery.id, delivery.id]
+        async with serving(tmp_path) as served:
+            assert (await ask_times(served.port, 4)).count(200) == 2  # the next alert, and none before it again
+            _, last = await receiver.delivered(2)
+    assert last.body["type"] == "budget.used_up"
+    assert len(receiver.attempts) == 3
+
+
+async def test_a_reload_turns_alerts_on_and_off(tmp_path):
+    async with ScriptedProvider(answer("ok")) as provider, Receiver() as receiver, Receiver() as other:
+        store = f"sqlite:///{tmp_path}/store.db"
+        write(tmp_path, provider, store)
+        async with serving(tmp_path, "--workers", "2") as served:
+            assert await ask_times(served.port, 17) == [200] * 17
+            write(tmp_path, provider, store, ALERTS.format(url=receiver.url))
+            code, said = await run(tmp_path, "reload")
+            assert code == 0
+            assert "in force: alerts" in said
+            await receiver.delivered(1)
+            write(tmp_path, provider, store, ALERTS.format(url=other.url))
+            assert (await run(tmp_path, "reload"))[0] == 0
+            assert (await ask_times(served.port, 4)).count(200) == 3
+            await other.delivered(1)
+        assert len(receiver.attempts) == 1
+
+
+async def test_a_store_that_is_down_is_told_all_the_same(tmp_path):
+    async with ScriptedProvider(answer("ok")) as provider, Receiver() as receiver:
+        server = RedisServer()
+        try:
+            write(tmp_path, provider, server.url, ALERTS.format(url=receiver.url))
+            async with serving(tmp_path, "--workers", "2") as served:
+                assert await ask_times(served.port, 1) == [200]
+                server.kill()
+                [delivery] = await receiver.delivered(1)
+                assert (await ask(served.port)).status == 503
+            assert delivery.body["type"] == "store.down"
+            assert "Redis" in delivery.body["text"]
+            assert (tmp_path / "chat-nest-journal" / "alerts.db").exists()
+        finally:
+            server.stop()
+
+
+async def test_a_test_alert_says_what_happened(tmp_path):
+    inbox = Inbox()
+    async with ScriptedProvider() as provider, Receiver() as receiver, mail_server(inbox, tls="none") as port:
+        mail = (
+            f'email = ["ops@example.org"]\nemail_from = "nest@example.org"\nsmtp_host = "127.0.0.1"\n'
+            f'smtp_port = {port}\nsmtp_security = "none"\n'
+        )
+        write(tmp_path, provider, "memory://", ALERTS.format(url=receiver.url) + mail)
+        code, said = await run(tmp_path, "alerts", "test")
+        assert (code, said) == (0, "chat-nest: webhook: sent\nchat-nest: email: sent\n")
+        [delivery], [(recipients, message, _)] = receiver.deliveries, inbox.messages
+        assert delivery.body["text"] == "prod: this is a test of alerts; nothing has happened"
+        assert recipients == ["ops@example.org"]
+        assert message["Message-ID"] == f"<{delivery.id}@example.org>"
+        receiver.answers, inbox.answer = [503], "554 no"
+        code, said = await run(tmp_path, "alerts", "test")
+    assert code == 1
+    assert said == "chat-nest: webhook: not sent: status 503\nchat-nest: email: not sent: the mail server answers 554\n"
+
+
+async def test_without_a_receiver_the_test_says_what_to_set(tmp_path):
+    async with ScriptedProvider() as provider:
+        write(tmp_path, provider, "memory://")
+        assert await run(tmp_path, "alerts", "test") == (
+            2,
+            "chat-nest: there is no receiver: set alerts.webhook or alerts.email\n",
+        )
