@@ -110,6 +110,10 @@ async def check_metrics(served, admin, provider):
     [limit] = (await seen(admin, "standing"))["limits"]
     assert (limit["name"], limit["scope"], limit["limit"], limit["held"]) == ("tokens_per_day", "all", 1_000_000, 0)
     assert limit["room"] == limit["limit"] - limit["used"] < limit["limit"]
+    [found] = (await seen(admin, "forecast"))["forecasts"]
+    assert (found["name"], found["used"], found["limit"]) == ("tokens_per_day", limit["used"], 1_000_000)
+    assert found["expected"] is None or found["expected"] >= limit["used"]  # None in the first half hour of a day
+    assert found["full_at"] is None
 
 
 async def check_views(served, admin):

@@ -191,16 +191,20 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
       errors         ended by an error, or lost with their process; a reader who left or stopped is none
       assumed        their usage is unknown, so their whole hold was charged
 
+    Below the table stand the limits of all callers and of each group, and when they will be used up at the pace so far.
+
     Exits with 2 if the configuration or an option is wrong, or the store keeps no records; with 1 if the store can't
     be read.
     """  # noqa: D301 - as above
     from chat_nest.cli.usage import Asked, Unanswerable, answer  # noqa: PLC0415 - as above
-    from chat_nest.server.config.settings import load_store  # noqa: PLC0415 - as above
+    from chat_nest.server.config.settings import load_shared_limits, load_store  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
         store, zone = load_store(str(file or ""))
-        click.echo(answer(store, zone, Asked(since=since, until=until, by=by, caller=caller), as_json=as_json))
+        limits, groups = load_shared_limits(str(file or ""))
+        asked = Asked(since=since, until=until, by=by, caller=caller, limits=limits, groups=groups)
+        click.echo(answer(store, zone, asked, as_json=as_json))
     except ConfigError as error:
         fail(*error.problems, code=2)
     except Unanswerable as error:

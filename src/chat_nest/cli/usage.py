@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, cast
 from zoneinfo import ZoneInfo
@@ -16,16 +17,19 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from chat_nest.core.errors import LimiterUnavailable, failure_name
-from chat_nest.core.protocols import Reports
+from chat_nest.core.limits import Limits
+from chat_nest.core.protocols import Budget, Reports
 from chat_nest.core.records import By, UsageRow
 from chat_nest.core.usage import NANO
 from chat_nest.limits.windows import calendar_window
 from chat_nest.server.config.schema import StoreSection
+from chat_nest.server.forecasts import forecasts, shared_budgets
 from chat_nest.server.logs import escape
 from chat_nest.stores.places import place_of, remedy_of
 from chat_nest.stores.reports import BY
 from chat_nest.stores.urls import keeps_records, open_store
 
+NO_LIMITS = Limits()
 WHEN = "must be days or hours (7d, 24h), a date (2026-11-30) or a date and time (2026-11-30T18:00)"
 COLUMNS = ("requests", "input", "output", "cost", "unpriced", "errors", "assumed")
 
@@ -45,6 +49,9 @@ class Asked(Struct, frozen=True, kw_only=True):
     until: str | None
     by: str
     caller: str | None
+    limits: Limits = NO_LIMITS
+    groups: Mapping[str, Limits] = {}
+    """The limits whose forecasts are shown, unless `caller` is given."""
 
 
 def answer(store: StoreSection, zone: ZoneInfo, asked: Asked, *, as_json: bool) -> str:
@@ -66,9 +73,12 @@ def answer(store: StoreSection, zone: ZoneInfo, asked: Asked, *, as_json: bool) 
         )
     if not store.records_days:
         raise Unanswerable("[store] records_days is 0, so nothing is kept to report: set how many days to keep")
-    rows = asyncio.run(_read(store, since, until, by, zone, asked.caller))
+    rows, budgets = asyncio.run(_read(store, since, until, by, zone, asked))
     span = (datetime.fromtimestamp(since, zone), datetime.fromtimestamp(until, zone))
-    return _json(rows, by, span, zone) if as_json else _text(rows, by, span, zone)
+    found = forecasts(budgets, now, zone)
+    if as_json:
+        return _json(rows, by, span, zone, found)
+    return "\n".join([_text(rows, by, span, zone), *([""] if found else []), *map(_forecast_line, found)])
 
 
 def moment(option: str, text: str, now: float, zone: ZoneInfo) -> float:
@@ -105,11 +115,16 @@ def _names(text: str) -> tuple[By, ...]:
 
 
 async def _read(
-    section: StoreSection, since: float, until: float, by: tuple[By, ...], zone: ZoneInfo, caller: str | None
-) -> list[UsageRow]:
+    section: StoreSection, since: float, until: float, by: tuple[By, ...], zone: ZoneInfo, asked: Asked
+) -> tuple[list[UsageRow], list[Budget]]:
     store = open_store(section.url, records_days=section.records_days)
     try:
-        return await cast("Reports", store).usage(since, until, by, zone, caller)
+        rows = await cast("Reports", store).usage(since, until, by, zone, asked.caller)
+        if asked.caller is not None:
+            return rows, []
+        with contextlib.suppress(LimiterUnavailable):  # who may only read the records sees these
+            return rows, await shared_budgets(store, asked.limits, asked.groups, time.time(), zone)
+        return rows, []
     except ValueError as error:
         raise Unanswerable(f"--since and --until: {error}") from None
     except LimiterUnavailable as error:
@@ -126,7 +141,22 @@ def _total(rows: Sequence[UsageRow]) -> UsageRow:
     return UsageRow(by=(), **{name: sum(getattr(row, name) for row in rows) for name in names})
 
 
-def _json(rows: Sequence[UsageRow], by: tuple[By, ...], span: tuple[datetime, datetime], zone: ZoneInfo) -> str:
+def _forecast_line(found: Mapping[str, Any]) -> str:
+    """Return a limit, what is used of it, and the forecast."""
+    owner = f"group {_plain(found['group'])}" if "group" in found else "all callers"
+    amounts = (found["used"], found["limit"])
+    used, limit = (f"${each:,.2f}" for each in amounts) if found["unit"] == "usd" else (f"{each:,}" for each in amounts)
+    pace = f"; {found['text']}" if found["text"] else ""
+    return f"{owner}, {found['name']}: {used} of {limit}{pace}"
+
+
+def _json(
+    rows: Sequence[UsageRow],
+    by: tuple[By, ...],
+    span: tuple[datetime, datetime],
+    zone: ZoneInfo,
+    found: Sequence[Mapping[str, Any]],
+) -> str:
     def shown(row: UsageRow) -> dict[str, Any]:
         numbers = asdict(row)
         del numbers["by"]
@@ -139,6 +169,7 @@ def _json(rows: Sequence[UsageRow], by: tuple[By, ...], span: tuple[datetime, da
         "time_zone": zone.key,
         "rows": [shown(row) for row in rows],
         "total": shown(_total(rows)),
+        **({"forecasts": found} if found else {}),
     }
     return msgspec.json.format(msgspec.json.encode(report)).decode()
 

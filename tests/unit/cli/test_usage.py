@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
+from msgspec.structs import replace
 from click.testing import CliRunner
 from postgres_server import empty, shared_url
 from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
@@ -17,12 +18,16 @@ from stores_under_test import LEASE, claim, window
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.cli.usage import Unanswerable, dollars, moment
-from chat_nest.core.claims import Granted
+from chat_nest.controls.grants import Grant, grant_row
+from chat_nest.core.claims import Claim, Granted, Line
+from chat_nest.core.messages import hashed
 from chat_nest.core.records import Record
 from chat_nest.server.app import build
 from chat_nest.server.config.settings import load
+from chat_nest.limits.windows import calendar_window
 from chat_nest.stores.postgres import PostgresStore
 from chat_nest.stores.sqlite import SQLiteStore
+from chat_nest.stores.urls import open_store
 from chat_nest.core.usage import Usage
 
 BODY = b'{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
@@ -121,6 +126,47 @@ def test_the_same_as_json(url):
         "total": {"requests": 5, "errors": 2, "assumed": 1, "input_tokens": 1_228, "output_tokens": 12_280,
                   "cost_nanousd": 12_348_500_001, "unpriced": 1, **nothing},
     }  # fmt: skip
+
+
+def test_below_the_table_stand_the_shared_limits_and_their_forecasts(url, tmp_path):
+    month = calendar_window("month", time.time(), ZoneInfo("UTC"))
+    day = calendar_window("day", time.time(), ZoneInfo("UTC"))
+
+    async def spend() -> None:
+        store = open_store(url)
+        for number, (owner, span) in enumerate((("all", month), (f"group:{hashed('lab')}", day))):
+            name = f"tokens_per_{'month' if span is month else 'day'}"
+            line = Line(
+                name=name, scope="all", key=f"{owner}:{name}:{span.id}", unit="tokens", kind="window", limit=10**9,
+                fixed=600, resets_at=span.end,
+            )  # fmt: skip
+            one = Claim(id=f"f{number}", fingerprint="f", lines=(line,), max_output_tokens=1)
+            assert isinstance(await store.reserve(one, LEASE), Granted)
+            assert await store.settle(one, None, "reported")
+        row = grant_row(
+            replace(line, key=f"all:tokens_per_month:{month.id}", resets_at=month.end),
+            Grant(amount=200, kind="grant"),
+            "w",
+            "",
+        )
+        await store.controls.change([row])
+        await store.aclose()
+
+    asyncio.run(spend())
+    (tmp_path / "chat.toml").write_text(
+        "[limits]\ntokens_per_month = 1000\nusd_per_day = 2.5\n[groups.lab]\ntokens_per_day = 500\n"
+    )
+    options = ("--config", str(tmp_path / "chat.toml"))
+    lines = run(url, *NOVEMBER, *options).stdout.splitlines()
+    assert "all callers, usd_per_day: $0.00 of $2.50" in lines
+    assert any(line.startswith("all callers, tokens_per_month: 600 of 1,200") for line in lines)
+    assert any(line.startswith("group lab, tokens_per_day: 600 of 500") for line in lines)
+    found = {each["name"]: each for each in json.loads(run(url, *NOVEMBER, *options, "--json").stdout)["forecasts"]}
+    assert (found["tokens_per_month"]["limit"], found["tokens_per_month"]["used"]) == (1_200, 600)
+    if found["tokens_per_day"]["text"]:  # not in the first half hour of a day
+        assert found["tokens_per_day"]["full_at"] <= time.time()
+        assert "at this pace the limit is reached at" in found["tokens_per_day"]["text"]
+    assert "forecasts" not in json.loads(run(url, *NOVEMBER, *options, "--json", "--caller", BOB).stdout)
 
 
 def test_one_caller_and_one_zone(url):

@@ -274,6 +274,12 @@ def load_store(file: str = "", environ: Mapping[str, str] | None = None) -> tupl
     return store, ZoneInfo(server.time_zone)
 
 
+def load_shared_limits(file: str = "", environ: Mapping[str, str] | None = None) -> tuple[Limits, Mapping[str, Limits]]:
+    """Return the limits of all callers, and those of each group, without reading the providers. Raises ConfigError."""
+    _, values = read(file, os.environ if environ is None else environ)
+    return Limits(**values["limits"]), {name: Limits(**table) for name, table in values["groups"].items()}
+
+
 def load_stored(file: str = "", environ: Mapping[str, str] | None = None) -> Store:
     """Return the store, with its remembered epoch. Raises ConfigError."""
     sources, values = read(file, os.environ if environ is None else environ)
