@@ -16,6 +16,7 @@ Event = Literal[
     "visitors.new",
     "store.down",
     "settlements.pending",
+    "ledger.drift",
     "test",
 ]
 

@@ -38,6 +38,7 @@ def chat_nest() -> None:
     chat-nest check --config chat.toml  check the file, and print what it allows
     chat-nest reload --config chat.toml let a running server read it again
     chat-nest usage --by day,model      requests, tokens and dollars of the last days
+    chat-nest reconcile openai ...      compare them with what the provider has billed
     chat-nest caller 203.0.113.7        the name of an IP address in the log
     chat-nest keys create ada           an API key for Ada, if callers need one
     chat-nest sessions revoke s_51f0... end a session of your app
@@ -209,6 +210,54 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
         fail(*error.problems, code=2)
     except Unanswerable as error:
         fail(str(error), code=error.code)
+
+
+@chat_nest.command(context_settings=CONTEXT)
+@CONFIG
+@click.argument("provider")
+@click.option(
+    "--admin-key-file",
+    "key_file",
+    metavar="KEYFILE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A file with a key for the provider's administration API.",
+)
+@click.option(
+    "--days", type=click.IntRange(1, 30), default=7, show_default=True, help="Whole UTC days, until yesterday."
+)
+@click.option(
+    "--bound", type=click.FloatRange(0, 100), default=2.0, show_default=True, help="The most drift, in percent."
+)
+@click.option("--alert", is_flag=True, help="On more drift leave an alert, which a running server delivers.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, with costs in nano-dollars.")
+def reconcile(
+    file: Path | None, provider: str, key_file: Path, days: int, bound: float, alert: bool, as_json: bool
+) -> None:
+    """Compare the ledger's records with what a PROVIDER has counted and billed itself, by UTC day and model.
+
+    PROVIDER is a name in [providers], of the kind openai, responses, anthropic or openrouter. The key is an admin key
+    of OpenAI or Anthropic, or a management key of OpenRouter. The provider's figures are those of all that its account
+    does, also elsewhere.
+
+    \b
+    Examples:
+      chat-nest reconcile openai --admin-key-file /etc/chat-nest/openai-admin --config chat.toml
+      chat-nest reconcile anthropic --admin-key-file admin --days 1 --alert
+
+    Exits with 3 if anything differs by more than the bound, with 2 if the configuration or an option is wrong, and with
+    1 if the store or the provider can't be read.
+    """  # noqa: D301 - as above
+    from chat_nest.cli.reconcile import Asked, Impossible  # noqa: PLC0415 - as above
+    from chat_nest.cli.reconcile import reconcile as compared  # noqa: PLC0415 - as above
+
+    asked = Asked(provider=provider, key_file=key_file, days=days, bound=bound, alert=alert)
+    try:
+        said, code = compared(_load(file), asked, as_json=as_json)
+    except Impossible as error:
+        fail(str(error), code=error.code)
+    click.echo(said)
+    sys.exit(code)
 
 
 @chat_nest.command(context_settings=CONTEXT)
