@@ -15,6 +15,7 @@ from serve_command import command
 
 from chat_nest import ApiKeys, Caller, FirstOf, PeerAddress, Sessions, Unauthorized, create_chat_handler
 from chat_nest.dialects import Blog
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 
 OPENAI = {"model": "balanced", "messages": HELLO["messages"]}
@@ -211,7 +212,7 @@ async def test_only_this_machine_sees_why_the_server_is_not_ready(tmp_path: Path
 
 
 async def test_a_program_needs_a_credential_where_origins_name_a_site(tmp_path: Path) -> None:
-    _, key = create_key(tmp_path / "keys.json", b"s" * 32, caller="ada", group=None, name="", expires=None)
+    _, key = create_key(tmp_path / "keys.json", b"s" * 32, Rights(caller="ada"))
     sessions = Sessions(["a-secret-of-more-than-thirty-two-bytes"])
     token, narrow = (
         sessions.create(caller="ada").token,

@@ -19,6 +19,7 @@ from serve_command import COMMAND
 from served_workers import Worker, settings, workers
 
 from chat_nest import Sessions
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 
 KEYS_SECRET, SECRET = "canary-keys-" + "5b" * 20, "canary-sessions-" + "6c" * 20
@@ -44,11 +45,10 @@ def bearer(token: str) -> dict[str, str]:
     return {**JSON, "authorization": f"Bearer {token}"}
 
 
-def key(folder: Path, *scopes: str, group: str | None = None) -> str:
+def key(folder: Path, *scopes: str, **rights_of: Any) -> str:
     caller = "-".join((*scopes, secrets.token_hex(3)))
-    _, made = create_key(
-        folder / "keys.json", KEYS_SECRET.encode(), caller=caller, group=group, name="", expires=None, scopes=scopes
-    )
+    rights = Rights(caller=caller, scopes=scopes, **rights_of)
+    _, made = create_key(folder / "keys.json", KEYS_SECRET.encode(), rights)
     return made
 
 
@@ -163,6 +163,26 @@ async def test_a_value_can_only_lower_what_the_profile_gives(tmp_path: Path) -> 
             refused = await minted(one.port, operator, **asked)
             assert (refused["status"], refused["code"], refused["field"]) == (400, "bad_request", field)
             assert "canary" not in json.dumps(refused)
+
+
+async def test_a_session_draws_on_the_limits_of_its_key_and_has_no_other_profiles(tmp_path: Path) -> None:
+    limited = key(tmp_path, "sessions", limits={"requests_per_day": 3}, profiles=("Constrained", "expanded"))
+    closed = {
+        "CHAT_NEST_PROFILES_CONSTRAINED_MAX_OUTPUT_TOKENS": "11",
+        "CHAT_NEST_PROFILES_EXPANDED_MAX_OUTPUT_TOKENS": "12",
+    }
+    async with ScriptedProvider(answer("x")) as provider, served(tmp_path, provider, count=1, **closed) as ((one,), _):
+        for asked in ({"profile": "balanced"}, {"profiles": ["expanded", "balanced"]}):
+            assert (await minted(one.port, limited, **asked))["code"] == "forbidden"
+        tokens = [(await minted(one.port, limited, **asked))["token"] for asked in ({}, {"profile": "expanded"})]
+        for token in (*tokens, tokens[0]):
+            assert (await ask(one.port, headers=bearer(token))).status == 200
+        assert json.loads(provider.requests[0].body)["max_tokens"] == 11, "constrained"
+        for token in (*tokens, (await minted(one.port, limited))["token"]):
+            refused = await ask(one.port, headers=bearer(token))
+            told = json.loads(refused.raw)
+            assert (refused.status, told["limit"], told["scope"]) == (429, "requests_per_day", "key")
+        assert (await standing(one.port, bearer(tokens[1])))["requests_per_day"]["used"] == 3
 
 
 async def test_it_can_not_mint_and_a_key_does_what_its_scopes_say(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from page_words import say, words
 from playwright.async_api import expect
 from scripted_provider import answer
 
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 from chat_nest.server.config.settings import load
 from chat_nest.server.config.sources import ConfigError
@@ -139,7 +140,7 @@ async def test_no_other_site_shows_the_chat(served, browser):
 
 async def test_where_a_key_is_needed_it_is_asked_for_and_kept_for_the_tab(visit, shared, serving, tmp_path):
     file = tmp_path / "keys.json"
-    _, secret = create_key(file, b"x" * 32, caller="ada", group=None, name="", expires=None)
+    _, secret = create_key(file, b"x" * 32, Rights(caller="ada"))
     environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": str(file), "CHAT_NEST_IDENTITY_SECRET": "x" * 32}
     served = await serving(shared, "", **environ)
     shared.scripts, shared.requests[:] = [answer("Hello")], []

@@ -21,8 +21,8 @@ from chat_nest.core.protocols import Dialect, HasBaseUrl, HasContext, Identify, 
 from chat_nest.core.usage import Price
 from chat_nest.counting.tokens import TokenCounters
 from chat_nest.dialects.built_in import named
+from chat_nest.identity.api_key import checked_secret
 from chat_nest.identity.first_of import FirstOf
-from chat_nest.identity.key_file import checked_secret
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.sessions import Sessions
 from chat_nest.limits.numbers import MAX_UPLOAD_BYTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -17,7 +17,7 @@ from chat_nest.identity.bearer import FOLLOWS, has_credential
 from chat_nest.identity.session_fields import BadField
 from chat_nest.identity.session_token import READ, Grant
 from chat_nest.identity.sessions import Sessions
-from chat_nest.limits.profiles import Profiles
+from chat_nest.limits.profiles import Profiles, find_name
 from chat_nest.pipeline.callers import Callers
 
 SESSION_PATHS = ("/api/sessions", "/sessions")
@@ -70,7 +70,7 @@ class SessionRoutes:
     async def _mint(self, operator: Caller, scope: Scope, receive: Receive) -> Answer:
         asked = parse_object(await read_json_body(scope, receive, MAX_BYTES))
         try:
-            session = self._sessions.mint(_of_group(asked, operator))
+            session = self._sessions.mint(_of_profiles(_of_group(asked, operator), operator), operator.shares)
         except BadField as error:
             raise BadRequest(error.rule, field=error.field) from None
         body = {
@@ -94,6 +94,19 @@ def _of_group(asked: Mapping[str, Any], operator: Caller) -> Mapping[str, Any]:
     if asked.get("group") not in (None, operator.group):
         raise Forbidden("This key may make sessions of its own group only")
     return {**asked, "group": operator.group}
+
+
+def _of_profiles(asked: Mapping[str, Any], operator: Caller) -> Mapping[str, Any]:
+    """Return the fields, with the operator's profiles if it has some: its key can't give more than it has."""
+    if operator.profiles is None:
+        return asked
+    listed = asked.get("profiles")
+    named = [asked.get("profile"), *(cast("list[object]", listed) if isinstance(listed, list) else ())]
+    given = [name for name in named if isinstance(name, str)]
+    own = [name.strip().lower() for name in operator.profiles]
+    if any(find_name(own, name) is None for name in given):
+        raise Forbidden("This key may make sessions of its own profiles only")
+    return asked if given else {**asked, "profiles": operator.profiles}
 
 
 def check_grant(grant: Grant, rules: Profiles) -> None:

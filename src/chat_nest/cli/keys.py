@@ -1,41 +1,41 @@
-"""`chat-nest keys`: make, list and revoke the API keys of callers."""
+"""`chat-nest keys`: make, list, rotate and revoke the API keys of callers."""
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail, has_color
 
 if TYPE_CHECKING:
-    from chat_nest.identity.key_file import ApiKey, KeyFile
-    from chat_nest.server.config.identity import Identity
+    from chat_nest.identity.api_key import ApiKey
+    from chat_nest.identity.key_issuers import Issued
 
-COLORS = {"valid": "green", "expired": "yellow", "revoked": "red"}
-ID = re.compile(r"[0-9a-f]{1,16}", re.ASCII)
-COLUMNS = ("ID", "STATE", "CALLER", "GROUP", "SCOPES", "CREATED", "EXPIRES", "IN USAGE", "NAME")
+EXPIRES = click.option(
+    "--expires", metavar="WHEN", help="90d, 24h, a date (its last second counts) or a date and time, in UTC."
+)
+REASON = click.option("--reason", metavar="TEXT", default="", help="Why; for the audit trail of keys in the store.")
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def keys() -> None:
-    """Make, list and revoke the API keys of callers.
+    """Make, list, rotate and revoke the API keys of callers.
 
-    With [identity] keys_file a request needs a key of that file, as "Authorization: Bearer KEY" or "x-api-key: KEY".
-    The file holds no keys, only hashes, made with the secret in CHAT_NEST_IDENTITY_SECRET. All keys of one caller share
-    that caller's limits.
+    With [identity] keys_file, or keys = "store", a request needs a key, as "Authorization: Bearer KEY" or
+    "x-api-key: KEY". Only hashes of keys are kept, made with the secret in CHAT_NEST_IDENTITY_SECRET. All keys of one
+    caller share that caller's limits; a key can have limits of its own besides.
 
     \b
     First steps:
-      export CHAT_NEST_IDENTITY_KEYS_FILE=keys.json
+      export CHAT_NEST_IDENTITY_KEYS_FILE=keys.json               on one machine; in a fleet
+                                                                  CHAT_NEST_IDENTITY_KEYS=store
       export CHAT_NEST_IDENTITY_SECRET=$(openssl rand -hex 32)    keep it: without it, all keys are void
       chat-nest keys create ada
       chat-nest serve
 
-    Every server that reads the file applies a change within a second, without a restart.
+    Every server of the file or store applies a change within a second, without a restart.
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
 
 
@@ -45,59 +45,88 @@ def keys() -> None:
 @click.option("--group", metavar="NAME", help="The group whose limits the caller shares: see [groups.NAME].")
 @click.option("--name", metavar="TEXT", default="", help="A note to tell the caller's keys apart.")
 @click.option(
-    "--scopes", metavar="NAMES", default="chat", show_default=True, help="What the key may do: chat, sessions, or both."
+    "--scope",
+    "--scopes",
+    "scopes",
+    metavar="NAME",
+    multiple=True,
+    default=["chat"],
+    show_default=True,
+    help="What the key may do: chat, sessions or admin. Repeatable; admin stands alone.",
 )
-@click.option("--expires", metavar="WHEN", help="90d, 24h, a date (its last second counts) or a date and time, in UTC.")
-def create(caller: str, file: Path | None, group: str | None, name: str, scopes: str, expires: str | None) -> None:
+@click.option(
+    "--profile",
+    "profiles",
+    metavar="NAME",
+    multiple=True,
+    help="A profile that the key may choose, also a closed one. Repeatable; the first is the default.  "
+    "[default: the open ones]",
+)
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    help="A limit of the key alone, such as tokens_per_day=50000. Repeatable.",
+)
+@EXPIRES
+@REASON
+def create(
+    caller: str,
+    file: Path | None,
+    group: str | None,
+    name: str,
+    scopes: tuple[str, ...],
+    profiles: tuple[str, ...],
+    limits: tuple[str, ...],
+    expires: str | None,
+    reason: str,
+) -> None:
     """Make a key for CALLER, and print it once.
 
-    Standard output is only the key. It is stored nowhere: if a key is lost, revoke it and make another one.
+    Standard output is only the key. It is stored nowhere: if a key is lost, revoke it and make another one. Its limits
+    hold beside those of the profile, the group and all callers: the tightest one decides.
 
     \b
     Examples:
       chat-nest keys create ada
       chat-nest keys create ada --name laptop --expires 90d
-      chat-nest keys create acme-bot --group acme --expires 2027-06-30
+      chat-nest keys create acme-bot --group acme --profile expanded --limit usd_per_month=20
       chat-nest keys create ci > key.txt
-      chat-nest keys create backend --scopes sessions      makes session tokens for its users
+      chat-nest keys create backend --scope sessions       makes session tokens for its users
+      chat-nest keys create ops --scope admin              for the operators' listener
 
-    Exits with 2 if the configuration or an option is wrong, with 1 if the file can't be written.
+    Exits with 2 if the configuration or an option is wrong, with 1 if the file or the store can't be written.
     """  # noqa: D301 - as above
-    from chat_nest.identity.key_file import SCOPES, create_key, is_name  # noqa: PLC0415 - so that --help is quick
+    from chat_nest.cli.issued import issue, refuse, settings_of  # noqa: PLC0415 - so that --help is quick
+    from chat_nest.identity.api_key import Rights, present_second  # noqa: PLC0415 - as above
+    from chat_nest.server.issuing import check_rights, moment_of  # noqa: PLC0415 - as above
+    from chat_nest.server.operator import Rejected  # noqa: PLC0415 - as above
 
-    identity, path, groups = _load(file)
-    if not all(is_name(text) for text in (caller, "-" if group is None else group, name or "-")):
-        fail("CALLER, --group and --name must be 1 to 256 printable characters", code=2)
-    if group is not None and groups and group not in groups and "default" not in groups:
-        fail(f"there is no [groups.{group}] and no [groups.default]: every request with the key would get 403", code=2)
-    if group is not None and not groups:
-        click.echo(f"chat-nest: note: the group limits nothing: the configuration has no [groups.{group}]", err=True)
-    named = [scope.strip() for scope in scopes.split(",")]
-    if not all(scope in SCOPES for scope in named):
-        fail(f"--scopes must be some of {', '.join(SCOPES)}, with a comma between two", code=2)
-    until = None if expires is None else _moment(expires)
+    settings = settings_of(file)
     try:
-        made, key = create_key(
-            path,
-            identity.secret.reveal().encode(),
+        rights = Rights(
             caller=caller,
             group=group,
             name=name,
-            expires=until,
-            scopes=tuple(dict.fromkeys(named)),
+            scopes=tuple(each.strip() for text in scopes for each in text.split(",")),
+            profiles=tuple(each.strip() for each in profiles),
+            limits=dict(map(_limit, limits)),
+            expires=None if expires is None else moment_of(expires, present_second()),
         )
-    except (OSError, ValueError) as error:
-        _fail_with(path, error)
-    lasts = f"until {made.expires:%Y-%m-%d %H:%M} UTC" if made.expires else "until it is revoked"
-    click.echo(f"Key {made.id} of {caller}, good {lasts}. It is shown this once:", err=True)
-    click.echo(click.style(key, bold=True), color=has_color())
+        check_rights(rights, settings.profiles, settings.groups)
+    except Rejected as error:
+        refuse(error)
+    if group is not None and not settings.groups:
+        click.echo(f"chat-nest: note: the group limits nothing: the configuration has no [groups.{group}]", err=True)
+    _show(issue(file, settings, lambda issuer: issuer.create(rights, reason)))
 
 
 @keys.command("list", context_settings=CONTEXT)
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def list_(file: Path | None, as_json: bool) -> None:
-    """List the keys by ID, and whether they are valid. The keys themselves are not stored.
+    """List the keys by ID, what they may do, and whether they are valid. The keys themselves are not stored.
 
     IN USAGE is the caller's name in `chat-nest usage --by caller`. `chat-nest caller` prints its name in the log.
 
@@ -106,130 +135,104 @@ def list_(file: Path | None, as_json: bool) -> None:
       chat-nest keys list
       chat-nest keys list --json | jq -r '.[] | select(.state == "valid") | .id'
 
-    Exits with 2 if the configuration is wrong, with 1 if the file can't be read.
+    Exits with 2 if the configuration is wrong, with 1 if the file or the store can't be read.
     """  # noqa: D301 - as above
     import msgspec  # noqa: PLC0415 - as above
 
-    _, path, _ = _load(file)
-    found = _read(path)
-    now = datetime.now(UTC)
+    from chat_nest.cli.issued import issue, row, settings_of, table  # noqa: PLC0415 - as above
+    from chat_nest.identity.api_key import present_second  # noqa: PLC0415 - as above
+
+    found = issue(file, settings_of(file), lambda issuer: issuer.keys())
+    now = present_second()
     if as_json:
-        shown = [dict(zip(_JSON, _row(key, now), strict=True)) for key in found.keys]
-        click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
-    elif not found.keys:
+        click.echo(msgspec.json.format(msgspec.json.encode([row(key, now) for key in found])).decode())
+    elif not found:
         click.echo("There are no keys. Make one with `chat-nest keys create CALLER`.")
     else:
-        click.echo(_table([_row(key, now) for key in found.keys]), color=has_color())
+        click.echo(table(found, now), color=has_color())
+
+
+@keys.command(context_settings=CONTEXT, short_help="Replace a key by a new one.")
+@click.argument("id")
+@CONFIG
+@click.option(
+    "--overlap",
+    metavar="TIME",
+    default="24h",
+    show_default=True,
+    help="For how long the old key stays valid: 0h, 30m, 24h, 7d; at most 30d.",
+)
+@EXPIRES
+@REASON
+def rotate(id: str, file: Path | None, overlap: str, expires: str | None, reason: str) -> None:
+    """Replace the key with this ID by a new one with the same rights, and print the new one once.
+
+    Both work during the overlap, and draw on the same limits; then the old one expires. What was used stays used. The
+    new key ends when the old one would have, unless --expires. If the old key has leaked, use --overlap 0h.
+
+    \b
+    Examples:
+      chat-nest keys rotate 1f09c2aa53be
+      chat-nest keys rotate 1f09c2aa53be --overlap 7d --expires 90d > key.txt
+
+    Exits with 2 if the configuration or an option is wrong, or there is no such valid key; with 1 if the file or the
+    store can't be written.
+    """  # noqa: D301 - as above
+    from chat_nest.cli.issued import issue, refuse, settings_of  # noqa: PLC0415 - as above
+    from chat_nest.identity.api_key import present_second  # noqa: PLC0415 - as above
+    from chat_nest.server.issuing import moment_of, overlap_of  # noqa: PLC0415 - as above
+    from chat_nest.server.operator import Rejected  # noqa: PLC0415 - as above
+
+    settings = settings_of(file)
+    try:
+        lasts = overlap_of(overlap)
+        until = None if expires is None else moment_of(expires, present_second())
+    except Rejected as error:
+        refuse(error)
+    _show(issue(file, settings, lambda issuer: issuer.rotate(id, lasts, until, reason)))
 
 
 @keys.command(context_settings=CONTEXT, short_help="Revoke keys by ID.")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @CONFIG
-def revoke(ids: tuple[str, ...], file: Path | None) -> None:
+@REASON
+def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
     """Revoke the keys with these IDs, as `chat-nest keys list` shows them.
 
-    Every server refuses the keys within a second. Running answers go on to their end. An ID is not the key: never write
-    a key on a command line.
+    Every server refuses the keys within a second. Running answers go on to their end: `chat-nest block --stop-running`
+    ends those of the caller. An ID is not the key: never write a key on a command line.
 
     \b
     Examples:
-      chat-nest keys revoke 1f09c2aa
+      chat-nest keys revoke 1f09c2aa53be
       chat-nest keys list --json | jq -r '.[] | select(.caller == "ada") | .id' | xargs chat-nest keys revoke
 
-    Exits with 2 if one of the keys does not exist, and then revokes none; with 1 if the file can't be written.
+    Exits with 2 if one of the keys does not exist, and then revokes none; with 1 if the file or the store can't be
+    written.
     """  # noqa: D301 - as above
-    from chat_nest.identity.key_file import UnknownKey, revoke_keys  # noqa: PLC0415 - as above
+    from chat_nest.cli.issued import issue, settings_of  # noqa: PLC0415 - as above
 
-    _, path, _ = _load(file)
-    try:
-        revoked = revoke_keys(path, ids)
-    except UnknownKey as error:
-        id = str(error)
-        said = f"the ID {id}" if ID.fullmatch(id) else "an ID like that"  # not repeated: it may be a key
-        fail(f"there is no key with {said}: `chat-nest keys list` shows those that are there", code=2)
-    except (OSError, ValueError) as error:
-        _fail_with(path, error)
-    for key in revoked:
+    for key in issue(file, settings_of(file), lambda issuer: issuer.revoke(ids, reason)):
         click.echo(f"Revoked {key.id} of {key.caller}, as of {key.revoked:%Y-%m-%d %H:%M:%S} UTC.")
 
 
-_JSON = ("id", "state", "caller", "group", "scopes", "created", "expires", "in_usage", "name")
-
-
-def _row(key: ApiKey, now: datetime) -> tuple[str | None, ...]:
-    from chat_nest.core.messages import hashed  # noqa: PLC0415 - as above
-
-    created = f"{key.created:%Y-%m-%dT%H:%MZ}"
-    expires = f"{key.expires:%Y-%m-%dT%H:%MZ}" if key.expires else None
-    scopes = ",".join(key.scopes)
-    return (
-        key.id,
-        key.state(now),
-        key.caller,
-        key.group,
-        scopes,
-        created,
-        expires,
-        hashed(key.caller_id),
-        key.name or None,
-    )
-
-
-def _table(rows: list[tuple[str | None, ...]]) -> str:
-    cells = [COLUMNS, *(tuple(cell or "-" for cell in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines: list[str] = []
-    for row in cells:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if row[1] in COLORS:
-            padded[1] = click.style(padded[1], fg=COLORS[row[1]])
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def _load(file: Path | None) -> tuple[Identity, Path, frozenset[str]]:
-    from chat_nest.server.config.settings import load_identity  # noqa: PLC0415 - as above
-    from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
-
+def _limit(text: str) -> tuple[str, float]:
+    """Return the name and the number of NAME=NUMBER. Exits with 2 for another text."""
+    name, _, number = text.partition("=")
     try:
-        identity, groups = load_identity(str(file or ""))
-    except ConfigError as error:
-        fail(*error.problems, code=2)
-    return identity, Path(identity.section.keys_file), groups
+        return name.strip(), float(number) if "." in number or "e" in number else int(number.replace("_", ""))
+    except ValueError:
+        fail("--limit must be NAME=NUMBER, such as tokens_per_day=50000 or usd_per_month=2.5", code=2)
 
 
-def _read(path: Path) -> KeyFile:
-    from chat_nest.identity.key_file import read_keys  # noqa: PLC0415 - as above
-
-    try:
-        return read_keys(path)
-    except (OSError, ValueError) as error:
-        _fail_with(path, error)
-
-
-def _moment(text: str) -> datetime:
-    """Return when a key expires. A date is valid to its end."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    short = re.fullmatch(r"([1-9][0-9]{0,4})([dh])", text, re.ASCII)
-    try:
-        if short is not None:
-            until = now + timedelta(**{"d": {"days": int(short[1])}, "h": {"hours": int(short[1])}}[short[2]])
-        else:
-            given = datetime.fromisoformat(text)
-            given += timedelta(days=len(text) == len("2026-11-30"))
-            until = given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        fail("--expires must be days or hours (90d, 24h), a date (2027-06-30) or a date and time", code=2)
-    if until <= now:
-        fail("--expires must be in the future", code=2)
-    return until
+def _show(issued: Issued) -> None:
+    """Print a new key: on standard output only the key itself."""
+    key = issued.key
+    if issued.replaces is not None:
+        click.echo(f"Key {issued.replaces.id} of {key.caller} is good {_lasts(issued.replaces)}.", err=True)
+    click.echo(f"Key {key.id} of {key.caller}, good {_lasts(key)}. It is shown this once:", err=True)
+    click.echo(click.style(issued.text, bold=True), color=has_color())
 
 
-def _fail_with(path: Path, error: OSError | ValueError) -> NoReturn:
-    """Print why the file could not be read or written, and exit."""
-    if isinstance(error, FileNotFoundError) and path.parent.is_dir():
-        fail(f"{path}: there is no such file: the first `chat-nest keys create CALLER` makes it", code=1)
-    if isinstance(error, FileNotFoundError):
-        fail(f"{path}: {error.strerror}: make the directory {path.parent}, or correct [identity] keys_file", code=1)
-    reason = f"{error.strerror}" if isinstance(error, OSError) else f"{error}"
-    fail(f"{path}: {reason}", code=1)
+def _lasts(key: ApiKey) -> str:
+    return f"until {key.expires:%Y-%m-%d %H:%M} UTC" if key.expires else "until it is revoked"

@@ -41,7 +41,7 @@ def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answ
         fail(*error.problems, code=2)
     if isinstance(store, MemoryStore) or not isinstance(store, HasControls):
         fail(IN_MEMORY, code=2)
-    operator = Operator(store, zone, by=f"cli:{_user()}")
+    operator = Operator(store, zone, by=f"cli:{user()}")
 
     async def run() -> Answer:
         try:
@@ -132,7 +132,8 @@ def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _user() -> str:
+def user() -> str:
+    """Return the name of the user who runs the command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

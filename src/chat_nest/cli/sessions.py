@@ -24,7 +24,7 @@ def sessions() -> None:
     \b
     First steps:
       export CHAT_NEST_SESSIONS_SECRETS=$(openssl rand -hex 32)    the same on all servers
-      chat-nest keys create backend --scopes sessions             the key with which your backend makes sessions
+      chat-nest keys create backend --scope sessions              the key with which your backend makes sessions
       chat-nest serve
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +17,9 @@ from chat_nest.core.protocols import Controls, Now
 EVERY_SECONDS = 0.75
 """Between two looks at the store: with the time of the look, a change is known within a second."""
 PATIENCE_SECONDS = 1.0
-"""The longest look, and the longest wait of a request for the first one."""
+"""The longest look, and the longest wait of a request for one."""
+RECENT_SECONDS = 1.0
+"""The maximum age of a copy for readers to whom an old one is useless."""
 
 _log = logging.getLogger(__name__)
 _NONE: Mapping[str, Control] = {}
@@ -30,10 +33,20 @@ class LiveControls:
     by this process is in force when `change` returns. For one event loop at a time.
     """
 
-    def __init__(self, controls: Controls, now: Now = time.time, *, every: float = EVERY_SECONDS) -> None:
+    def __init__(
+        self,
+        controls: Controls,
+        now: Now = time.time,
+        *,
+        every: float = EVERY_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._controls = controls
         self._now = now
         self._every = every
+        self._clock = clock
+        self._looked_at = -math.inf
+        """The beginning of the last look that the store answered."""
         self._rows: dict[str, dict[str, Control]] = {}
         self._version = 0
         self._known = False
@@ -48,11 +61,22 @@ class LiveControls:
         if isinstance(controls, MemoryControls):
             self._take(controls.snapshot())
             controls.listen(self._take)
+            self._looked_at = math.inf
 
     @property
     def known(self) -> bool:
         """Whether there is a copy."""
         return self._known
+
+    @property
+    def version(self) -> int:
+        """A number that is another one after each change."""
+        return self._version
+
+    @property
+    def recent(self) -> bool:
+        """Whether the copy is at most a second old."""
+        return self._clock() - self._looked_at < RECENT_SECONDS
 
     def start(self) -> None:
         """Start to look at the store, unless that goes on already. Called in the event loop."""
@@ -64,16 +88,25 @@ class LiveControls:
 
     async def ready(self) -> None:
         """Return once there is a copy. Raises LimiterUnavailable if the store does not answer."""
-        if self._known:
-            return
+        if not self._known:
+            await self._wait_for_look()
+            if not self._known:
+                raise LimiterUnavailable
+
+    async def current(self) -> None:
+        """Return once the copy is recent. Raises LimiterUnavailable if the store does not answer."""
+        if not self.recent:
+            await self._wait_for_look()
+            if not self.recent:
+                raise LimiterUnavailable
+
+    async def _wait_for_look(self) -> None:
         self.start()
         if self._task is not None:
             self._wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     await self._looked.wait()
-        if not self._known:
-            raise LimiterUnavailable
 
     def get(self, kind: str, name: str) -> Control | None:
         """Return the row, unless it has expired."""
@@ -140,10 +173,12 @@ class LiveControls:
 
     async def _look(self) -> None:
         async with self._looking, asyncio.timeout(PATIENCE_SECONDS):
+            began = self._clock()
             found = await self._controls.watch(self._version)
             if found is not None:
                 self._take(found)
             self._known = True
+            self._looked_at = max(self._looked_at, began)
 
     def _take(self, found: Snapshot) -> None:
         rows: dict[str, dict[str, Control]] = {}

@@ -12,9 +12,9 @@ MAX_AMOUNT = 2**50
 """The largest limit or amount: stores keep integers as doubles, which are exact only below 2**53."""
 
 Unit = Literal["requests", "tokens", "nanousd", "streams"]
-Scope = Literal["caller", "session", "conversation", "visitor", "address", "network", "group", "all"]
+Scope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
 """Whose limit it is."""
-OWN: frozenset[Scope] = frozenset(("caller", "session"))
+OWN: frozenset[Scope] = frozenset(("caller", "key", "session"))
 """The owners that are one user, who may know what is left of their limits."""
 LineKind = Literal["window", "rate", "gauge", "request"]
 

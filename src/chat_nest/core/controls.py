@@ -16,7 +16,7 @@ GRANT = "grant"
 
 _KIND = re.compile(r"[a-z][a-z_]{0,31}", re.ASCII)
 _LONGEST_NAME = 512
-_LONGEST_VALUE = 8_192
+LONGEST_VALUE = 8_192
 _LONGEST_SECONDS = 366 * 86_400.0
 _LATEST = 2**33
 """Unix seconds, in the year 2242."""
@@ -87,8 +87,8 @@ def _check_control(control: Control) -> None:
     _check_kind(control.kind)
     _check_text(control.name, "control.name", 1, _LONGEST_NAME)
     _check_text(control.reason, "control.reason", 0, _LONGEST_NAME)
-    if len(control.value) > _LONGEST_VALUE or "\0" in control.value or _has_surrogates(control.value):
-        raise ValueError(f"control.value must be at most {_LONGEST_VALUE} characters, without U+0000")
+    if len(control.value) > LONGEST_VALUE or "\0" in control.value or _has_surrogates(control.value):
+        raise ValueError(f"control.value must be at most {LONGEST_VALUE} characters, without U+0000")
     if control.expires is not None and not 0 < control.expires <= _LATEST:
         raise ValueError("control.expires must be a time in Unix seconds")
 

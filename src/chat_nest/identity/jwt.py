@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from chat_nest.core.extras import explain
+from chat_nest.core.limits import Share
 from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Scope
 from chat_nest.core.watched_file import WatchedFile
+from chat_nest.identity.api_key import MAX_PROFILES, WrongKey, as_limits, checked_limits, checked_secret, is_name
 from chat_nest.identity.bearer import credential, refused
 from chat_nest.identity.jwt_keys import SYMMETRIC, SigningKey, checked_algorithms, parse_keys
-from chat_nest.identity.key_file import checked_secret, is_name
+
+_log = logging.getLogger("chat_nest.identity")
 
 MAX_TOKEN = 8_192
 """Characters; a longer token is refused without parsing."""
@@ -28,7 +32,9 @@ class JsonWebTokens:
     with the public keys in `keys_file`. The file has one key in PEM or several in a JWK Set (RFC 7517), and is read
     again within a second of a change. A token must have `exp`, `audience` in `aud`, and `issuer`, if given, in `iss`.
     Clocks may differ by `leeway` seconds. `group_claim` names the claim with the caller's group; a token without it has
-    no group. Every fault of a token raises the same Unauthorized.
+    no group. `profiles_claim` names the claim with the profiles that the caller may choose, a name or a list of names,
+    and `limits_claim` the one with limits of the caller's tokens, such as `{"tokens_per_day": 50000}`: they hold beside
+    those of the profile. Every fault of a token raises the same Unauthorized, also a claim that breaks its rule.
 
     Raises ValueError for arguments that don't fit together, for keys that can't be used, and without the extra `jwt`.
     """
@@ -43,6 +49,8 @@ class JsonWebTokens:
         issuer: str = "",
         caller_claim: str = "sub",
         group_claim: str = "",
+        profiles_claim: str = "",
+        limits_claim: str = "",
         leeway: float = 30.0,
     ) -> None:
         self._jwt = _pyjwt()
@@ -62,7 +70,10 @@ class JsonWebTokens:
                 raise ValueError(f"{', '.join(sorted(named))} need a file of public keys, and no secret")
             self._file = WatchedFile(keys_file, lambda data: parse_keys(data, named))
         self._caller_claim = caller_claim
+        self._faults: set[tuple[str, str]] = set()
         self._group_claim = group_claim
+        self._profiles_claim = profiles_claim
+        self._limits_claim = limits_claim
         required = ["exp", "aud", *(["iss"] if issuer else [])]
         self._checks: Mapping[str, Any] = {
             "audience": audience,
@@ -97,7 +108,35 @@ class JsonWebTokens:
         name, group = claims.get(self._caller_claim), claims.get(self._group_claim) if self._group_claim else None
         if not _is_name(name) or not (group is None or _is_name(group)):
             raise refused()
-        return Caller(id=f"jwt:{name}", group=group)
+        id = f"jwt:{name}"
+        return Caller(id=id, group=group, profiles=self._profiles(claims), shares=self._shares(claims, id))
+
+    def _profiles(self, claims: Mapping[str, Any]) -> tuple[str, ...] | None:
+        value = claims.get(self._profiles_claim) if self._profiles_claim else None
+        if value is None:
+            return None
+        names = cast("list[object]", value) if isinstance(value, list) else [value]
+        if not 1 <= len(names) <= MAX_PROFILES or not all(_is_name(name) for name in names):
+            self._log_fault(self._profiles_claim, f"must be a name, or a list of 1 to {MAX_PROFILES} names")
+            raise refused()
+        return tuple(str(name) for name in names)
+
+    def _shares(self, claims: Mapping[str, Any], id: str) -> tuple[Share, ...]:
+        value = claims.get(self._limits_claim) if self._limits_claim else None
+        if value is None:
+            return ()
+        try:
+            limits = checked_limits(value)
+        except WrongKey as error:
+            self._log_fault(self._limits_claim, f"{error.field} {error.rule}")
+            raise refused() from None
+        return (Share(scope="key", id=id, limits=as_limits(limits)),) if limits else ()
+
+    def _log_fault(self, claim: str, rule: str) -> None:
+        """Log what is wrong with a signed token, once for each rule: its client is told nothing."""
+        if (claim, rule) not in self._faults:
+            self._faults.add((claim, rule))
+            _log.warning("a signed token is refused: its claim %s: %s", claim, rule)
 
     def _claims(self, keys: Sequence[SigningKey], token: str) -> Mapping[str, Any]:
         """Return the claims of a valid token. Raises any exception for another."""

@@ -1,8 +1,7 @@
-"""The file of API keys: the caller, the hash and the expiry of each key. It never holds a key itself.
+"""The file of API keys of one machine. It never holds a key itself: see ApiKey.
 
-A key is 160 random bits, so its hash needs no slow function: those protect passwords that can be guessed. The hash is
-keyed (HMAC-SHA-256, RFC 2104) with a secret that is not in the file: write access to the file is not enough to make a
-key.
+A change replaces the whole file under a lock, so that two changes at once lose nothing, and a reader sees the file
+before or after one.
 """
 
 from __future__ import annotations
@@ -12,92 +11,41 @@ import hmac
 import os
 import re
 import sys
-from base64 import b32encode
 from collections.abc import Generator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from secrets import token_bytes, token_hex
-from typing import Annotated
+from secrets import token_hex
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from msgspec.structs import replace
 
 from chat_nest.core.watched_file import MAX_BYTES
+from chat_nest.identity.api_key import (
+    ApiKey,
+    Hash,
+    Rights,
+    UnknownKey,
+    WrongKey,
+    check_key,
+    make_key,
+    present_second,
+    revoked_key,
+    rotate_key,
+    secret_hash,
+)
 
-PREFIX = "cn_"
-KEY = re.compile(r"cn_[a-z2-7]{32}", re.ASCII)
-MIN_SECRET = 32
-"""Bytes."""
-
-SCOPES = ("chat", "sessions")
-"""What a key may do: chat, or make session tokens for others."""
-
-_Moment = Annotated[datetime, Meta(tz=True)]
-_Name = Annotated[str, Meta(min_length=1, max_length=256)]
-_Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class ApiKey(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One key. `name` describes its purpose for people; `hash` is of the key, in hex."""
-
-    id: Annotated[str, Meta(pattern="^[0-9a-z_-]{1,64}$")]
-    caller: _Name
-    group: _Name | None = None
-    name: Annotated[str, Meta(max_length=256)] = ""
-    scopes: tuple[Annotated[str, Meta(pattern="^[a-z_]{1,32}$")], ...] = ("chat",)
-    """Some of SCOPES."""
-    hash: _Hash
-    created: _Moment
-    expires: _Moment | None = None
-    revoked: _Moment | None = None
-
-    def __repr__(self) -> str:
-        """Return its id, without its caller or hash."""
-        return f"ApiKey(id={self.id!r})"
-
-    @property
-    def caller_id(self) -> str:
-        """The id as in `Caller.id`: never equal to that of a proxy's user or of an IP address."""
-        return f"key:{self.caller}"
-
-    def state(self, now: datetime) -> str:
-        """`valid`, `expired` or `revoked`."""
-        if self.revoked is not None:
-            return "revoked"
-        return "expired" if self.expires is not None and self.expires <= now else "valid"
+_BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`secret` shows whether a given secret made the keys, and reveals nothing else about it."""
 
-    secret: _Hash
+    secret: Hash
     keys: tuple[ApiKey, ...] = ()
 
 
-class UnknownKey(Exception):
-    """There is no key with this id."""
-
-
 _decode = msgspec.json.Decoder(KeyFile).decode
-
-
-def checked_secret(secret: str | bytes) -> bytes:
-    """Return the secret as bytes. Raises ValueError for one that could be guessed."""
-    secret = secret.encode() if isinstance(secret, str) else secret
-    if len(secret) < MIN_SECRET:
-        raise ValueError(f"the secret must have at least {MIN_SECRET} bytes, and be random")
-    return secret
-
-
-def key_hash(secret: bytes, key: str) -> bytes:
-    """32 bytes."""
-    return hmac.digest(secret, key.encode("ascii"), "sha256")
-
-
-def secret_hash(secret: bytes) -> str:
-    """Return the mark of a secret that the file stores."""
-    return key_hash(secret, "chat-nest api keys").hex()  # not a key: those begin otherwise
 
 
 def parse(data: bytes) -> KeyFile:
@@ -105,64 +53,57 @@ def parse(data: bytes) -> KeyFile:
     try:
         file = _decode(data)
     except ValueError as error:  # msgspec's own, and bytes that are not UTF-8
-        raise ValueError(f"this is not a file of API keys: {error}") from None
+        raise _wrong(_with_line(str(error), data)) from None
     for what, values in (("id", [key.id for key in file.keys]), ("hash", [key.hash for key in file.keys])):
         if len(set(values)) < len(values):
-            raise ValueError(f"this is not a file of API keys: two of them have the same {what}")
-    if not all(is_name(name) for key in file.keys for name in (key.caller, key.group or "-", key.name or "-")):
-        raise ValueError("this is not a file of API keys: a name has characters that can't be printed")
+            raise _wrong(f"two of them have the same {what}")
+    for index, key in enumerate(file.keys):
+        try:
+            check_key(key)
+        except WrongKey as error:
+            raise _wrong(f"keys[{index}].{error.field} {error.rule}") from None
     return file
-
-
-def is_name(text: str) -> bool:
-    """Return whether it can be the name of a caller or a group, in every store."""
-    return 0 < len(text) <= 256 and text.isprintable()
 
 
 def read_keys(path: Path) -> KeyFile:
     """Read the file. Raises OSError, ValueError."""
-    return parse(path.read_bytes())
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"may have at most {MAX_BYTES} bytes")
+    return parse(data)
 
 
-def create_key(
-    path: Path,
-    secret: bytes,
-    *,
-    caller: str,
-    group: str | None,
-    name: str,
-    expires: datetime | None,
-    scopes: Sequence[str] = ("chat",),
-) -> tuple[ApiKey, str]:
+def create_key(path: Path, secret: bytes, rights: Rights) -> tuple[ApiKey, str]:
     """Add a key to the file, which is created if missing, and return the key itself, which is stored nowhere.
 
     Raises OSError, and ValueError if the file can't be read or belongs to another secret.
     """
-    key = PREFIX + b32encode(token_bytes(20)).decode("ascii").lower()
     with _locked(path):
         try:
-            file = read_keys(path)
+            file = _read_own(path, secret)
         except FileNotFoundError:
             file = KeyFile(secret=secret_hash(secret))
-        check_secret(file, secret)
-        made = ApiKey(
-            id=token_hex(4),
-            caller=caller,
-            group=group,
-            name=name,
-            scopes=tuple(scopes),
-            hash=key_hash(secret, key).hex(),
-            created=_now(),
-            expires=expires,
-        )
+        made, key = make_key(secret, rights, present_second())
         _write(path, replace(file, keys=(*file.keys, made)))
     return made, key
 
 
-def check_secret(file: KeyFile, secret: bytes) -> None:
-    """Raise ValueError if the file's keys were made with another secret."""
-    if not hmac.compare_digest(file.secret, secret_hash(secret)):
-        raise ValueError("its keys were made with another secret")
+def rotate_in_file(
+    path: Path, secret: bytes, id: str, overlap: timedelta, expires: datetime | None = None
+) -> tuple[ApiKey, ApiKey, str]:
+    """Replace a key by a new one with the same rights and counters: see `rotate_key`.
+
+    Raises UnknownKey, NotRotatable, OSError and ValueError, with nothing changed.
+    """
+    with _locked(path):
+        file = _read_own(path, secret)
+        old = next((key for key in file.keys if key.id == id), None)
+        if old is None:
+            raise UnknownKey(id)
+        ending, made, text = rotate_key(secret, old, overlap, present_second(), expires)
+        _write(path, replace(file, keys=(*(ending if key is old else key for key in file.keys), made)))
+    return ending, made, text
 
 
 def revoke_keys(path: Path, ids: Sequence[str]) -> list[ApiKey]:
@@ -175,14 +116,35 @@ def revoke_keys(path: Path, ids: Sequence[str]) -> list[ApiKey]:
         for id in ids:
             if id not in {key.id for key in file.keys}:
                 raise UnknownKey(id)
-        now = _now()
-        keys = [replace(key, revoked=key.revoked or now) if key.id in ids else key for key in file.keys]
+        now = present_second()
+        keys = [revoked_key(key, now) if key.id in ids else key for key in file.keys]
         _write(path, replace(file, keys=tuple(keys)))
     return [key for key in keys if key.id in ids]
 
 
-def _now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
+def check_secret(file: KeyFile, secret: bytes) -> None:
+    """Raise ValueError if the file's keys were made with another secret."""
+    if not hmac.compare_digest(file.secret, secret_hash(secret)):
+        raise ValueError("its keys were made with another secret")
+
+
+def _read_own(path: Path, secret: bytes) -> KeyFile:
+    file = read_keys(path)
+    check_secret(file, secret)
+    return file
+
+
+def _wrong(why: str) -> ValueError:
+    return ValueError(f"this is not a file of API keys: {why}")
+
+
+def _with_line(error: str, data: bytes) -> str:
+    """Return a parser's error with the line, if it names a byte."""
+    found = _BYTE.search(error)
+    if found is None:
+        return error
+    line = data.count(b"\n", 0, int(found[1])) + 1
+    return f"{error}, line {line}"
 
 
 @contextlib.contextmanager

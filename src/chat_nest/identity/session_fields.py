@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.origins import normal_origin
-from chat_nest.identity.key_file import is_name
+from chat_nest.identity.api_key import is_name
 
 MAX_SECONDS: Final = 86_400
 MAX_ORIGINS: Final = 20

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from chat_nest.core.errors import InvalidSession
-from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.api_key import checked_secret
 
 CHAT = "cns_"
 """The prefix of a token that may chat."""
@@ -44,6 +44,9 @@ class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     tokens: int | None = None
     usd: float | None = None
     concurrent_streams: int | None = None
+    key: str | None = None
+    """The counters of the API key that made it, if that key has limits."""
+    key_limits: dict[str, int | float] = {}
 
     def __repr__(self) -> str:
         """Return its id: the rest names users."""

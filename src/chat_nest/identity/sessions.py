@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from chat_nest.controls.live import LiveControls
 from chat_nest.core import header_fields
@@ -19,6 +20,7 @@ from chat_nest.core.limits import Limits, Share, Totals
 from chat_nest.core.messages import Caller
 from chat_nest.core.origins import is_same_host
 from chat_nest.core.protocols import Identify, Now, Scope
+from chat_nest.identity.api_key import as_limits
 from chat_nest.identity.bearer import FOLLOWS, credential
 from chat_nest.identity.session_fields import MAX_SECONDS, BadField, checked
 from chat_nest.identity.session_token import CHAT, LONGEST, READ, Grant, Signer
@@ -116,9 +118,16 @@ class Sessions:
         }
         return self.mint(asked)
 
-    def mint(self, asked: Mapping[str, Any]) -> Session:
-        """Mint a session from the fields of `create`, as they are in JSON. Raises BadField."""
+    def mint(self, asked: Mapping[str, Any], shares: Sequence[Share] = ()) -> Session:
+        """Mint a session from the fields of `create`, as they are in JSON. Raises BadField.
+
+        `shares` are of the API key that asks for it: the session draws on the key's limits, too.
+        """
         fields = checked(asked, self._expires_in)
+        for share in shares:
+            if share.scope == "key":
+                limits = {name: each for name, each in asdict(share.limits).items() if each is not None}
+                fields |= {"key": share.id, "key_limits": limits}
         created = int(self._now())
         expires = created + fields.pop("expires_in")
         grant = Grant(id=f"s_{token_hex(12)}", created=created, expires=expires, **fields)
@@ -185,6 +194,8 @@ class Sessions:
         limits = Limits() if grant.concurrent_streams is None else Limits(concurrent_streams=grant.concurrent_streams)
         totals = Totals(requests=grant.requests, tokens=grant.tokens, usd=grant.usd)
         shares = [Share(scope="session", id=grant.id, limits=limits, totals=totals, ends_at=grant.expires)]
+        if grant.key is not None:
+            shares.append(Share(scope="key", id=grant.key, limits=as_limits(grant.key_limits)))
         if grant.conversation is not None:
             shares.append(Share(scope="conversation", id=f"{id} {grant.conversation}"))
         return grant, Caller(

@@ -15,7 +15,7 @@ from secrets import token_hex
 from struct import Struct as Packing
 
 from chat_nest.core.messages import PASSES, Visit
-from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.api_key import checked_secret
 
 PREFIX = "cnv1_"
 LONGEST_AGE = 366 * 86_400

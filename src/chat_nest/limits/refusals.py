@@ -29,6 +29,7 @@ LATER: Mapping[str, str] = {
 }
 WHOSE: Mapping[Scope, str] = {
     "caller": "",
+    "key": " It is the limit of your API key.",
     "session": "",
     "conversation": "",
     "visitor": "",
@@ -39,6 +40,7 @@ WHOSE: Mapping[Scope, str] = {
 }
 BUSY: Mapping[Scope, str] = {
     "caller": RateLimited.text,
+    "key": RateLimited.text,
     "session": RateLimited.text,
     "conversation": RateLimited.text,
     "visitor": RateLimited.text,
@@ -49,6 +51,7 @@ BUSY: Mapping[Scope, str] = {
 }
 STREAMS: Mapping[Scope, str] = {
     "caller": TooManyStreams.text,
+    "key": TooManyStreams.text,
     "session": TooManyStreams.text,
     "conversation": TooManyStreams.text,
     "visitor": TooManyStreams.text,

@@ -23,10 +23,13 @@ from chat_nest.challenges.settings import SERVICES, Challenge
 from chat_nest.core.errors import ChatError, MethodNotAllowed, StoreEmptied, failure_name
 from chat_nest.core.protocols import Answer, Identify, Provider, Scope
 from chat_nest.core.request_log import CURRENT
+from chat_nest.identity.api_key import ADMIN
+from chat_nest.identity.api_keys import ApiKeys, KeyTable
 from chat_nest.identity.first_of import FirstOf
 from chat_nest.identity.guarded import Guarded
 from chat_nest.identity.peer import PeerAddress, is_local
 from chat_nest.identity.sessions import Sessions
+from chat_nest.identity.stored_keys import StoredKeys
 from chat_nest.identity.visitors import Visitors
 from chat_nest.observers.log import LogObserver
 from chat_nest.pipeline.upstream import split_model
@@ -41,7 +44,7 @@ from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.runs.urls import open_runs
 from chat_nest.server.alerts import make_alerts, plan_of
 from chat_nest.server.config.front_ends import make_dialects
-from chat_nest.server.config.identity import make_identify
+from chat_nest.server.config.identity import make_identify, make_keys
 from chat_nest.server.config.providers import ProviderConfig
 from chat_nest.server.config.sessions import make_sessions
 from chat_nest.server.config.settings import Config
@@ -81,6 +84,7 @@ class Prepared(Struct, frozen=True, kw_only=True, eq=False):
     config: Config
     identify: Identify | None
     visitors: Visitors | None
+    keys: KeyTable | None
     guarded: Identify | None
     """`identify` with a rate of refusals."""
     parts: Parts
@@ -116,6 +120,11 @@ class ServerApp:
         return self._prepared.config
 
     @property
+    def operators(self) -> ApiKeys | None:
+        """What checks the API keys of operators; None without any API keys."""
+        return self._operators
+
+    @property
     def handler(self) -> ChatHandler:
         """The chat endpoint."""
         return self._handler
@@ -145,13 +154,16 @@ class ServerApp:
             for name, each in config.providers.items()
         }
         identify, visitors, guarded, sessions = now.identify, now.visitors, now.guarded, now.parts.sessions
+        keys = now.keys
         if _identity(config) != _identity(now.config):
+            keys = make_keys(config.identity)
+            _bind(keys, self._handler)
             visitors = make_visitors(config.server, config.identity, config.visitors)
-            identify = make_identify(config.server, config.identity, visitors)
+            identify = make_identify(config.server, config.identity, visitors, keys)
             guarded = _guarded(identify, config.server.trusted_proxies)
-            sessions = _sessions(config)
+            sessions = _sessions(config, keys)
         parts = self._handler.prepare(**_changeable(config, providers, guarded, sessions, visitors))
-        return _prepared(config, self._handler, parts, identify, visitors)
+        return _prepared(config, self._handler, parts, identify, visitors, keys)
 
     def adopt(self, prepared: Prepared) -> None:
         """Put what `prepare` returned in force, from the next request on. Needs the running loop."""
@@ -169,6 +181,8 @@ class ServerApp:
         self._prepared = prepared
         self._health, self._hosts, self._info = front.health, front.hosts, front.info
         self._shows_details = front.shows_details
+        secret = prepared.config.identity.secret.reveal()
+        self._operators = None if prepared.keys is None else ApiKeys(prepared.keys, secret, scope=ADMIN)
         self._telemetry.name(prepared.config)
         self._answers: dict[str, Serve] = {path: file.serve for path, file in front.files.items()}
         self._answers |= {
@@ -267,13 +281,14 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
     Raises ValueError or OSError if the store can't be opened.
     """
     providers = {name: make_provider(provider) for name, provider in config.providers.items()}
+    keys = make_keys(config.identity)
     visitors = make_visitors(config.server, config.identity, config.visitors)
-    identify = make_identify(config.server, config.identity, visitors)
+    identify = make_identify(config.server, config.identity, visitors, keys)
     telemetry, tally, counts = Telemetry(config), Tally(), Counts()
     tallies = (tally,) if config.admin_listen else ()
     handler = create_chat_handler(
         **_changeable(
-            config, providers, _guarded(identify, config.server.trusted_proxies), _sessions(config), visitors
+            config, providers, _guarded(identify, config.server.trusted_proxies), _sessions(config, keys), visitors
         ),
         timeouts=config.timeouts,
         store=open_store(
@@ -285,7 +300,8 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
         observers=(LogObserver(secret=caller_secret), *telemetry.observers, *tallies, counts),
         logs=open_runs(config.runs_url, config.runs.keep_seconds),
     )
-    prepared = _prepared(config, handler, handler.parts, identify, visitors)
+    _bind(keys, handler)
+    prepared = _prepared(config, handler, handler.parts, identify, visitors, keys)
     alerts = make_alerts(config, handler, counts, telemetry.count_alert)
     return ServerApp(handler, prepared, telemetry, Fleet(handler, tally), alerts)
 
@@ -347,12 +363,23 @@ def _identity(config: Config) -> tuple[object, ...]:
     )
 
 
-def _sessions(config: Config) -> Sessions | None:
-    return make_sessions(config.sessions, config.identity, config.server.trusted_proxies)
+def _sessions(config: Config, keys: KeyTable | None) -> Sessions | None:
+    return make_sessions(config.sessions, config.identity, config.server.trusted_proxies, keys)
+
+
+def _bind(keys: KeyTable | None, handler: ChatHandler) -> None:
+    """Let keys in the store be read from the handler's copy of its controls."""
+    if isinstance(keys, StoredKeys):
+        keys.bind(handler.controls)
 
 
 def _prepared(
-    config: Config, handler: ChatHandler, parts: Parts, identify: Identify | None, visitors: Visitors | None
+    config: Config,
+    handler: ChatHandler,
+    parts: Parts,
+    identify: Identify | None,
+    visitors: Visitors | None,
+    keys: KeyTable | None,
 ) -> Prepared:
     challenge = parts.settings.challenge
     health = Health(
@@ -389,6 +416,7 @@ def _prepared(
         config=config,
         identify=identify,
         visitors=visitors,
+        keys=keys,
         guarded=parts.settings.identify,
         parts=parts,
         front=front,

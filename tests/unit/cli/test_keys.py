@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from serve_command import COMMAND
 
 from chat_nest.cli.commands import chat_nest
-from chat_nest.identity.key_file import KEY, read_keys
+from chat_nest.identity.api_key import KEY
+from chat_nest.identity.key_file import read_keys
 from chat_nest.core.messages import Caller
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
@@ -113,6 +114,110 @@ def test_a_group_without_limits_where_groups_have_some_is_refused():
     assert run("create", "ada", "--group", "other", "--config", "chat.toml").exit_code == 0
 
 
+def test_what_a_key_may_do_is_kept_and_listed():
+    Path("chat.toml").write_text('[profiles.open]\nmodel = "p:m"\n[profiles.Closed]\nmodel = "p:l"\n')
+    config = ("--config", "chat.toml")
+    limits = ("--limit", "tokens_per_day=50_000", "--limit", "usd_per_month=2.5", "--limit", "concurrent_streams=0")
+    create(
+        "ada", "--profile", "closed", "--profile", "open", "--scope", "chat", "--scope", "sessions", *limits, *config
+    )
+    create("bob", "--scopes", "sessions,chat", *config)
+    ada, bob = read_keys(Path("keys.json")).keys
+    assert (ada.profiles, ada.scopes, bob.scopes) == (("closed", "open"), ("chat", "sessions"), ("sessions", "chat"))
+    assert ada.limits == {"tokens_per_day": 50_000, "usd_per_month": 2.5, "concurrent_streams": 0}
+    line = run("list").stdout.splitlines()[1].split()
+    assert line[4:7] == [
+        "chat,sessions", "closed,open", "tokens_per_day=50000,usd_per_month=2.5,concurrent_streams=0"
+    ]  # fmt: skip
+    [shown, _] = json.loads(run("list", "--json").stdout)
+    assert (shown["profiles"], shown["limits"], shown["revoked"]) == (["closed", "open"], ada.limits, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--profile", "canary"], "--profile must name profiles of this server: constrained, balanced, expanded"),
+        (["--profile", "balanced", "--profile", "canary"], "--profile must name profiles"),
+        (["--scope", "canary"], "--scope must be some of chat, sessions, admin"),
+        (["--scope", "chat,admin"], "--scope must not have admin beside another one: make two keys"),
+        (["--scope", ""], "--scope must be some of"),
+        (["--scope", "admin", "--limit", "tokens_per_day=1"], "--scope is admin: such a key can't chat"),
+        (["--limit", "canary=1"], "--limit must have no other names than requests_per_minute"),
+        (["--limit", "tokens_per_day"], "--limit must be NAME=NUMBER"),
+        (["--limit", "tokens_per_day=canary"], "--limit must be NAME=NUMBER"),
+        (["--limit", "tokens_per_day=1.5"], "--limit tokens_per_day must be a whole number from 0"),
+        (["--limit", "tokens_per_day=-1"], "--limit tokens_per_day must be a whole number from 0"),
+        (["--limit", "usd_per_day=1e400"], "--limit usd_per_day must be 0, or a number of dollars"),
+        (["--limit", "usd_per_day=nan"], "--limit must be NAME=NUMBER"),
+    ],
+)
+def test_rights_that_make_no_sense_are_refused(arguments, said):
+    result = run("create", "ada", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "canary" not in result.stderr
+    assert not Path("keys.json").exists()
+
+
+def test_a_rotation_prints_the_new_key_and_ends_the_old_one():
+    old = create("ada", "--limit", "tokens_per_day=5", "--profile", "expanded", "--name", "laptop")
+    [first] = read_keys(Path("keys.json")).keys
+    result = run("rotate", first.id)
+    new = result.stdout.removesuffix("\n")
+    assert KEY.fullmatch(new)
+    assert new != old
+    first, second = read_keys(Path("keys.json")).keys
+    assert (second.counts_as, second.limits, second.profiles, second.name) == (
+        first.id, {"tokens_per_day": 5}, ("expanded",), "laptop"
+    )  # fmt: skip
+    assert timedelta(hours=23) < first.expires - datetime.now(UTC) <= timedelta(hours=24)
+    assert f"Key {first.id} of ada is good until" in result.stderr
+    for arguments, said in (
+        ([first.id], f"can't be rotated: it was replaced by {second.id}: rotate that one"),
+        ([second.id, "--overlap", "31d"], "--overlap must be a number and m, h or d, at most 30 days"),
+        ([second.id, "--overlap", "soon"], "--overlap must be a number and m, h or d, at most 30 days"),
+        ([second.id, "--expires", "soon"], "--expires must be days or hours"),
+        (["0000"], "there is no key with the ID 0000"),
+        ([new], "there is no key with an ID like that"),
+    ):
+        refused = run("rotate", *arguments)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert said in refused.stderr
+        assert new not in refused.stderr
+    assert len(read_keys(Path("keys.json")).keys) == 2
+    third = run("rotate", second.id, "--overlap", "0h", "--expires", "90d")
+    assert third.exit_code == 0
+    states = [key.state(datetime.now(UTC)) for key in read_keys(Path("keys.json")).keys]
+    assert states == ["valid", "expired", "valid"]
+    run("revoke", first.id)
+    assert "it was replaced" in run("rotate", first.id).stderr
+
+
+def test_keys_in_the_store_are_there_for_every_command():
+    environ = {
+        "CHAT_NEST_IDENTITY_KEYS_FILE": None,
+        "CHAT_NEST_IDENTITY_KEYS": "store",
+        "CHAT_NEST_STORE_URL": "sqlite:///store.db",
+    }
+    assert "There are no keys" in run("list", **environ).stdout
+    result = run("create", "ada", "--reason", "a demo", **environ)
+    assert KEY.fullmatch(result.stdout.removesuffix("\n"))
+    [shown] = json.loads(run("list", "--json", **environ).stdout)
+    assert run("rotate", shown["id"], **environ).exit_code == 0
+    assert run("revoke", shown["id"], "0000", **environ).exit_code == 2
+    assert run("revoke", shown["id"], **environ).exit_code == 0
+    assert sorted(key["state"] for key in json.loads(run("list", "--json", **environ).stdout)) == ["revoked", "valid"]
+    other = run("create", "eve", **{**environ, "CHAT_NEST_IDENTITY_SECRET": "another secret of 32 bytes or more"})
+    assert (other.exit_code, other.stdout) == (1, "")
+    assert "its keys were made with another secret" in other.stderr
+    memory = run("list", **{**environ, "CHAT_NEST_STORE_URL": "memory://"})
+    assert memory.exit_code == 2
+    assert "needs a store that outlives the server" in memory.stderr
+    gone = run("list", **{**environ, "CHAT_NEST_STORE_URL": "redis://127.0.0.1:1"})
+    assert (gone.exit_code, gone.stdout) == (1, "")
+    assert not Path("keys.json").exists()
+
+
 def test_the_list_tells_the_state_of_each():
     create("ada", "--group", "acme", "--name", "laptop")
     create("bob", "--expires", "1h")
@@ -123,12 +228,12 @@ def test_the_list_tells_the_state_of_each():
     run("revoke", read_keys(Path("keys.json")).keys[2].id)
     result = run("list")
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert [(row[1], row[2], row[3], row[8]) for row in rows[1:]] == [
+    assert [(row[1], row[2], row[3], row[10]) for row in rows[1:]] == [
         ("valid", "ada", "acme", "laptop"),
         ("expired", "bob", "-", "-"),
         ("revoked", "eve", "-", "-"),
     ]
-    assert rows[1][7] == Caller(id="key:ada").key, "as in the records of usage"
+    assert rows[1][9] == Caller(id="key:ada").key, "as in the records of usage"
     assert "\x1b" not in result.output
     listed = json.loads(run("list", "--json").stdout)
     assert [key["state"] for key in listed] == ["valid", "expired", "revoked"]

@@ -21,7 +21,11 @@ from hypothesis import strategies as st
 
 from chat_nest.core.errors import LimiterUnavailable, Unauthorized
 from chat_nest.identity.api_keys import ApiKeys
-from chat_nest.identity.key_file import KEY, UnknownKey, create_key, read_keys, revoke_keys
+from msgspec.structs import asdict
+from chat_nest.core.limits import Limits
+from chat_nest.identity.api_key import KEY, NotRotatable, Rights, UnknownKey
+from chat_nest.identity.key_file import create_key, read_keys, revoke_keys, rotate_in_file
+from chat_nest.limits.counters import RANGES
 from chat_nest.core.watched_file import LOOK_SECONDS
 from chat_nest.core.messages import Caller
 
@@ -30,7 +34,7 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 
 def new_key(file: Path, caller: str = "ada", **more: object) -> tuple[str, str]:
     """Its id, and the key."""
-    made, key = create_key(file, SECRET, **{"caller": caller, "group": None, "name": "", "expires": None, **more})  # type: ignore[arg-type]
+    made, key = create_key(file, SECRET, Rights(caller=caller, **more))  # type: ignore[arg-type]
     return made.id, key
 
 
@@ -168,7 +172,7 @@ def test_the_same_key_has_another_hash_with_another_secret(file, tmp_path):
     with pytest.raises(ValueError, match="made with another secret"):
         ApiKeys(file, b"another secret of 32 bytes or more")
     with pytest.raises(ValueError, match="made with another secret"):
-        create_key(file, b"another secret of 32 bytes or more", caller="eve", group=None, name="", expires=None)
+        create_key(file, b"another secret of 32 bytes or more", Rights(caller="eve"))
     assert len(read_keys(file).keys) == 1
     assert key not in repr(read_keys(file))
     assert "ada" not in repr(read_keys(file))
@@ -195,6 +199,14 @@ def test_a_secret_that_can_be_guessed_is_refused_and_not_repeated(file, secret):
         lambda held: held["keys"][0].update(group="a\x1bb"),
         lambda held: held["keys"][0].update(name="a\nb"),
         lambda held: held["keys"][0].update(hash="zz"),
+        lambda held: held["keys"][0].update(profiles="canary"),
+        lambda held: held["keys"][0].update(profiles=[""]),
+        lambda held: held["keys"][0].update(profiles=["a"] * 51),
+        lambda held: held["keys"][0].update(limits=["canary"]),
+        lambda held: held["keys"][0].update(scopes=["canary"]),
+        lambda held: held["keys"][0].update(scopes=["chat", "admin"]),
+        lambda held: held["keys"][0].update(scopes=[]),
+        lambda held: held["keys"][0].update(counts_as="../canary"),
         lambda held: held["keys"].append(held["keys"][0]),
         lambda held: held["keys"].append({**held["keys"][0], "id": "other"}),
     ],
@@ -208,6 +220,73 @@ def test_a_file_that_may_mean_something_else_is_refused(file, change):
         ApiKeys(file, SECRET)
     assert "canary" not in str(caught.value)
     assert held["keys"][0]["hash"] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"caller": 7}, "`str`, got `int` - at `$.keys[1].caller`"),
+        ({"limits": {"tokens_per_day": "canary"}}, "`$.keys[1].limits[...]`"),
+        ({"limits": {"tokens_per_day": 1.5}}, "keys[1].limits.tokens_per_day must be a whole number from 0"),
+        ({"limits": {"canary": 1}}, "keys[1].limits must have no other names than requests_per_minute"),
+        ({"scopes": ["admin"], "limits": {"tokens_per_day": 1}}, "keys[1].scopes is admin: such a key can't chat"),
+        ({"expires": 1790000000}, "at `$.keys[1].expires`"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_place(file, change, said):
+    new_key(file)
+    new_key(file)
+    held = json.loads(file.read_text())
+    held["keys"][1].update(change)
+    file.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="this is not a file of API keys") as caught:
+        read_keys(file)
+    assert said in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_wrong_text_is_named_by_its_line(file):
+    new_key(file)
+    lines = file.read_text().splitlines()
+    lines[4] += " canary"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"byte \d+\), line 5$"):
+        read_keys(file)
+    file.write_text("\n".join(lines[:4]))
+    with pytest.raises(ValueError, match="truncated"):
+        read_keys(file)
+
+
+def test_a_file_of_the_version_before_is_read(file):
+    """Without profiles, limits and what a rotation adds."""
+    _, key = new_key(file)
+    [held] = json.loads(file.read_text())["keys"]
+    assert set(held) == {"id", "caller", "scopes", "hash", "created"}, (
+        "nor does a plain key have them: that version reads it"
+    )
+    assert ApiKeys(file, SECRET)(bearer(key)) == Caller(id="key:ada")
+
+
+def test_a_key_with_every_limit_is_one_share(file):
+    limits = {name: 7 for name in RANGES[Limits]}
+    _, key = new_key(file, limits=limits)
+    [share] = ApiKeys(file, SECRET)(bearer(key)).shares
+    assert asdict(share.limits) == limits
+
+
+def test_rotating_at_the_same_time_makes_one_successor(file):
+    id, _ = new_key(file)
+
+    def rotated(_: int) -> str:
+        try:
+            return rotate_in_file(file, SECRET, id, timedelta(days=1))[1].id
+        except NotRotatable:
+            return ""
+
+    with ThreadPoolExecutor(8) as threads:
+        made = sorted(threads.map(rotated, range(8)))
+    assert made[:-1] == [""] * 7
+    assert [key.rotated_to for key in read_keys(file).keys] == [made[-1], None]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"x" * (8 << 20) + b"x"])
@@ -228,7 +307,7 @@ def test_revoking_keeps_the_first_time_and_all_or_nothing(file, monkeypatch):
         revoke_keys(file, [one, "nobody"])
     assert {key.revoked for key in read_keys(file).keys} == {None}
     (first,) = revoke_keys(file, [one])
-    monkeypatch.setattr("chat_nest.identity.key_file._now", lambda: datetime.now(UTC) + timedelta(days=1))
+    monkeypatch.setattr("chat_nest.identity.key_file.present_second", lambda: datetime.now(UTC) + timedelta(days=1))
     again = {key.id: key for key in revoke_keys(file, [one, two])}
     assert again[one].revoked == first.revoked
     assert again[two].revoked > first.revoked
@@ -314,7 +393,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(file, monkeypatch):
     clock = Clock()
     _, key = new_key(file)
     keys = ApiKeys(file, SECRET, clock=clock)
-    monkeypatch.setattr(keys._file, "_parse", lambda _: pytest.fail("it was read again"))
+    monkeypatch.setattr(keys._keys, "_parse", lambda _: pytest.fail("it was read again"))
     clock.at += LOOK_SECONDS
     assert await who(keys, bearer(key)) == Caller(id="key:ada")
 
@@ -357,14 +436,14 @@ async def test_many_who_ask_at_once_look_once_and_one_who_leaves_disturbs_nobody
     clock, looks, go_on = Clock(), [], threading.Event()
     _, key = new_key(file)
     keys = ApiKeys(file, SECRET, clock=clock)
-    read = keys._file._read
+    read = keys._keys._read
 
     def slow() -> bool:
         looks.append(1)
         assert go_on.wait(10)
         return read()
 
-    monkeypatch.setattr(keys._file, "_read", slow)
+    monkeypatch.setattr(keys._keys, "_read", slow)
     clock.at += LOOK_SECONDS
     asking = [asyncio.ensure_future(who(keys, bearer(key))) for _ in range(50)]
     try:
@@ -398,9 +477,9 @@ def test_a_file_that_another_process_replaces_is_never_seen_half(file):
     """A writer in a process of its own, a reader here: every state that is read is whole."""
     new_key(file)
     writer = (
-        "import sys; from pathlib import Path; from chat_nest.identity.key_file import create_key\n"
+        "import sys; from pathlib import Path; from chat_nest.identity.api_key import Rights\nfrom chat_nest.identity.key_file import create_key\n"
         "for n in range(60):\n"
-        f"    create_key(Path(sys.argv[1]), {SECRET!r}, caller='c', group=None, name='', expires=None)\n"
+        f"    create_key(Path(sys.argv[1]), {SECRET!r}, Rights(caller='c'))\n"
     )
     with subprocess.Popen([sys.executable, "-c", writer, str(file)]) as process:
         try:

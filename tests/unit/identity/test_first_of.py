@@ -16,6 +16,7 @@ from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.first_of import FirstOf
 from chat_nest.identity.guarded import Guarded
 from chat_nest.identity.jwt import JsonWebTokens
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
@@ -29,7 +30,7 @@ PROXY, STRANGER = "10.0.0.7", "203.0.113.9"
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[ApiKeys, str]:
     file = tmp_path / "keys.json"
-    _, key = create_key(file, SECRET, caller="ada", group=None, name="", expires=None)
+    _, key = create_key(file, SECRET, Rights(caller="ada"))
     return ApiKeys(file, SECRET), key
 
 

@@ -26,6 +26,7 @@ from chat_nest.core.errors import Unauthorized
 from chat_nest.core.extras import install
 from chat_nest.identity.jwt import MAX_TOKEN, JsonWebTokens
 from chat_nest.core.watched_file import LOOK_SECONDS
+from chat_nest.core.limits import Limits
 from chat_nest.core.messages import Caller
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -103,6 +104,38 @@ def test_the_claims_are_the_operators_choice():
     for tenant in (7, "", ["acme"], {"a": 1}, "a\ud800", "x" * 257, False):
         refuse(identify, asking(by_hand({"alg": "HS256"}, {**CLAIMS, "email": "a", "tenant": tenant})))
     assert hs256()(asking(token(tenant=["a"]))) == Caller(id="jwt:ada"), "nobody asked for that claim"
+
+
+def test_claims_give_profiles_and_limits():
+    identify = hs256(profiles_claim="https://chat.test/profiles", limits_claim="limits")
+    for profiles, expected in (("expanded", ("expanded",)), (["a", "b"], ("a", "b")), (None, None)):
+        caller = identify(asking(by_hand({"alg": "HS256"}, {**CLAIMS, "https://chat.test/profiles": profiles})))
+        assert (caller.profiles, caller.shares) == (expected, ())
+    limits = {"tokens_per_day": 500, "usd_per_month": 2.5, "requests_per_day": "none", "concurrent_streams": None}
+    [share] = identify(asking(token(limits=limits))).shares
+    assert (share.scope, share.id) == ("key", "jwt:ada"), "all tokens of a caller share them"
+    assert share.limits == Limits(tokens_per_day=500, usd_per_month=2.5)
+    assert identify(asking(token(limits={}))).shares == ()
+    assert hs256()(asking(token(limits={"canary": 1}, profiles=7))) == Caller(id="jwt:ada")
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [
+        *(("profiles", value) for value in (7, "", [], [""], ["a", 7], {"a": 1}, ["a"] * 51, "a\0", ["x" * 257], True)),
+        *(("limits", value) for value in (7, "none", ["tokens_per_day"], {"canary": 1}, {"max_output_tokens": 1})),
+        *(("limits", {"tokens_per_day": value}) for value in (-1, 1.5, "5", True, 2**60, [1], float("inf"))),
+        ("limits", {"usd_per_day": 10**9}),
+    ],
+    ids=repr,
+)
+def test_a_claim_that_breaks_its_rule_is_refused_and_logged_once(caplog, claim, value):
+    identify = hs256(profiles_claim="profiles", limits_claim="limits")
+    for _ in range(3):
+        refuse(identify, asking(by_hand({"alg": "HS256"}, {**CLAIMS, claim: value})))
+    [line] = caplog.messages
+    assert line.startswith(f"a signed token is refused: its claim {claim}: ")
+    assert "canary" not in line
 
 
 def test_an_issuer_that_is_asked_for_must_be_there():

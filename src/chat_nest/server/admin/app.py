@@ -52,7 +52,7 @@ class AdminApp:
         self._spend = Spend(app)
         self.live = Live()
         """The streams of the page."""
-        self._keys = OperatorKeys(lambda: app.config.admin_keys)
+        self._keys = OperatorKeys(lambda: app.config.admin_keys, lambda: app.operators)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +75,7 @@ class AdminApp:
             await file.serve(scope, send)
             return
         found = [(route, id) for route in self._routes if (id := route.match(path)) is not None]
-        by = "" if any(not route.needs_key for route, _ in found) else self._keys.check(scope)
+        by = "" if any(not route.needs_key for route, _ in found) else await self._keys.check(scope)
         if not found:
             raise NotFound("There is nothing at this path: see /openapi.json")
         fitting = [(route, id) for route, id in found if route.method == method]
@@ -114,7 +114,7 @@ class AdminApp:
     async def _still_right(self, scope: Scope) -> bool:
         """Return whether the key of a stream is still in force, or can't be checked now."""
         try:
-            self._keys.check(scope)
+            await self._keys.check(scope)
         except (Unauthorized, RateLimited):
             return False
         except LimiterUnavailable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -18,18 +18,22 @@ from chat_nest.server.operator import Operator
 
 MOST_REASON = 512
 
-Kind = Literal["string", "boolean", "integer", "number"]
+Kind = Literal["string", "boolean", "integer", "number", "array", "object"]
 _TYPES: Mapping[Kind, tuple[type, ...]] = {
     "string": (str,),
     "boolean": (bool,),
     "integer": (int,),
     "number": (int, float),
+    "array": (list,),
+    "object": (dict,),
 }
 _RULES: Mapping[Kind, str] = {
     "string": "must be a string",
     "boolean": "must be true or false",
     "integer": "must be a whole number",
     "number": "must be a number",
+    "array": "must be a list of strings",
+    "object": "must be an object",
 }
 
 json = msgspec.json.Encoder().encode
@@ -41,6 +45,15 @@ class Field(Struct, frozen=True):
     name: str
     meaning: str
     kind: Kind = "string"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON Schema. Lists are of strings, and objects of numbers."""
+        more: Mapping[Kind, Any] = {
+            "array": {"items": {"type": "string"}},
+            "object": {"additionalProperties": {"type": ["number", "null", "string"]}},
+        }
+        return {"type": self.kind, **more.get(self.kind, {})}
 
 
 class Reply(Struct, frozen=True):
@@ -75,7 +88,7 @@ Serve = Callable[[Asked], Awaitable[Reply]]
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """With {id} for a part."""
     summary: str
@@ -104,6 +117,8 @@ def checked(fields: Mapping[str, Any], known: Sequence[Field]) -> dict[str, Any]
             raise BadRequest(f"has a field that is not known here{there}", field="body")
         kind = kinds[name]
         if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            raise BadRequest(_RULES[kind], field=name)
+        if isinstance(value, list) and not all(isinstance(each, str) for each in cast("list[object]", value)):
             raise BadRequest(_RULES[kind], field=name)
     reason = str(found.get("reason", ""))
     if len(reason) > MOST_REASON or not reason.isprintable():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chat_nest import __version__
-from chat_nest.server.admin import acts, views
+from chat_nest.server.admin import acts, key_acts, views
 from chat_nest.server.admin.activity import activity
 from chat_nest.server.admin.forecast import forecast
 from chat_nest.server.admin.routes import Asked, Field, Reply, Route, json
@@ -53,6 +53,7 @@ ROUTES = (
         fields=(Field("days", DAYS + "1"), Field("most", "how many, from 1 to 100; without it 20")),
     ),
     _get(f"{V1}/live", "The operators' page's Server-Sent Events.", None, streams=True),
+    _get(f"{V1}/keys", "The API keys of callers: their rights and states, and never a key.", key_acts.keys),
     _get(f"{V1}/providers", "Readiness, resting keys and breakers, in the process that answers.", views.providers),
     _post("running/{id}/stop", "Stop a running answer. 202: it has not ended yet.", acts.stop, (acts.REASON,)),
     _post("pause", "Refuse new requests of one scope.", acts.pause, (*SCOPED, acts.FOR, acts.STOP)),
@@ -71,6 +72,20 @@ ROUTES = (
         "End a grant or a reset.",
         acts.withdraw,
         (Field("name", "of the grant, as in the controls"), acts.REASON),
+    ),
+    _post("keys", "Make an API key. 201: it is in the answer, once.", key_acts.create, (*key_acts.FIELDS, acts.REASON)),
+    _post(
+        "keys/{id}/rotate",
+        "Replace an API key by one with the same rights and counters. 201: it is in the answer, once.",
+        key_acts.rotate,
+        (key_acts.OVERLAP, key_acts.EXPIRES, acts.REASON),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{V1}/keys/{{id}}",
+        summary="Revoke an API key.",
+        serve=key_acts.revoke,
+        fields=(acts.REASON,),
     ),
     _post("reload", "Read the configuration again, in all workers.", acts.reload, (acts.REASON,)),
 )
@@ -112,11 +127,11 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.method == "GET":
         parameters += [{"name": field.name, "in": "query", **_described(field)} for field in route.fields]
     elif route.fields:
-        properties = {field.name: {"type": field.kind, "description": field.meaning} for field in route.fields}
+        properties = {field.name: {**field.schema, "description": field.meaning} for field in route.fields}
         schema = {"type": "object", "additionalProperties": False, "properties": properties}
         operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return operation | ({"parameters": parameters} if parameters else {})
 
 
 def _described(field: Field) -> dict[str, Any]:
-    return {"description": field.meaning, "schema": {"type": field.kind}}
+    return {"description": field.meaning, "schema": field.schema}

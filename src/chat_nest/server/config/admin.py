@@ -51,9 +51,12 @@ def place_of_admin(listen: str) -> AdminPlace:
 
 
 def resolve_admin(
-    sources: Sources, table: Mapping[str, Any], server: ServerSection
+    sources: Sources, table: Mapping[str, Any], server: ServerSection, *, has_keys: bool = False
 ) -> tuple[AdminSection, tuple[Secret, ...]]:
-    """Resolve [admin]. Notes a wrong address, keys that are missing or short, and a listener for the whole network."""
+    """Resolve [admin]. Notes a wrong address, keys that are missing or short, and a listener for the whole network.
+
+    With `has_keys` an API key of the scope admin may be the only one.
+    """
     section = AdminSection(**table)
     if not section.listen:
         if table:
@@ -69,10 +72,10 @@ def resolve_admin(
             sources.notes.append(f"{sources.where(here)}: {CLEARTEXT}")
         if place.port and (place.host, place.port) == (server.host, server.port):
             sources.problem(here, "must differ from the address of the chat: see [server] host and port")
-    return section, tuple(map(Secret, _keys(sources, section)))
+    return section, tuple(map(Secret, _keys(sources, section, has_keys=has_keys)))
 
 
-def _keys(sources: Sources, section: AdminSection) -> Sequence[str]:
+def _keys(sources: Sources, section: AdminSection, *, has_keys: bool) -> Sequence[str]:
     """Return the keys. The variable overrides the file of keys."""
     here = (SECTION, "key")
     found: tuple[str, ...] = (section.key,) if section.key else ()
@@ -89,7 +92,7 @@ def _keys(sources: Sources, section: AdminSection) -> Sequence[str]:
             sources.problem(here, "must be UTF-8 text, with a key in each line")
             return ()
         found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not found:
+    if not found and (section.key_file or not has_keys):
         sources.problem(here if section.key_file else (SECTION,), f"needs a key: {ADVICE}")
     for index, key in enumerate(found, 1):
         if not _KEY.fullmatch(key):

@@ -10,11 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chat_nest.core.protocols import Identify
-from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.api_key import checked_secret
+from chat_nest.identity.api_keys import ApiKeys, KeyTable
 from chat_nest.identity.first_of import FirstOf
 from chat_nest.identity.jwt import JsonWebTokens
-from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.key_holders import watch_keys
 from chat_nest.identity.peer import PeerAddress
+from chat_nest.identity.stored_keys import StoredKeys
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.identity.visitors import Visitors, VisitorTokens
 from chat_nest.server.config.providers import Secret
@@ -46,11 +48,16 @@ class Identity(Struct, frozen=True, kw_only=True):
         return not {"api_key", "session", "jwt"}.isdisjoint(self.ways)
 
     @property
+    def has_keys(self) -> bool:
+        """Whether there are API keys, in the store or in a file."""
+        return bool(self.section.keys or self.section.keys_file)
+
+    @property
     def shown(self) -> str:
         """The ways in which callers are identified, for display."""
         section = self.section
         texts = {
-            "api_key": f"by their API keys, in {section.keys_file}",
+            "api_key": f"by their API keys, in {section.keys_file or 'the store'}",
             "session": "by session tokens",
             "jwt": f"by JSON Web Tokens ({', '.join(section.jwt_algorithms)}) for {section.jwt_audience}",
             "header": f"by the header {self.caller_header} of trusted proxies",
@@ -71,9 +78,11 @@ def resolve_identity(
     tokens = [key for key in table if key.startswith("jwt_")]
     if tokens and not section.jwt_algorithms:
         sources.problem((SECTION, tokens[0]), "needs jwt_algorithms, the list of those that are accepted")
-    elif SECTION in sources.values and not (section.keys_file or tokens or section.accept):
-        said = "has no meaning without keys_file, jwt_algorithms or accept"
+    elif SECTION in sources.values and not (section.keys or section.keys_file or tokens or section.accept):
+        said = "has no meaning without keys, keys_file, jwt_algorithms or accept"
         sources.problem((SECTION, *list(table)[:1]), said)
+    if section.keys and section.keys_file:
+        sources.problem((SECTION, "keys"), "give either keys or keys_file, not both")
     ways = _ways(sources, section, server)
     secret = _secret(sources, section, environ)
     return Identity(section=replace(section, secret=""), secret=secret, ways=ways, caller_header=server.caller_header)
@@ -82,7 +91,7 @@ def resolve_identity(
 def _ways(sources: Sources, section: IdentitySection, server: ServerSection) -> tuple[str, ...]:
     """Return the accepted ways. Notes unknown ones, and those that lack their settings."""
     lacking = {
-        "api_key": "" if section.keys_file else "identity.keys_file",
+        "api_key": "" if section.keys or section.keys_file else "identity.keys or identity.keys_file",
         "session": "" if "sessions" in sources.values else "[sessions]",
         "jwt": "" if section.jwt_algorithms else "identity.jwt_algorithms",
         "header": "" if server.caller_header else "server.caller_header",
@@ -117,9 +126,17 @@ def _secret(sources: Sources, section: IdentitySection, environ: Mapping[str, st
             checked_secret(secret)
         except ValueError as error:
             sources.problem(here, f"{error}; {ADVICE}")
-    elif section.keys_file:
-        sources.problem((SECTION, "keys_file"), f"needs a secret, with which the keys' hashes are made: {ADVICE}")
+    elif section.keys or section.keys_file:
+        key = "keys" if section.keys else "keys_file"
+        sources.problem((SECTION, key), f"needs a secret, with which the keys' hashes are made: {ADVICE}")
     return Secret(secret)
+
+
+def check_kept_keys(sources: Sources, identity: Identity, store: str) -> None:
+    """Note a store that ends with its process, if it is to keep the API keys."""
+    if identity.section.keys and store.startswith("memory:"):
+        said = "needs a store that outlives the server: set [store] url, such as sqlite:///chat-nest.db"
+        sources.problem((SECTION, "keys"), said)
 
 
 def check_identity(
@@ -129,7 +146,7 @@ def check_identity(
     section, secret = identity.section, identity.secret.reveal()
     if section.keys_file:
         try:
-            ApiKeys(section.keys_file, secret)
+            watch_keys(section.keys_file, secret.encode())
         except ValueError as error:
             missing = not Path(section.keys_file).exists()
             advice = "; make it, and a key, with `chat-nest keys create CALLER`" if missing else ""
@@ -142,18 +159,28 @@ def check_identity(
             key = "jwt_keys_file" if public and str(error).startswith(f"{public}: ") else "jwt_algorithms"
             sources.problem((SECTION, key), str(error))
     if not sources.problems:
-        make_identify(server, identity, visitors)
+        make_identify(server, identity, visitors, make_keys(identity))
 
 
-def make_identify(server: ServerSection, identity: Identity, visitors: Visitors | None = None) -> Identify | None:
-    """Return the function that identifies callers without a session, `visitors` if it accepts them.
+def make_keys(identity: Identity) -> KeyTable | None:
+    """Return the API keys, in the store or in a file, if there are any. Raises ValueError."""
+    section, secret = identity.section, identity.secret.reveal().encode()
+    if section.keys:
+        return StoredKeys(secret)
+    return watch_keys(section.keys_file, secret) if section.keys_file else None
+
+
+def make_identify(
+    server: ServerSection, identity: Identity, visitors: Visitors | None = None, keys: KeyTable | None = None
+) -> Identify | None:
+    """Return the function that identifies callers without a session, `visitors` if it accepts them, by these `keys`.
 
     None if each caller needs a session. Raises ValueError.
     """
     section, secret = identity.section, identity.secret.reveal()
     ways: list[Identify] = []
-    if "api_key" in identity.ways:
-        ways.append(ApiKeys(section.keys_file, secret))
+    if "api_key" in identity.ways and keys is not None:
+        ways.append(ApiKeys(keys, secret))
     if "jwt" in identity.ways:
         ways.append(_tokens(section, secret))
     if "header" in identity.ways:
@@ -170,7 +197,7 @@ def make_identify(server: ServerSection, identity: Identity, visitors: Visitors 
 
 
 def _tokens(section: IdentitySection, secret: str) -> JsonWebTokens:
-    by_secret = "HS256" in section.jwt_algorithms or not section.keys_file
+    by_secret = "HS256" in section.jwt_algorithms or not (section.keys or section.keys_file)
     return JsonWebTokens(
         section.jwt_algorithms,
         section.jwt_audience,
@@ -179,5 +206,7 @@ def _tokens(section: IdentitySection, secret: str) -> JsonWebTokens:
         issuer=section.jwt_issuer,
         caller_claim=section.jwt_caller_claim,
         group_claim=section.jwt_group_claim,
+        profiles_claim=section.jwt_profiles_claim,
+        limits_claim=section.jwt_limits_claim,
         leeway=section.jwt_leeway,
     )

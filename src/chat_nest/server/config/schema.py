@@ -142,8 +142,10 @@ class IdentitySection(Struct, frozen=True, kw_only=True):
 
     accept: tuple[str, ...] = ()
     """Some of WAYS. Empty: each one that is configured, or the IP address if none is."""
+    keys: Literal["", "store"] = ""
+    """"store": the API keys are in the store, for all its servers."""
     keys_file: str = ""
-    """The file of API keys."""
+    """The file of API keys, for one machine."""
     secret: str = ""
     """For the keys' hashes, or for HS256."""
     secret_env: str = ""
@@ -155,11 +157,14 @@ class IdentitySection(Struct, frozen=True, kw_only=True):
     jwt_issuer: str = ""
     jwt_caller_claim: str = "sub"
     jwt_group_claim: str = ""
+    jwt_profiles_claim: str = ""
+    jwt_limits_claim: str = ""
     jwt_leeway: float = 30.0
     """The tolerated difference of clocks."""
 
 
-IDENTITY = keys_of(IdentitySection, jwt_leeway=LEEWAY)
+KEYS = Rule(Literal["store"], '"store"; keys_file is for keys in a file')
+IDENTITY = keys_of(IdentitySection, keys=KEYS, jwt_leeway=LEEWAY)
 STRANGERS = frozenset({"visitor", "address"})
 """The ways that need no credential."""
 

@@ -8,7 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from chat_nest.core.protocols import Identify
-from chat_nest.identity.api_keys import ApiKeys
+from chat_nest.identity.api_key import SESSIONS
+from chat_nest.identity.api_keys import ApiKeys, KeyTable
 from chat_nest.identity.guarded import Guarded
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.session_fields import MAX_SECONDS
@@ -46,15 +47,17 @@ def resolve_sessions(sources: Sources, table: Mapping[str, Any], identity: Ident
     return SessionsConfig(secrets=tuple(map(Secret, secrets)), expires_in=section.expires_in)
 
 
-def make_sessions(config: SessionsConfig | None, identity: Identity, trusted_proxies: Sequence[str]) -> Sessions | None:
+def make_sessions(
+    config: SessionsConfig | None, identity: Identity, trusted_proxies: Sequence[str], keys: KeyTable | None
+) -> Sessions | None:
     """Return what makes and accepts session tokens, if it is configured.
 
-    Without a file of API keys no key can make one over HTTP.
+    Without API keys no key can make one over HTTP.
     """
     if config is None:
         return None
     operators: Identify | None = None
-    if identity.section.keys_file:
-        keys = ApiKeys(identity.section.keys_file, identity.secret.reveal(), scope="sessions")
-        operators = Guarded(keys, PeerAddress(trusted_proxies))
+    if keys is not None:
+        minting = ApiKeys(keys, identity.secret.reveal(), scope=SESSIONS)
+        operators = Guarded(minting, PeerAddress(trusted_proxies))
     return Sessions([secret.reveal() for secret in config.secrets], operators=operators, expires_in=config.expires_in)

@@ -31,12 +31,12 @@ from chat_nest.ledger.journal import Journal
 from chat_nest.limits.numbers import PresetName
 from chat_nest.limits.prices import FREE, Prices, price
 from chat_nest.limits.profiles import Profiles
-from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue, built_in_caps
+from chat_nest.limits.spec import BUILT_IN_PROFILES, Allowance, HardCaps, Profile, Queue, built_in_caps
 from chat_nest.runs.urls import REDIS, open_runs
 from chat_nest.server.config.admin import resolve_admin
 from chat_nest.server.config.alerts import AlertsConfig, resolve_alerts
 from chat_nest.server.config.front_ends import resolve_dialects
-from chat_nest.server.config.identity import Identity, check_identity, resolve_identity
+from chat_nest.server.config.identity import Identity, check_identity, check_kept_keys, resolve_identity
 from chat_nest.server.config.models import resolve_profiles
 from chat_nest.server.config.page import check_page
 from chat_nest.server.config.providers import FindLocal, ProviderConfig, Secret, resolve_providers
@@ -189,6 +189,7 @@ def load(
     visitors = resolve_visitors(sources, values, environ)
     dialects = resolve_dialects(sources, values["dialects"])
     _check_store(sources, store)
+    check_kept_keys(sources, identity, store.url)
     journal = _journal(sources, store)
     state = _state(sources, store, journal)
     limits = Limits(**values["limits"])
@@ -201,7 +202,7 @@ def load(
     check_page(sources, page)
     metrics, traces = MetricsSection(**values["metrics"]), TracesSection(**values["traces"])
     check_telemetry(sources, metrics, traces)
-    admin, admin_keys = resolve_admin(sources, values["admin"], server)
+    admin, admin_keys = resolve_admin(sources, values["admin"], server, has_keys=identity.has_keys)
     alerts = resolve_alerts(sources, values["alerts"])
     preset: PresetName = values[""].get("preset", "default")
     hard_caps = replace(built_in_caps(preset), **values["hard_caps"])
@@ -290,19 +291,39 @@ def load_stored(file: str = "", environ: Mapping[str, str] | None = None) -> Sto
     return open_store(store.url, records_days=store.records_days, state=state, accept=accept_command(file))
 
 
-def load_identity(file: str = "", environ: Mapping[str, str] | None = None) -> tuple[Identity, frozenset[str]]:
-    """Return how callers are identified, and the groups with limits, without reading the providers: for managing keys.
+class KeySettings(Struct, frozen=True, kw_only=True):
+    """What `chat-nest keys` needs of the configuration."""
 
-    Raises ConfigError, also if there is no file of keys.
+    identity: Identity
+    profiles: tuple[str, ...]
+    """The names of the profiles."""
+    groups: frozenset[str]
+    """The groups with limits."""
+    store: str
+    """Its URL."""
+
+
+def load_keys(file: str = "", environ: Mapping[str, str] | None = None) -> KeySettings:
+    """Return what is needed to manage API keys, without reading the providers and their keys.
+
+    Raises ConfigError, also if there are no API keys.
     """
     environ = os.environ if environ is None else environ
     sources, values = read(file, environ)
     identity = resolve_identity(sources, values["identity"], ServerSection(**values["server"]), environ)
-    if not identity.section.keys_file and not sources.problems:
+    store = StoreSection(**values["store"])
+    if not identity.has_keys and not sources.problems:
         name = "CHAT_NEST_IDENTITY_KEYS_FILE"
-        sources.problem(("identity", "keys_file"), f"is missing: name the file of the keys there, or in {name}")
+        said = f'is missing: name the file of the keys there, or in {name}; or set keys to "store"'
+        sources.problem(("identity", "keys_file"), said)
+    check_kept_keys(sources, identity, store.url)
     sources.raise_problems()
-    return identity, frozenset(values["groups"])
+    return KeySettings(
+        identity=identity,
+        profiles=tuple(values["profiles"] or BUILT_IN_PROFILES),
+        groups=frozenset(values["groups"]),
+        store=store.url,
+    )
 
 
 def read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.api_key import checked_secret
 from chat_nest.server.config.sources import Sources
 
 

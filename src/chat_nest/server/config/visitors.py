@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from chat_nest.challenges.settings import Challenge, check_challenge
 from chat_nest.core.limits import Limits
-from chat_nest.identity.key_file import checked_secret
+from chat_nest.identity.api_key import checked_secret
 from chat_nest.identity.visitors import Visitors
 from chat_nest.limits.profiles import find_name
 from chat_nest.limits.spec import Profile

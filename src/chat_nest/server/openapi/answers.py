@@ -207,7 +207,7 @@ USAGE = whole(
                     "remaining": AMOUNT,
                     "resets_at": described(either(COUNT, NULL), "Unix time in seconds"),
                 },
-                scope={"enum": ["session"], "description": "Whose limit it is, unless it is the caller's"},
+                scope={"enum": ["key", "session"], "description": "Whose limit it is, unless it is the caller's"},
             )
         )
     }

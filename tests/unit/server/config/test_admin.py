@@ -65,3 +65,13 @@ def test_problems_name_the_place_and_the_rule(tmp_path, text, environ, said):
 def test_a_key_without_a_listener_is_noted(tmp_path):
     [note] = loaded(tmp_path, "", CHAT_NEST_ADMIN_KEY=KEY).notes
     assert "admin: has no effect without admin.listen" in note
+
+
+def test_an_api_key_can_be_the_only_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environ = {"CHAT_NEST_IDENTITY_SECRET": KEY, "CHAT_NEST_STORE_URL": "sqlite:///store.db"}
+    config = loaded(tmp_path, LISTEN, CHAT_NEST_IDENTITY_KEYS="store", **environ)
+    assert config.admin_keys == ()
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ConfigError, match="admin.key_file: needs a key"):
+        loaded(tmp_path, f'{LISTEN}key_file = "keys"\n', CHAT_NEST_IDENTITY_KEYS="store", **environ)

@@ -11,12 +11,13 @@ from signing_keys import EC_KEY, RSA_KEY, pem
 
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.jwt import JsonWebTokens
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.server.app import build
-from chat_nest.server.config.settings import Config, load, load_identity
-from chat_nest.server.config.identity import make_identify
+from chat_nest.server.config.settings import Config, load, load_keys
+from chat_nest.server.config.identity import make_identify, make_keys
 from chat_nest.server.config.sources import ConfigError
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
@@ -29,7 +30,7 @@ HEADER = '[server]\ntrusted_proxies = ["10.0.0.7"]\ncaller_header = "x-user"\n'
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """There are keys in it."""
     monkeypatch.chdir(tmp_path)
-    create_key(Path("keys.json"), SECRET.encode(), caller="ada", group=None, name="", expires=None)
+    create_key(Path("keys.json"), SECRET.encode(), Rights(caller="ada"))
     Path("key.pem").write_bytes(pem(RSA_KEY))
     return tmp_path
 
@@ -40,7 +41,7 @@ def loaded(text: str = "", **environ: str) -> Config:
 
 
 def identify(config: Config) -> object:
-    return make_identify(config.server, config.identity)
+    return make_identify(config.server, config.identity, keys=make_keys(config.identity))
 
 
 def problems(text: str = "", **environ: str) -> list[str]:
@@ -99,19 +100,19 @@ def test_the_secret_comes_from_either_place_and_is_shown_nowhere(text, environ):
     ("text", "environ", "said"),
     [
         ('[identity]\naccept = ["canary"]\n', {}, "accept: must be some of api_key, session, jwt, header, visitor, address"),
-        ('[identity]\naccept = ["api_key"]\n', {}, "chat.toml:2: identity.accept: api_key needs identity.keys_file"),
+        ('[identity]\naccept = ["api_key"]\n', {}, "chat.toml:2: identity.accept: api_key needs identity.keys or identity.keys_file"),
         ('[identity]\naccept = ["jwt"]\n', KEYS, "identity.accept: jwt needs identity.jwt_algorithms"),
         ('[identity]\naccept = ["header", "address"]\n', {}, "identity.accept: header needs server.caller_header"),
         ('[identity]\naccept = ["visitor"]\n', {}, "identity.accept: visitor needs [visitors]"),
         (TOKENS, {"CHAT_NEST_IDENTITY_SECRET": SECRET}, "identity.jwt_algorithms: RS256 need a file of public keys"),
-        ("", {"CHAT_NEST_IDENTITY_SECRET": SECRET}, "identity.secret): has no meaning without keys_file, jwt"),
+        ("", {"CHAT_NEST_IDENTITY_SECRET": SECRET}, "identity.secret): has no meaning without keys, keys_file, jwt"),
         ("[identity]\njwt_leeway = 3\n", {}, "chat.toml:2: identity.jwt_leeway: needs jwt_algorithms"),
         ("[identity]\njwt_leeway = 301\n", {}, "must be a number of seconds from 0 to 300"),
         (TOKENS.replace("RS256", "none"), {}, "the algorithms must be some of ES256, EdDSA, HS256, RS256"),
         (TOKENS.replace('"RS256"', '"RS256", "HS256"'), {}, "HS256 can't be accepted beside"),
         (TOKENS.replace("jwt_audience", "jwt_issuer"), {}, "an audience is needed"),
         (TOKENS.replace("key.pem", "other.pem"), {}, "chat.toml:3: identity.jwt_keys_file: other.pem: there is no such file"),
-        ("[identity]\n", {}, "chat.toml:1: identity: has no meaning without keys_file, jwt_algorithms or accept"),
+        ("[identity]\n", {}, "chat.toml:1: identity: has no meaning without keys, keys_file, jwt_algorithms or accept"),
         (TOKENS.replace("RS256", "ES256"), {}, "its key can't be used for ES256"),
         ('[identity]\nkeys_file = "keys.json"\n', {}, "needs a secret, with which the keys' hashes are made: set CHAT"),
         ("", {**KEYS, "CHAT_NEST_IDENTITY_SECRET": "canary"}, "must have at least 32 bytes, and be random; set CHAT_NEST"),
@@ -123,6 +124,10 @@ def test_the_secret_comes_from_either_place_and_is_shown_nowhere(text, environ):
             {"MINE": SECRET},
             "identity.secret_env: give either secret or secret_env, not both",
         ),
+        (f'[identity]\nkeys = "store"\nkeys_file = "keys.json"\nsecret = "{SECRET}"\n', {"CHAT_NEST_STORE_URL": "sqlite:///x.db"}, "identity.keys: give either keys or keys_file, not both"),
+        ('[identity]\nkeys = "canary"\n', {}, 'identity.keys: must be "store"; keys_file is for keys in a file'),
+        ('[identity]\nkeys = "store"\n', {"CHAT_NEST_STORE_URL": "sqlite:///x.db"}, "identity.keys: needs a secret"),
+        (f'[identity]\nkeys = "store"\nsecret = "{SECRET}"\n', {"CHAT_NEST_STORE_URL": "memory://"}, "identity.keys: needs a store that outlives the server"),
         ('[identity]\nkey_file = "keys.json"\n', {}, "there is no such key; did you mean keys_file?"),
     ],
 )  # fmt: skip
@@ -134,10 +139,11 @@ def test_what_contradicts_or_is_missing_is_named(text, environ, said):
 def test_keys_can_be_managed_without_a_provider_and_before_there_is_a_file():
     Path("keys.json").unlink()
     Path("chat.toml").write_text('[providers.x]\nkind = "anthropic"\n[groups.acme]\nusd_per_day = 1\n')
-    identity, groups = load_identity("chat.toml", KEYS)
-    assert (identity.section.keys_file, identity.secret.reveal(), groups) == ("keys.json", SECRET, {"acme"})
+    found = load_keys("chat.toml", KEYS)
+    identity = found.identity
+    assert (identity.section.keys_file, identity.secret.reveal(), found.groups) == ("keys.json", SECRET, {"acme"})
     with pytest.raises(ConfigError, match="name the file of the keys"):
-        load_identity("chat.toml", {})
+        load_keys("chat.toml", {})
 
 
 def test_another_key_than_the_ones_of_the_file_is_of_no_use():

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key
 from chat_nest.identity.sessions import Sessions
+from chat_nest.server.config.identity import make_keys
 from chat_nest.server.config.sessions import make_sessions
 from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.sources import ConfigError
@@ -29,7 +31,7 @@ def loaded(text: str = "", **environ: str) -> Config:
 
 
 def made(config: Config) -> Sessions:
-    sessions = make_sessions(config.sessions, config.identity, ())
+    sessions = make_sessions(config.sessions, config.identity, (), make_keys(config.identity))
     assert sessions is not None
     return sessions
 
@@ -65,12 +67,12 @@ def test_the_first_secret_signs_and_all_are_accepted(text: str, environ: dict[st
 
 
 def test_with_a_file_of_keys_both_ways_are_accepted() -> None:
-    create_key(Path("keys.json"), OLD.encode(), caller="ada", group=None, name="", expires=None)
+    create_key(Path("keys.json"), OLD.encode(), Rights(caller="ada"))
     environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": "keys.json", "CHAT_NEST_IDENTITY_SECRET": OLD}
     config = loaded(CHAT_NEST_SESSIONS_SECRETS=NEW, **environ)
     assert config.identity.ways == ("api_key", "session")
     assert made(config).operators is not None
-    assert make_sessions(loaded(**environ).sessions, config.identity, ()) is None
+    assert make_sessions(loaded(**environ).sessions, config.identity, (), None) is None
 
 
 @pytest.mark.parametrize(
