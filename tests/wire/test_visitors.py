@@ -11,7 +11,10 @@ from msgspec.structs import replace
 from raw_client import HELLO, JSON, ask, connect
 from scripted_provider import ScriptedProvider, answer
 
-from chat_nest import BALANCED, Limits, Visitors, create_chat_handler
+from chat_nest import BALANCED, ApiKeys, Caller, FirstOf, Limits, VisitorTokens, Visitors, create_chat_handler
+from chat_nest.core.controls import Control
+from chat_nest.identity.api_key import Rights
+from chat_nest.identity.key_file import create_key, revoke_keys
 
 SECRET = "a secret of visitors that is long"
 PLENTY = Limits(requests_per_day=10_000)
@@ -143,6 +146,51 @@ async def test_wrong_tokens_are_refused_in_every_form():
             assert (await ask(port, headers={**JSON, "authorization": f"Bearer {wrong}"})).status == 401
             assert (await ask(port, b"", path="/api/visit", headers={"authorization": f"Bearer {wrong}"})).status == 401
         assert not provider.requests
+
+
+async def test_a_wrong_key_and_who_is_blocked_get_no_visit(tmp_path):
+    made, key = create_key(tmp_path / "keys.json", SECRET.encode(), Rights(caller="ada"))
+    revoked = create_key(tmp_path / "keys.json", SECRET.encode(), Rights(caller="bob"))
+    revoke_keys(tmp_path / "keys.json", [revoked[0].id])
+    visitors = Visitors([SECRET], addresses=PLENTY)
+    ways = FirstOf(ApiKeys(tmp_path / "keys.json", SECRET), VisitorTokens(visitors), visitors)
+    async with ScriptedProvider(answer("Hello ", 3)) as provider:
+        handler = create_chat_handler(base_url=provider.url, model="m", identify=ways, visitors=visitors)
+        async with serve(handler) as port:
+
+            async def visit(text=""):
+                headers = {"authorization": f"Bearer {text}"} if text else {}
+                reply = await ask(port, b"", path="/api/visit", headers=headers)
+                assert "set-cookie" not in reply.headers
+                return reply
+
+            token = json.loads((await visit()).raw)["token"]
+            tried = {
+                "": 200,
+                key: 200,
+                token: 200,
+                revoked[1]: 401,
+                "cn_" + "a" * 32: 401,
+                "sk-x": 401,
+                token[:-1]: 401,
+            }
+            assert {text: (await visit(text)).status for text in tried} == tried
+            bearer = {"authorization": f"Bearer {token}"}
+            [caller] = [Caller(id=f"visitor:{visitors.visit_of(_scope(bearer)).id}").key]
+            await handler.controls.change([Control(kind="block", name=f"caller:{caller}")])
+            assert json.loads((await visit(token)).raw)["code"] == "blocked"
+            assert (await visit()).status == 200
+            await handler.controls.change([Control(kind="block", name=f"caller:{Caller(id='key:ada').key}")])
+            assert [(await visit(text)).status for text in (key, token)] == [403, 403]
+            await handler.controls.change([Control(kind="block", name="network:127.0.0.0/8")])
+            for path in ("/api/visit", "/api/challenge"):
+                reply = await ask(port, b"", path=path)
+                assert (reply.status, json.loads(reply.raw)["code"]) == (403, "blocked")
+            assert [(await visit(text)).status for text in ("", token)] == [403, 403]
+
+
+def _scope(headers):
+    return {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
 
 
 async def test_another_method_and_a_server_without_visitors():

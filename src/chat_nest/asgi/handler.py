@@ -163,7 +163,7 @@ class ChatHandler:
             if self._started:
                 self.controls.start()
         visitors, gate = settings.visitors, parts.visitor_gate
-        self._visitor_routes = None if visitors is None else VisitorRoutes(visitors, gate)
+        self._visitor_routes = None if visitors is None else VisitorRoutes(visitors, gate, self._callers)
         if gate is not None:
             gate.attach(self._peek_shared, self.controls.first)
 

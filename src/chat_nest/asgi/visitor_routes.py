@@ -17,8 +17,10 @@ from chat_nest.core.errors import BadRequest, ChallengeFailed, Forbidden, NotFou
 from chat_nest.core.messages import Visit
 from chat_nest.core.protocols import Answer, Scope
 from chat_nest.dialects.frames import JSON
-from chat_nest.identity.visitors import Visitors, token_of
+from chat_nest.identity.bearer import has_credential
+from chat_nest.identity.visitors import ANSWER_HEADERS, Visitors, token_of
 from chat_nest.limits.caller_rates import CallerRates
+from chat_nest.pipeline.callers import Callers
 
 VISIT_PATH = "/api/visit"
 METHODS = {VISIT_PATH: "POST, OPTIONS", PATH: "GET, POST, OPTIONS"}
@@ -42,13 +44,17 @@ _decode = msgspec.json.Decoder(_Solution).decode
 class VisitorRoutes:
     """Serves POST /api/visit and, with a `gate`, GET and POST /api/challenge."""
 
-    def __init__(self, visitors: Visitors, gate: Gate | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, visitors: Visitors, gate: Gate | None, callers: Callers, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._callers = callers
         self._visitors = visitors
         self._gate = gate
         self._failed = CallerRates(clock)
 
     async def serve(self, path: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises a ChatError for one that is refused."""
+        await self._check(scope)
         if path == VISIT_PATH:
             answer = self._visit(scope)
         elif self._gate is None:
@@ -58,6 +64,13 @@ class VisitorRoutes:
         else:
             answer = await self._solve(self._gate, scope, receive)
         await respond(send, Answer(status=200, body=_json(answer), headers=JSON), headers)
+
+    async def _check(self, scope: Scope) -> None:
+        """Raise Unauthorized for a wrong credential, and Blocked for a blocked caller or network."""
+        if has_credential(scope):
+            await self._callers.identify({**scope, ANSWER_HEADERS: None})  # the answer sets no cookie for it
+        else:
+            await self._callers.check_address(scope)
 
     def _visit(self, scope: Scope) -> dict[str, Any]:
         """Return the token of a new visitor, or a new token of the visitor whose token the request has.

@@ -80,11 +80,15 @@ class Callers:
         Raises the ChatError that `identify` raises, and a plain one for any other failure. Raises Blocked for a blocked
         caller or network, and LimiterUnavailable if the blocks can't be read yet.
         """
-        await self._gate.ready()
-        self._gate.check_address(self.address_of(scope))
+        await self.check_address(scope)
         caller = await self._identified(scope, way or self._identify)
         self._gate.check_caller(caller)
         return caller
+
+    async def check_address(self, scope: Scope) -> None:
+        """Raise Blocked for a blocked network, and LimiterUnavailable if the blocks can't be read yet."""
+        await self._gate.ready()
+        self._gate.check_address(self.address_of(scope))
 
     async def _identified(self, scope: Scope, way: Identify) -> Caller:
         limit = asyncio.timeout(IDENTIFY_SECONDS)
