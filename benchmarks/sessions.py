@@ -3,7 +3,7 @@
     python -m benchmarks.sessions
 
 Prints the best of rounds in microseconds, for a token with the least and one with every field, as a request brings them
-among eight headers. It fails if a token takes more than 20 µs that was verified before.
+among eight headers. It fails if a token takes more than 20 µs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> int:
         times = [microseconds(each) for each in (mint, first, again)]
         size = len(made[0].token)
         print(f"{name:12} {size:4} characters  mint {times[0]:5.1f}  verify {times[1]:5.1f}  again {times[2]:5.1f} us")
-        slow |= times[2] > MOST_MICROSECONDS
+        slow |= max(times[1:]) > MOST_MICROSECONDS
     return 1 if slow else 0
 
 

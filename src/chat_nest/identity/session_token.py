@@ -63,7 +63,10 @@ class Signer:
     def __init__(self, secrets: Sequence[str | bytes]) -> None:
         if not secrets:
             raise ValueError("at least one secret is needed")
-        self._secrets: Mapping[str, bytes] = {_id_of(each): each for each in map(checked_secret, secrets)}
+        # A keyed copy costs half of what hmac.digest does, which derives both pads from the secret each time.
+        self._secrets: Mapping[str, hmac.HMAC] = {
+            _id_of(each): hmac.new(each, digestmod="sha256") for each in map(checked_secret, secrets)
+        }
         self._signing = next(iter(self._secrets))
 
     def sign(self, prefix: str, grant: Grant) -> str:
@@ -91,8 +94,10 @@ def _id_of(secret: bytes) -> str:
     return hmac.digest(secret, b"chat-nest session secret", "sha256").hex()[:8]
 
 
-def _signature(secret: bytes, signed: str) -> str:
-    return _text(hmac.digest(secret, signed.encode("ascii"), "sha256"))
+def _signature(keyed: hmac.HMAC, signed: str) -> str:
+    mac = keyed.copy()
+    mac.update(signed.encode("ascii"))
+    return _text(mac.digest())
 
 
 def _text(data: bytes) -> str:

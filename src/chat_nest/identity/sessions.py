@@ -191,7 +191,7 @@ class Sessions:
         """Return what a token grants, expired or not. Raises InvalidSession."""
         grant = self._signer.grant(token)
         id = f"{self._prefix}{grant.caller}"
-        limits = Limits() if grant.concurrent_streams is None else Limits(concurrent_streams=grant.concurrent_streams)
+        limits = _streams(grant.concurrent_streams)
         totals = Totals(requests=grant.requests, tokens=grant.tokens, usd=grant.usd)
         shares = [Share(scope="session", id=grant.id, limits=limits, totals=totals, ends_at=grant.expires)]
         if grant.key is not None:
@@ -201,6 +201,12 @@ class Sessions:
         return grant, Caller(
             id=id, profile=grant.profile, group=grant.group, profiles=grant.profiles, shares=tuple(shares)
         )
+
+
+@lru_cache(KNOWN_TOKENS)
+def _streams(most: int | None) -> Limits:
+    """Return the limits of a session, the same ones for many of them."""
+    return Limits(concurrent_streams=most)
 
 
 def revocation(id: str, now: float, by: str, reason: str) -> tuple[Control, Act]:
