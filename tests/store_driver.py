@@ -1,6 +1,6 @@
 """Use a store as a server would: python store_driver.py URL ACTIONS. Prints the answers as JSON. Runs with the code of either version.
 
-Actions: ["spend", ID, TOKENS], ["hold", ID, TOKENS], ["settle", ID, TOKENS], ["standing"], ["usage"].
+Actions: ["spend", ID, TOKENS], ["hold", ID, TOKENS], ["settle", ID, TOKENS], ["standing"], ["key"], ["usage"].
 """
 
 import asyncio
@@ -21,6 +21,8 @@ LINES = (
          fixed=1, period=60),
     Line(name="concurrent_streams", scope="caller", key="caller:ada:streams", unit="streams", kind="gauge", limit=9,
          fixed=1),
+    Line(name="tokens_per_day", scope="key", key="key:1f09c2aa53be:day", unit="tokens", kind="window", limit=1_000,
+         fixed=0, per_million=1_000_000, period=86_400, resets_at=4_000_000_000.0),
 )  # fmt: skip
 START = time.time()
 
@@ -29,7 +31,9 @@ async def act(store, name, id="", tokens=0):
     record = Record(run=id, caller="c" * 16, model="p:m", started_at=START)
     claim = Claim(id=id, fingerprint="f", owner=id, lines=LINES, max_output_tokens=max(tokens, 1), record=record)
     if name == "standing":
-        return [[each.used, each.held] for each in await store.peek(LINES)][::2]  # a rate's drains
+        return [[each.used, each.held] for each in await store.peek(LINES[:3])][::2]  # a rate's drains
+    if name == "key":
+        return [[each.used, each.held] for each in await store.peek(LINES[3:])]
     if name == "usage":
         [row] = await store.usage(START - 3_600, START + 3_600, ["model"], ZoneInfo("UTC")) or [None]
         return [row.requests, row.output_tokens] if row else []

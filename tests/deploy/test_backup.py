@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from chat_nest.cli.commands import chat_nest
 from chat_nest.core.claims import Claim, Granted, Line
 from chat_nest.core.controls import Act, Control
+from chat_nest.identity.api_key import Rights, present_second
+from chat_nest.identity.key_issuers import StoreIssuer
 from chat_nest.stores.sqlite import SQLiteStore
 
 
@@ -215,6 +217,22 @@ async def test_what_operators_did_since_the_backup_stays_if_it_is_known(how) -> 
     await store.aclose()
     blocks = {("block", "bob"), ("block", "eve")} if how == "readable" else {("block", "bob")}
     assert found == (blocks | {("grant", "ada")} if how == "readable" else blocks), "a grant ends with what is known"
+
+
+async def test_a_key_that_was_revoked_since_the_backup_stays_revoked() -> None:
+    store = SQLiteStore("chat-nest.db")
+    issuer = StoreIssuer(store.controls, b"0123456789abcdef0123456789abcdef", by="cli:a")
+    leaked, kept = [await issuer.create(Rights(caller=name)) for name in ("ada", "bob")]
+    assert run("backup", "copy.db").exit_code == 0
+    await issuer.revoke([leaked.key.id])
+    later = await issuer.create(Rights(caller="eve"))
+    await store.aclose()
+    assert run("restore", "copy.db").exit_code == 0
+    store = SQLiteStore("chat-nest.db")
+    issuer = StoreIssuer(store.controls, b"0123456789abcdef0123456789abcdef", by="cli:a")
+    states = {key.id: key.state(present_second()) for key in await issuer.keys()}
+    assert states == {leaked.key.id: "revoked", kept.key.id: "valid", later.key.id: "valid"}
+    await store.aclose()
 
 
 def test_other_stores_name_their_own_tools() -> None:

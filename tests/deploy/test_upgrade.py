@@ -62,6 +62,7 @@ def test_both_versions_use_a_store_in_turn_and_count_the_same(url) -> None:
     assert seen == [[[125, 40], [0, 1]], *([[5, 136]] if reports else [])]
     seen = use(NOW, url, ["standing"], *reports)
     assert seen == [[[136, 0], [0, 0]], *([[5, 136]] if reports else [])]
+    assert [use(code, url, ["key"]) for code in (BEFORE, NOW)] == [[[[136, 0]]]] * 2, "the limits of a key, too"
 
 
 def test_sqlite_of_a_release_after_this_one_that_added_something_is_used_as_it_is(tmp_path) -> None:
