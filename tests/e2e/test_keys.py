@@ -190,6 +190,34 @@ async def test_two_workers_accept_what_operators_make(tmp_path, kept):
                 assert text.removeprefix("cn_").encode() not in held
 
 
+async def test_a_reload_moves_the_keys_from_the_file_into_the_store(tmp_path):
+    async with ScriptedProvider(answer("Hello", 3)) as provider:
+
+        def write(kept):
+            lines = KEPT[kept].format(folder=tmp_path)
+            text = CONFIG.format(url=provider.url, folder=tmp_path, secret=SECRET, keys=lines)
+            (tmp_path / "chat.toml").write_text(text)
+
+        write("store")
+        new = await keys(tmp_path, "create", "ada")
+        new_operator = await keys(tmp_path, "create", "ops", "--scope", "admin")
+        write("file")
+        old = await keys(tmp_path, "create", "ada")
+        operator = await keys(tmp_path, "create", "ops", "--scope", "admin")
+        options = ("--workers", "2", "--config", str(tmp_path / "chat.toml"))
+        async with command(tmp_path, provider.url, "sk-x", *options) as served:
+            port = int((await served.until(ADMIN.pattern))[1])
+            await until(served.port, old, 200)
+            await until(served.port, new, 401)
+            write("store")
+            assert (await Admin(port, operator)("POST", "reload"))["changed"] == ["identity"]
+            await until(served.port, new, 200)
+            await until(served.port, old, 401)
+            await Admin(port, operator)("GET", "keys", 401)
+            listed = await Admin(port, new_operator)("GET", "keys")
+            assert (listed["kept_in"], len(listed["keys"])) == ("store", 2)
+
+
 async def test_without_the_store_no_key_is_good_for_more_than_a_second(tmp_path):
     async with ScriptedProvider(answer("Hello", 3)) as provider:
         text = CONFIG.format(url=provider.url, folder=tmp_path, secret=SECRET, keys=KEPT["store"])

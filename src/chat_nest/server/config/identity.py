@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from chat_nest.identity.api_key import checked_secret
 from chat_nest.identity.api_keys import ApiKeys, KeyTable
 from chat_nest.identity.first_of import FirstOf
 from chat_nest.identity.jwt import JsonWebTokens
-from chat_nest.identity.key_holders import watch_keys
+from chat_nest.identity.key_holders import Holders, watch_keys
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.stored_keys import StoredKeys
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.identity.visitors import Visitors, VisitorTokens
+from chat_nest.limits.profiles import find_name
 from chat_nest.server.config.providers import Secret
 from chat_nest.server.config.schema import STRANGERS, WAYS, IdentitySection, ServerSection
 from chat_nest.server.config.sources import Sources
@@ -26,6 +28,9 @@ from chat_nest.server.config.sources import Sources
 SECTION = "identity"
 SECRET_VARIABLE = "CHAT_NEST_IDENTITY_SECRET"  # noqa: S105 - a variable's name
 ADVICE = f"set {SECRET_VARIABLE} to one of your own, such as `openssl rand -hex 32` writes, and keep it"
+
+MOST_NAMED = 5
+"""The most keys that a note names."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -140,13 +145,19 @@ def check_kept_keys(sources: Sources, identity: Identity, store: str) -> None:
 
 
 def check_identity(
-    sources: Sources, server: ServerSection, identity: Identity, visitors: Visitors | None = None
+    sources: Sources,
+    server: ServerSection,
+    identity: Identity,
+    visitors: Visitors | None = None,
+    *,
+    profiles: Collection[str],
 ) -> None:
-    """Note problems that prevent a start: missing files, keys of the wrong kind."""
+    """Note problems that prevent a start: missing files, keys of the wrong kind; and API keys of a lost profile."""
     section, secret = identity.section, identity.secret.reveal()
     if section.keys_file:
         try:
-            watch_keys(section.keys_file, secret.encode())
+            keys = watch_keys(section.keys_file, secret.encode())
+            _note_lost_profiles(sources, keys.content or {}, profiles)
         except ValueError as error:
             missing = not Path(section.keys_file).exists()
             advice = "; make it, and a key, with `chat-nest keys create CALLER`" if missing else ""
@@ -160,6 +171,22 @@ def check_identity(
             sources.problem((SECTION, key), str(error))
     if not sources.problems:
         make_identify(server, identity, visitors, make_keys(identity))
+
+
+def _note_lost_profiles(sources: Sources, keys: Holders, profiles: Collection[str]) -> None:
+    """Note the valid keys of a file that name a profile which does not exist."""
+    names, now = [name.strip().lower() for name in profiles], time.time()
+    lost = [
+        holder.id
+        for holder in keys.values()
+        if holder.until > now and not all(find_name(names, name) for name in holder.caller.profiles or ())
+    ]
+    if lost:
+        some = ", ".join(lost[:MOST_NAMED]) + (", ..." if len(lost) > MOST_NAMED else "")
+        here = sources.where((SECTION, "keys_file"))
+        sources.notes.append(
+            f"{here}: these keys name a profile that does not exist, so their requests get 403: {some}"
+        )
 
 
 def make_keys(identity: Identity) -> KeyTable | None:

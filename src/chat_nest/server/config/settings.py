@@ -215,7 +215,7 @@ def load(
     turn_secrets = resolve_signatures(sources, values["signatures"], profiles)
     _note_capped_values(sources, values["profiles"], hard_caps)
     strangers = None if sources.problems else make_visitors(server, identity, visitors)
-    check_identity(sources, server, identity, strangers)
+    check_identity(sources, server, identity, strangers, profiles=profiles)
     check_profiles(sources, visitors, profiles)
     sources.raise_problems()
     config = Config(

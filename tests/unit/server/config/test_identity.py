@@ -12,7 +12,7 @@ from signing_keys import EC_KEY, RSA_KEY, pem
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.jwt import JsonWebTokens
 from chat_nest.identity.api_key import Rights
-from chat_nest.identity.key_file import create_key
+from chat_nest.identity.key_file import create_key, revoke_keys
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.server.app import build
@@ -134,6 +134,17 @@ def test_the_secret_comes_from_either_place_and_is_shown_nowhere(text, environ):
 def test_what_contradicts_or_is_missing_is_named(text, environ, said):
     (problem,) = problems(text, **environ)
     assert said in problem
+
+
+def test_keys_of_a_profile_that_is_gone_are_noted():
+    ids = [
+        create_key(Path("keys.json"), SECRET.encode(), Rights(caller="ada", profiles=("balanced", name)))[0].id
+        for name in ("Expanded", "canary", "free", "canary")
+    ]
+    revoke_keys(Path("keys.json"), [ids[3]])
+    [note] = [note for note in loaded(**KEYS).notes if "name a profile" in note]
+    assert note.endswith(f"so their requests get 403: {ids[1]}")
+    assert "canary" not in note
 
 
 def test_keys_can_be_managed_without_a_provider_and_before_there_is_a_file():
