@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from raw_client import HELLO, JSON, ask, connect
+from raw_client import JSON, ask, connect
 from scripted_provider import ScriptedProvider, answer
 from serve_command import COMMAND, command
 

@@ -83,7 +83,7 @@ async def test_a_hundred_at_once_with_the_keys_of_a_rotation_pass_no_limit():
 
 async def test_a_key_with_every_limit_is_answered():
     async with chat(prices={"openai:*": price(input=1.0, output=2.0)}) as (_, port, issuer):
-        limits = {name: 100_000 for name in RANGES[Limits]}
+        limits = dict.fromkeys(RANGES[Limits], 100000)
         key = await issuer.create(Rights(caller="ada", limits=limits))
         assert (await ask(port, headers=bearer(key.text))).status == 200
         shown = await usage_of(port, key.text)

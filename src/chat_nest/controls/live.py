@@ -18,6 +18,8 @@ EVERY_SECONDS = 0.75
 """Between two looks at the store: with the time of the look, a change is known within a second."""
 PATIENCE_SECONDS = 1.0
 """The longest look, and the longest wait of a request for one."""
+AGAIN_SECONDS = 0.1
+"""The shortest time between two looks, however many requests wait: one that is down is not asked all the time."""
 RECENT_SECONDS = 1.0
 """The maximum age of a copy for readers to whom an old one is useless."""
 
@@ -161,7 +163,9 @@ class LiveControls:
             await asyncio.wait([task])
 
     async def _keep_looking(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
+            began = clock()
             self._wanted.clear()
             with contextlib.suppress(Exception):  # the store logs why it does not answer
                 await self._look()
@@ -170,6 +174,7 @@ class LiveControls:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._every):
                     await self._wanted.wait()
+            await asyncio.sleep(max(0.0, began + AGAIN_SECONDS - clock()))
 
     async def _look(self) -> None:
         async with self._looking, asyncio.timeout(PATIENCE_SECONDS):

@@ -268,7 +268,7 @@ def test_a_file_of_the_version_before_is_read(file):
 
 
 def test_a_key_with_every_limit_is_one_share(file):
-    limits = {name: 7 for name in RANGES[Limits]}
+    limits = dict.fromkeys(RANGES[Limits], 7)
     _, key = new_key(file, limits=limits)
     [share] = ApiKeys(file, SECRET)(bearer(key)).shares
     assert asdict(share.limits) == limits
