@@ -400,7 +400,7 @@ def visitor_paths(dialects: Mapping[str, Dialect], *, challenge: bool) -> dict[s
 
     def one(summary: str, schema: Schema, *errors: type[ChatError]) -> Found:
         told = Told(status=200, text=summary, schema=schema, headers=(*KNOWN, "set-cookie"))
-        kinds: Errors = (Unauthorized, *ANYBODY, Overloaded, Shutdown, *errors)
+        kinds: Errors = tuple(dict.fromkeys((*CALLER, Overloaded, Shutdown, *errors)))
         return operation(
             summary, "visitors", told, *(refusal(f"{name}_error", kind, dialect.refuse(kind(), "")) for kind in kinds)
         )
