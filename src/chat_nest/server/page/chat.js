@@ -200,7 +200,7 @@ async function refresh() {
   const snapshot = await store.read(shown.talk.id);
   if (!snapshot || conversation !== shown || isBusy()) return;
   const before = turns;
-  conversation = new Conversation(snapshot.talk, snapshot.messages);
+  conversation.replace(snapshot.talk, snapshot.messages);
   turns = new Map();
   for (const message of conversation.path()) {
     const turn = before.get(message.id);

@@ -12,6 +12,12 @@ const TITLE = 60;
 export class Conversation {
   /** @param {Talk} talk @param {Message[]} messages */
   constructor(talk, messages) {
+    this.replace(talk, messages);
+  }
+
+  /** Take what another tab stored. It stays the same conversation: an answer may wait to be resumed in it. */
+  replace(talk, messages) {
+    /** @type {Talk} */
     this.talk = talk;
     /** @type {Map<string, Message>} */
     this.messages = new Map(messages.map((message) => [message.id, message]));
