@@ -70,6 +70,13 @@ max_messages = 1000
 open = true
 signed_turns = true
 
+[profiles.seeing]
+open = true
+allow_images = true
+max_images = 3
+max_image_bytes = 600000
+tokens_per_request = 100000
+
 [profiles.queued]
 open = true
 model = "busy:scripted"

@@ -35,6 +35,9 @@ class ImageRule(Struct, frozen=True, kw_only=True):
 
 UNKNOWN_IMAGES: Final = ImageRule()
 
+_USEFUL_PIXELS: Final = 4 * 1_024 * 1_024
+"""Of a model without a stated maximum: more than any of them needs to read a page of text."""
+
 _TEXT_OF_PAGE: Final = 3_000
 """https://platform.claude.com/docs/en/build-with-claude/pdf-support: 1,500 to 3,000 tokens, and the page's picture."""
 
@@ -90,6 +93,14 @@ def image_rule(model: str) -> ImageRule:
 def is_text_only(model: str) -> bool:
     """Return whether `model` is known to accept no images. For an unknown model the operator's profile decides."""
     return _TEXT_ONLY.match(base_name(model)) is not None
+
+
+def useful_pixels(model: str) -> int:
+    """Return the pixels of the largest image that `model` sees whole: a larger one is scaled down before it looks."""
+    rule = image_rule(model)
+    if rule.rule == "tiles":
+        return 768 * 2_048
+    return rule.patches * rule.patch**2 if rule.rule == "patches" else _USEFUL_PIXELS
 
 
 def attachment_bound(attachment: Attachment, rule: ImageRule) -> int:

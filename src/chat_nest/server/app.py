@@ -19,10 +19,11 @@ from chat_nest.asgi.parts import Parts
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import error_headers, respond
 from chat_nest.asgi.settings import Changes
-from chat_nest.challenges.settings import SERVICES, Challenge
+from chat_nest.challenges.settings import SERVICES
 from chat_nest.core.errors import ChatError, MethodNotAllowed, StoreEmptied, failure_name
 from chat_nest.core.protocols import Answer, Identify, Provider, Scope
 from chat_nest.core.request_log import CURRENT
+from chat_nest.counting.images import useful_pixels
 from chat_nest.identity.api_key import ADMIN
 from chat_nest.identity.api_keys import ApiKeys, KeyTable
 from chat_nest.identity.first_of import FirstOf
@@ -31,8 +32,9 @@ from chat_nest.identity.peer import PeerAddress, is_local
 from chat_nest.identity.sessions import Sessions
 from chat_nest.identity.stored_keys import StoredKeys
 from chat_nest.identity.visitors import Visitors
+from chat_nest.limits.spec import Profile
 from chat_nest.observers.log import LogObserver
-from chat_nest.pipeline.upstream import split_model
+from chat_nest.pipeline.upstream import Upstream, split_model
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
@@ -53,7 +55,7 @@ from chat_nest.server.fleet import Fleet
 from chat_nest.server.health import Health, Readiness
 from chat_nest.server.openapi.paths import PATH, document
 from chat_nest.server.page_files import PageFile, page_file
-from chat_nest.server.page_settings import OfferedProfile, PageFacts, page_files
+from chat_nest.server.page_settings import OfferedImages, OfferedProfile, PageFacts, page_files
 from chat_nest.server.reload import Reload
 from chat_nest.server.tally import Tally
 from chat_nest.server.telemetry import Telemetry
@@ -404,7 +406,7 @@ def _prepared(
         visitors=visitors is not None,
         challenge=challenge is not None,
     )
-    facts = _page_facts(config, visitors, challenge, wants_key=wants_key)
+    facts = _page_facts(config, parts, visitors, wants_key=wants_key)
     front = Front(
         health=health,
         files={**page_files(config.page, facts), PATH: page_file(PATH, described)},
@@ -443,10 +445,9 @@ def _checkable(sessions: Sessions | None, identify: Identify | None) -> Identify
     return FirstOf(sessions, identify)
 
 
-def _page_facts(
-    config: Config, visitors: Visitors | None, challenge: Challenge | None, *, wants_key: bool
-) -> PageFacts:
+def _page_facts(config: Config, parts: Parts, visitors: Visitors | None, *, wants_key: bool) -> PageFacts:
     """Return the page's facts, with the default profile first, then the others that every visitor may choose."""
+    challenge = parts.settings.challenge
     rules = config.rules()
     default = next(profile for profile in rules.all if profile.name.lower() == config.default_profile.lower())
     offered = dict.fromkeys((default, *rules.open))
@@ -459,6 +460,7 @@ def _page_facts(
             system_prompt=profile.allow_system_prompt,
             resumable=profile.on_disconnect != "cancel",
             signed_turns=profile.signed_turns,
+            images=_offered_images(profile, parts.terms.upstream),
         )
         for profile in offered
     ]
@@ -468,7 +470,15 @@ def _page_facts(
         profiles=profiles,
         cookie=None if visitors is None else visitors.new_cookie,
         challenge=challenge.kind if challenge is not None and challenge.kind in SERVICES else "",
+        max_upload_bytes=0 if parts.uploads is None else parts.uploads.most,
     )
+
+
+def _offered_images(profile: Profile, upstream: Upstream) -> OfferedImages | None:
+    if not profile.allow_images or "images" not in upstream.takes(profile.model):
+        return None
+    pixels = useful_pixels(split_model(profile.model)[1])
+    return OfferedImages(most=profile.max_images, bytes=profile.max_image_bytes, pixels=pixels)
 
 
 def _models(config: Config) -> dict[str, list[str]]:

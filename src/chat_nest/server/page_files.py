@@ -40,12 +40,17 @@ CONFIG = b'<script id="config" type="application/json">{}</script>'
 
 
 def policy(
-    frame_ancestors: Sequence[str] = (), *, frames: bool = False, trusted_types: str = "dompurify chat-nest"
+    frame_ancestors: Sequence[str] = (),
+    *,
+    frames: bool = False,
+    images: bool = False,
+    trusted_types: str = "dompurify chat-nest",
 ) -> bytes:
     """Return the Content-Security-Policy: what a model writes into the page can load nothing and send nothing.
 
     Only pages of `frame_ancestors` may show the page in a frame. Trusted Types keep text from becoming markup, except
-    through the policies named in `trusted_types`. With `frames`, the page may show pages of this server in a frame.
+    through the policies named in `trusted_types`. With `frames`, the page may show pages of this server in a frame;
+    with `images`, the images that its visitor chose.
     """
     ancestors = ("'self'", *frame_ancestors) if frame_ancestors else ("'none'",)
     shown = (b"frame-src 'self'",) if frames else ()
@@ -57,7 +62,7 @@ def policy(
             b"style-src 'self'",
             b"font-src 'self'",
             b"connect-src 'self'",
-            b"img-src 'self' data:",
+            b"img-src 'self' data:" + b" blob:" * images,
             *shown,
             b"base-uri 'none'",
             b"form-action 'none'",
@@ -133,13 +138,15 @@ def _squeezed(body: bytes) -> bytes:
     return gzip.compress(body, 9, mtime=0)
 
 
-def page_file(name: str, body: bytes, *, frame_ancestors: Sequence[str] = (), frames: bool = False) -> PageFile:
+def page_file(
+    name: str, body: bytes, *, frame_ancestors: Sequence[str] = (), frames: bool = False, images: bool = False
+) -> PageFile:
     """Return the file, with the media type of its extension. Raises KeyError for an unknown extension."""
     return PageFile(
         MEDIA_TYPES[name.rpartition(".")[2]],
         body,
         blake2b(body, digest_size=12).hexdigest().encode(),
-        policy(frame_ancestors, frames=frames),
+        policy(frame_ancestors, frames=frames, images=images),
         b"public, max-age=31536000, immutable" if name.startswith(LIBRARIES) else b"no-cache",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from chat_nest.core.protocols import Scope
@@ -19,6 +19,16 @@ from chat_nest.server.page_files import PageFile, challenge_policy, packaged, pa
 NAME = "Chat Nest"
 
 
+class OfferedImages(Struct, frozen=True):
+    """What the page may send with a request: it scales larger images down, and leaves out older ones."""
+
+    most: int
+    bytes: int
+    """Of each image, decoded."""
+    pixels: int
+    """Of each image."""
+
+
 class OfferedProfile(Struct, frozen=True):
     """A profile that a visitor may choose on the page."""
 
@@ -27,6 +37,8 @@ class OfferedProfile(Struct, frozen=True):
     system_prompt: bool
     resumable: bool
     signed_turns: bool = False
+    images: OfferedImages | None = None
+    """None if the profile or its model takes none."""
 
 
 class PageFacts(Struct, frozen=True):
@@ -40,6 +52,12 @@ class PageFacts(Struct, frozen=True):
     """Returns the cookie for a visitor without one; None if visitors have no cookies."""
     challenge: str = ""
     """The service whose challenge the page may show."""
+    max_upload_bytes: int = 0
+    """Of a request with its images."""
+
+    @property
+    def images(self) -> bool:
+        return any(profile.images is not None for profile in self.profiles)
 
 
 SOURCES = {
@@ -71,9 +89,8 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
         "demo": facts.demo,
         "wants_key": facts.wants_key,
         "visitors": facts.cookie is not None,
-        "profiles": [
-            {name: getattr(each, name) for name in OfferedProfile.__struct_fields__} for each in facts.profiles
-        ],
+        "profiles": to_builtins(facts.profiles),
+        "max_upload_bytes": facts.max_upload_bytes,
         "words": words["en.json"],
     }
     made = {f"words/{name}": json.dumps(found, ensure_ascii=False).encode() for name, found in words.items()}
@@ -84,7 +101,9 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     files = {
         **{name: file for name, file in packed.items() if name not in FRAME},
         **{
-            name: page_file(name, body, frame_ancestors=page.embed_origins, frames=bool(facts.challenge))
+            name: page_file(
+                name, body, frame_ancestors=page.embed_origins, frames=bool(facts.challenge), images=facts.images
+            )
             for name, body in made.items()
         },
     }

@@ -35,12 +35,12 @@ export const writingIn = (conversation) => writing.get(conversation.talk.id);
 const say = (text) => void (byId("status").textContent = text);
 
 /**
- * Write an answer into this turn.
- * @param {Conversation} conversation @param {Turn} turn @param {Kept} kept
+ * Write an answer into this turn. `body` makes the request, if `kept` has none.
+ * @param {Conversation} conversation @param {Turn} turn @param {Kept} kept @param {() => Promise<string>} [body]
  */
-export function write(conversation, turn, kept) {
+export function write(conversation, turn, kept, body) {
   const { message } = turn;
-  return store.alone(message.id, () => follow(conversation, turn, kept), () => {});
+  return store.alone(message.id, () => follow(conversation, turn, kept, body), () => {});
 }
 
 /**
@@ -63,8 +63,8 @@ export function resume(conversation, turn) {
   return store.alone(turn.message.id, goOn, () => turn.note("reconnecting", word("elsewhere")));
 }
 
-/** @param {Conversation} conversation @param {Turn} turn @param {Kept} kept */
-async function follow(conversation, turn, kept) {
+/** @param {Conversation} conversation @param {Turn} turn @param {Kept} kept @param {() => Promise<string>} [body] */
+async function follow(conversation, turn, kept, body) {
   const { message } = turn;
   const { talk } = conversation;
   let frame = 0;
@@ -107,13 +107,14 @@ async function follow(conversation, turn, kept) {
     },
   });
   writing.set(talk.id, { conversation, turn, run });
-  Object.assign(message, { run: kept, content: kept.before, problem: undefined, stopped: undefined, reason: undefined, costs: undefined });
+  Object.assign(message, { run: kept.resumable ? kept : { ...kept }, content: kept.before, problem: undefined, stopped: undefined, reason: undefined, costs: undefined });
   turn.setWriting(true);
   say(word("status.writing"));
   view.changed(conversation);
-  await store.write(talk, [...conversation.messages.values()].filter(({ id }) => id === message.id || id === message.parent));
   let failure = null;
   try {
+    if (body) kept.body = await body().catch(() => Promise.reject(new Failure("", { code: "image_unreadable" })));
+    await store.write(talk, [...conversation.messages.values()].filter(({ id }) => id === message.id || id === message.parent));
     ended(turn, await run.follow(), run.content, kept);
   } catch (error) {
     failure = error;
@@ -137,7 +138,7 @@ function ended({ message }, done, content, kept) {
   const before = kept.before ? (message.signed ?? []) : [];
   message.signed = done.signature ? [...before, { asked: kept.asked ?? "", content, signature: done.signature }] : undefined;
   const dropped = (done.dropped_messages ?? 0) + (message.left_out ?? 0);
-  message.costs = done.usage || dropped ? { ...done, dropped_messages: dropped } : undefined;
+  message.costs = done.usage || dropped || done.dropped_images ? { ...done, dropped_messages: dropped } : undefined;
   message.reason = done.finish_reason;
   say(word("status.answer", { text: message.content }));
 }

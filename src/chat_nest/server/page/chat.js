@@ -1,8 +1,9 @@
 // The page of a Chat Nest server: the open conversation, and what its visitor does with it.
 
 import * as answers from "./answers.js";
+import * as attachments from "./attachments.js";
 import { visit } from "./challenge.js";
-import { Conversation } from "./conversation.js";
+import { Conversation, withImages } from "./conversation.js";
 import { byId, element, icon } from "./dom.js";
 import * as money from "./money.js";
 import { follow, toEnd } from "./scrolling.js";
@@ -23,7 +24,7 @@ let turns = new Map();
 let editing = null;
 /** The turn that waits for a key. @type {Turn | null} */
 let waiting = null;
-let draft = "";
+let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
 
 const profile = () => config.profiles.find(({ name }) => name === byId("profile").value) ?? config.profiles[0];
 
@@ -57,6 +58,7 @@ function setComposer() {
   byId("send").hidden = Boolean(writing);
   byId("stop").hidden = !writing;
   byId("editing").hidden = !editing;
+  attachments.draw();
   if (document.activeElement === document.body || (hadFocus && !writing)) prompt.focus();
 }
 
@@ -81,7 +83,8 @@ async function takeBack(from, turn, before, problem) {
   if (erased.length && !others.length && turn.isNew) {
     from.drop(question);
     erased.push(question);
-    prompt.value = prompt.value ? `${question.content}\n${prompt.value}` : question.content;
+    prompt.value = [question.content, prompt.value].filter(Boolean).join("\n");
+    attachments.swap([...(question.images ?? []), ...attachments.swap()]);
   } else if (others.length) from.show(others.at(-1));
   if (from.messages.size) await store.write(from.talk, [], erased);
   else await store.remove(from.talk.id);
@@ -94,27 +97,27 @@ async function takeBack(from, turn, before, problem) {
 /** Request an answer to `question`, or the rest of one. @param {Message} question @param {{turn?: Turn, goOn?: boolean, isNew?: boolean}} [how] */
 function answer(question, { turn, goOn = false, isNew = false } = {}) {
   const message = turn ? turn.message : conversation.add(question.id, "assistant", "");
-  const { messages, left_out } = conversation.request(goOn ? message : question, profile().signed_turns);
+  const { messages, left_out } = conversation.request(goOn ? message : question, profile());
   const asked = goOn ? word("continue.prompt") : "";
   if (goOn) messages.push({ role: "user", content: asked });
-  const { name, system_prompt: hasSystem, resumable } = profile();
+  const { name, system_prompt: hasSystem, resumable, images } = profile();
   const { system } = conversation.talk;
-  const body = { messages, conversation: conversation.talk.id, ...(config.profiles.length > 1 && { profile: name }), ...(hasSystem && system && { systemPrompt: system }) };
-  const kept = { id: "", key: resumable ? store.newId() : "", body: JSON.stringify(body), before: goOn ? message.content : "", asked, resumable };
+  const rest = { conversation: conversation.talk.id, ...(config.profiles.length > 1 && { profile: name }), ...(hasSystem && system && { systemPrompt: system }) };
+  const kept = { id: "", key: resumable ? store.newId() : "", body: "", before: goOn ? message.content : "", asked, resumable };
   message.left_out = left_out;
   conversation.talk.profile = name;
   render();
   const shown = turns.get(message.id);
   shown.isNew = isNew;
   toEnd();
-  return answers.write(conversation, shown, kept);
+  return answers.write(conversation, shown, kept, async () => JSON.stringify({ messages: await withImages(messages, images), ...rest }));
 }
 
-/** @param {string} content @param {string} [parent] */
-function say(content, parent = conversation.talk.head) {
+/** @param {string} content @param {import("./images.js").Picture[]} [images] @param {string} [parent] */
+function say(content, images = [], parent = conversation.talk.head) {
   for (const button of log.querySelectorAll(".retry, .refused")) button.remove();
   loadMarkdown();
-  const question = conversation.add(parent, "user", content);
+  const question = conversation.add(parent, "user", content, images);
   history.replaceState(null, "", `#${conversation.talk.id}`);
   return answer(question, { isNew: true });
 }
@@ -125,7 +128,8 @@ const isBusy = () => Boolean(answers.writingIn(conversation));
 const acts = {
   edit(turn) {
     if (isBusy()) return;
-    if (!editing) draft = prompt.value;
+    const images = attachments.swap(turn.message.images);
+    if (!editing) draft = { text: prompt.value, images };
     editing = turn;
     prompt.value = turn.message.content;
     setComposer();
@@ -159,8 +163,9 @@ const acts = {
 
 function stopEditing() {
   editing = null;
-  prompt.value = draft;
-  draft = "";
+  prompt.value = draft.text;
+  attachments.swap(draft.images);
+  draft = { text: "", images: [] };
   setComposer();
 }
 
@@ -224,12 +229,17 @@ store.listen(({ kind, talk }) => {
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const content = prompt.value;
-  if (isBusy() || !content.trim()) return;
+  if (attachments.isReading()) {
+    attachments.read().then(() => composer.requestSubmit());
+    return;
+  }
+  if (isBusy() || (!content.trim() && attachments.isEmpty()) || !attachments.areTaken()) return;
   const parent = editing?.message.parent;
+  const images = attachments.swap();
   if (editing) stopEditing();
   else prompt.value = "";
   prompt.focus();
-  say(content, parent);
+  say(content.trim() && content, images, parent);
 });
 prompt.addEventListener("keydown", (event) => {
   const composing = event.isComposing || event.keyCode === 229; // Safari's last Enter of a composition
@@ -238,7 +248,7 @@ prompt.addEventListener("keydown", (event) => {
   composer.requestSubmit();
 });
 document.addEventListener("keydown", (event) => {
-  const isElsewhere = byId("settings").open || byId("item-menu").matches(":popover-open");
+  const isElsewhere = byId("settings").open || byId("picture").open || byId("item-menu").matches(":popover-open");
   if (event.key !== "Escape" || event.isComposing || event.defaultPrevented || isElsewhere) return;
   if (editing) stopEditing();
   else answers.stop(conversation);
@@ -260,6 +270,7 @@ log.addEventListener("click", ({ target }) => {
 byId("new").addEventListener("click", () => open(""));
 byId("profile").addEventListener("change", () => {
   conversation.talk.profile = byId("profile").value;
+  attachments.draw();
   money.readUsage();
 });
 addEventListener("hashchange", () => location.hash.slice(1) !== conversation.talk.id && open(location.hash.slice(1)));
@@ -304,6 +315,7 @@ byId("notice").textContent = config.notice;
 byId("profile-label").hidden = config.profiles.length < 2;
 byId("model").textContent = config.profiles[0].model;
 byId("model").hidden = config.profiles.length > 1 && new Set(config.profiles.map(({ model }) => model)).size > 1;
+attachments.start(() => profile().images);
 if (config.profiles.length > 1) money.start(() => profile().name);
 await side.start({ open, current: () => conversation.talk.id, removed: (ids) => ids.includes(conversation.talk.id) && open("") });
 await visit();

@@ -1,6 +1,8 @@
 // One conversation as a tree of messages: a changed question or another answer is a sibling, and one path is shown.
 
+import { contentOf, sendable } from "./images.js";
 import { newId } from "./store.js";
+import { word } from "./words.js";
 
 /** @typedef {import("./store.js").Talk} Talk */
 /** @typedef {import("./store.js").Message} Message */
@@ -35,13 +37,16 @@ export class Conversation {
     return found;
   }
 
-  /** @param {string} parent @param {"user" | "assistant"} role @param {string} content @returns {Message} */
-  add(parent, role, content) {
-    const message = { id: newId(), talk: this.talk.id, parent, created: Date.now(), role, content };
+  /**
+   * @param {string} parent @param {"user" | "assistant"} role @param {string} content
+   * @param {import("./images.js").Picture[]} [images] @returns {Message}
+   */
+  add(parent, role, content, images = []) {
+    const message = { id: newId(), talk: this.talk.id, parent, created: Date.now(), role, content, ...(images.length && { images }) };
     this.messages.set(message.id, message);
     this.talk.head = message.id;
     this.talk.updated = message.created;
-    if (!this.talk.title && role === "user") this.talk.title = titleOf(content);
+    if (!this.talk.title && role === "user") this.talk.title = titleOf(content) || word("image");
     return message;
   }
 
@@ -71,12 +76,12 @@ export class Conversation {
   /**
    * The messages to send for an answer to `last`, and how many of the oldest were left out for their size. If answers
    * are `signed`, each is sent as it came, and one that was not written to its end is left out.
-   * @param {Message} last @param {boolean} signed
+   * @param {Message} last @param {{signed_turns?: boolean}} [profile]
    */
-  request(last, signed = false) {
+  request(last, { signed_turns: signed = false } = {}) {
     const path = [];
     for (let at = last; at; at = this.messages.get(at.parent)) path.unshift(at);
-    const said = path.filter(({ content }) => content).flatMap((message) => (signed ? asSigned(message) : [plain(message)]));
+    const said = path.filter(({ content, images }) => content || images).flatMap((message) => (signed ? asSigned(message) : [plain(message)]));
     let room = SENT.characters;
     const recent = said.slice(-SENT.messages);
     const tooFar = recent.findLastIndex(({ content }) => (room -= content.length) < 0);
@@ -86,8 +91,18 @@ export class Conversation {
   }
 }
 
+/**
+ * The messages with their images, as the server takes them.
+ * @param {{role: string, content: string, images?: import("./images.js").Picture[]}[]} messages
+ * @param {import("./images.js").Limits | null} limits
+ */
+export function withImages(messages, limits) {
+  const sent = sendable(messages, limits);
+  return Promise.all(messages.map(async ({ images, ...rest }) => (images ? { ...rest, content: await contentOf(rest.content, images, sent) } : rest)));
+}
+
 /** @param {Message} message */
-const plain = ({ role, content }) => ({ role, content });
+const plain = ({ role, content, images }) => ({ role, content, ...(images && { images }) });
 
 /** An answer in the pieces in which it was signed: the question that continued it comes before a later piece. @param {Message} message */
 function asSigned(message) {

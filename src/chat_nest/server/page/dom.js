@@ -29,6 +29,7 @@ const PATHS = {
   down: "M12 5v14M6 13l6 6 6-6",
   edit: "M4 20l1-4.5L16.5 4 20 7.5 8.5 19z",
   forth: "M9 6l6 6-6 6",
+  image: "M4 5h16v14H4zM4 16l5-5 5 5M13 15l3-3 4 4M15.5 8.5h.01",
   menu: "M4 6h16M4 12h16M4 18h16",
   more: "M5 12h.01M12 12h.01M19 12h.01",
   plus: "M12 5v14M5 12h14",

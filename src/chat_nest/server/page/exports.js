@@ -1,16 +1,27 @@
 // Conversations as files.
 
 import { element } from "./dom.js";
+import { dataUrl } from "./images.js";
 import { word } from "./words.js";
 
-/** @param {import("./conversation.js").Conversation} conversation @returns {string} what is shown, as Markdown */
+/** @param {import("./conversation.js").Conversation} conversation @returns {string} what is shown, as Markdown; of images their names */
 export function asMarkdown(conversation) {
-  const turns = conversation.path().map(({ role, content }) => `## ${word(role === "user" ? "you" : "answer")}\n\n${content.trim()}\n`);
+  const turns = conversation.path().map(({ role, content, images = [] }) => {
+    const named = images.map(({ name }) => `*${word("image.named", { name: name.replace(/[*_`<[\]\\]/g, "\\$&") })}*`);
+    return `${[`## ${word(role === "user" ? "you" : "answer")}`, ...named, content.trim()].filter(Boolean).join("\n\n")}\n`;
+  });
   return [`# ${conversation.talk.title || word("side.untitled")}\n`, ...turns].join("\n");
 }
 
-/** @param {import("./store.js").Snapshot[]} snapshots @returns {string} everything, versions too */
-export const asJson = (snapshots) => `${JSON.stringify({ format: "chat-nest-conversations-1", conversations: snapshots }, null, 2)}\n`;
+/** @param {import("./store.js").Snapshot[]} snapshots @returns {Promise<string>} everything, versions and images too */
+export async function asJson(snapshots) {
+  const written = async ({ blob, ...rest }) => ({ ...rest, url: await dataUrl(blob).catch(() => null) });
+  const whole = async ({ images, ...rest }) => (images ? { ...rest, images: await Promise.all(images.map(written)) } : rest);
+  const conversations = await Promise.all(
+    snapshots.map(async ({ talk, messages }) => ({ talk, messages: await Promise.all(messages.map(whole)) })),
+  );
+  return `${JSON.stringify({ format: "chat-nest-conversations-1", conversations }, null, 2)}\n`;
+}
 
 /** Save a file through the browser. @param {string} name @param {string} text @param {string} type */
 export function save(name, text, type) {

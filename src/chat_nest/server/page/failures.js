@@ -4,7 +4,7 @@ import { amount } from "./money.js";
 import { known, language, moment, word } from "./words.js";
 
 /** The text returns to the box, to be changed. */
-const EDIT = new Set(["request_too_large", "bad_request", "body_too_large", "context_length_exceeded", "content_filtered"]);
+const EDIT = new Set(["request_too_large", "bad_request", "images_not_supported", "image_unreadable", "body_too_large", "context_length_exceeded", "content_filtered"]);
 /** A retry would not help. */
 const FINAL = new Set(["unauthorized", "forbidden", "closed", "blocked", "origin_not_allowed", "host_not_allowed", "upstream_auth", "upstream_quota"]);
 const SAME = {

@@ -61,6 +61,7 @@ export class Run {
 
   /** Follow the answer to its end. Returns the data of `done`; throws Failure or Stopped. */
   async follow() {
+    if (this.stopping && !this.kept.id) throw new Stopped(); // before it was sent
     try {
       for (; ; this.tries += 1) {
         if (this.tries) await this.pause();
@@ -132,7 +133,7 @@ export class Run {
   begin(id) {
     [this.content, this.whole, this.last] = ["", "", ""]; // start, or start again
     if (!this.kept.resumable) return;
-    this.kept.id = id;
+    Object.assign(this.kept, { id, body: "" });
     this.view.began(id);
     if (this.stopping) this.stopThere();
   }

@@ -135,7 +135,7 @@ async function exportMarkdown(id) {
 /** @param {string[]} ids @param {string} name */
 export async function exportJson(ids, name) {
   const snapshots = (await Promise.all(ids.map(store.read))).filter(Boolean);
-  save(fileName(name, "json"), asJson(snapshots), "application/json");
+  save(fileName(name, "json"), await asJson(snapshots), "application/json");
 }
 
 /** Delete conversations, with an undo. @param {string[]} ids @param {string} said */

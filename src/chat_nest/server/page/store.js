@@ -8,14 +8,15 @@
 /**
  * A message. `run` exists while its answer is being written, and later only if the answer is unfinished.
  * @typedef {{id: string, talk: string, parent: string, created: number, role: "user" | "assistant", content: string,
- *   run?: Kept, reason?: string, costs?: any, problem?: any, stopped?: boolean, signed?: Signed[]}} Message
+ *   images?: import("./images.js").Picture[], run?: Kept, reason?: string, costs?: any, problem?: any, stopped?: boolean, signed?: Signed[]}} Message
  */
 /**
  * A piece of an answer as the server signed it; `asked` is the question that continued the answer.
  * @typedef {{asked: string, content: string, signature: string}} Signed
  */
 /**
- * What another page needs to resume an answer: the run's id once it is known, and the request until then.
+ * What another page needs to resume an answer: the run's id once it is known, and until then the request, if it can be
+ * resumed at all.
  * @typedef {{id: string, key: string, body: string, before: string, asked?: string, resumable: boolean}} Kept
  */
 /** @typedef {{talk: Talk, messages: Message[]}} Snapshot */

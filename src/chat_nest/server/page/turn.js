@@ -1,6 +1,7 @@
 // One message on the page: its text, cost, error and buttons.
 
 import { element, icon, iconButton } from "./dom.js";
+import { gallery } from "./images.js";
 import { costLine } from "./money.js";
 import { word } from "./words.js";
 
@@ -52,6 +53,7 @@ export class Turn {
       "article",
       { class: `message ${message.role}` },
       element("h2", { class: "unseen" }, word(isMine ? "you" : "answer")),
+      ...(message.images ? [gallery(message.images)] : []),
       ...[this.words, this.notes, this.actions],
     );
     turns.set(this.node, this);
@@ -113,6 +115,8 @@ export class Turn {
     if (stopped) this.note("cost", word("stopped"));
     const dropped = costs?.dropped_messages ?? 0;
     if (dropped) this.note("dropped", word("dropped", { count: dropped }));
+    const unseen = costs?.dropped_images ?? 0;
+    if (unseen) this.note("dropped", word("dropped.images", { count: unseen }));
     const line = costs ? costLine(costs) : "";
     if (line) this.note("cost", line);
     if (reason === "length" && !problem) this.button(word("continue"), () => this.acts.goOn(this), "more");
