@@ -22,6 +22,7 @@ from scripted_provider import ScriptedProvider
 from serve_command import LISTENING
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+FIREFOX = shutil.which("firefox-esr") or "/usr/bin/firefox-esr"
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -99,14 +100,36 @@ def missing(reason: str) -> None:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
+def pytest_generate_tests(metafunc):
+    """Run the tests that are marked so in Firefox, too: the journeys of a visitor."""
+    if metafunc.definition.get_closest_marker("in_firefox_too"):
+        metafunc.parametrize("browser", ["chromium", "firefox"], indirect=True)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser():
-    if not Path(CHROMIUM).exists():
-        missing("Chromium is not installed; on Debian: apt-get install chromium")
+async def browsers():
+    """`await browsers("firefox")`: Debian's browser, the same for the whole module."""
+    started = {}
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        await browser.close()
+
+        async def browsers(name):
+            path = {"chromium": CHROMIUM, "firefox": FIREFOX}[name]
+            if not Path(path).exists():
+                missing(f"{path} is not installed; on Debian: apt-get install {Path(path).name}")
+            if name not in started:
+                # Playwright's own Firefox is a patched one. Any other is driven by WebDriver BiDi: "moz-firefox".
+                kind = {"channel": "moz-firefox"} if name == "firefox" else {"args": QUIET}
+                started[name] = await getattr(playwright, name).launch(executable_path=path, **kind)
+            return started[name]
+
+        yield browsers
+        for browser in started.values():
+            await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(request, browsers):
+    return await browsers(getattr(request, "param", "chromium"))
 
 
 class Served:

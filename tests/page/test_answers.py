@@ -15,6 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 STOPPED = re.compile(r"^Stopped · about \d+ tokens charged \(estimated\)$")
 
 
+@pytest.mark.in_firefox_too
 async def test_the_answer_appears_as_it_is_written_then_its_cost_and_what_is_left(provider, visit):
     more = asyncio.Event()
     provider.scripts = [stream(chunk("Hel"), more, chunk("lo  you\n  there"), finish(), usage(1200, 34), DONE)]
@@ -73,6 +74,7 @@ async def test_stopped_before_the_first_word_the_chat_goes_on(provider, visit):
     await expect(words(page)).to_have_text("Yes")
 
 
+@pytest.mark.in_firefox_too
 async def test_the_keyboard_alone_is_enough(provider, visit):
     provider.scripts = [forever("one"), answer("Yes")]
     page = await visit()
@@ -241,6 +243,7 @@ async def test_a_connection_that_has_gone_silent_is_given_up_after_45_seconds(pr
     await provider.closed(0)
 
 
+@pytest.mark.in_firefox_too
 async def test_the_second_click_of_a_double_click_does_not_stop(provider, visit):
     provider.scripts = [forever("one")]
     page = await visit()

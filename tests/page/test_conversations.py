@@ -23,6 +23,7 @@ async def choose(page, title, action):
     await page.get_by_role("menuitem", name=action).click()
 
 
+@pytest.mark.in_firefox_too
 async def test_conversations_are_listed_found_renamed_and_opened_again(provider, visit):
     provider.scripts = [answer("Yes, **bread**"), answer("A lighthouse")]
     page = await visit()
@@ -72,6 +73,7 @@ async def test_a_conversation_is_exported_as_markdown_and_everything_as_json(pro
     assert [message["content"] for message in said] == ["How do I bake?", "Yes, **bread**"]
 
 
+@pytest.mark.in_firefox_too
 async def test_what_is_deleted_comes_back_with_undo(provider, visit):
     provider.scripts = [answer("Yes")]
     page = await visit()
@@ -92,6 +94,7 @@ async def test_what_is_deleted_comes_back_with_undo(provider, visit):
     await expect(page.locator("#list-note")).to_have_text("No conversations yet.")
 
 
+@pytest.mark.in_firefox_too
 async def test_a_reload_in_the_middle_of_an_answer_loses_and_doubles_nothing(provider, visit):
     more, rest = asyncio.Event(), asyncio.Event()
     script = stream(
@@ -141,6 +144,7 @@ async def test_a_reload_before_the_first_word_asks_nothing_twice(provider, visit
     assert len(provider.requests) == 1
 
 
+@pytest.mark.in_firefox_too
 async def test_stop_after_a_reload_ends_it_where_it_runs(provider, visit):
     provider.scripts = [forever("one ", "two "), answer("Yes")]
     page = await visit(profile="kept", **PHONE)
@@ -158,6 +162,7 @@ async def test_stop_after_a_reload_ends_it_where_it_runs(provider, visit):
     await expect(words(page)).to_have_text("Yes")
 
 
+@pytest.mark.in_firefox_too
 async def test_where_answers_are_not_kept_a_reload_ends_one_and_says_so(provider, visit):
     provider.scripts = [forever("one"), answer("again")]
     page = await visit()
@@ -219,6 +224,7 @@ async def test_two_tabs_agree(provider, visit):
     await expect(talks(page)).to_have_count(0)
 
 
+@pytest.mark.in_firefox_too
 async def test_another_tab_goes_on_with_an_answer_whose_tab_was_closed(provider, visit):
     more, rest = asyncio.Event(), asyncio.Event()
     script = stream(chunk("one "), more, chunk("two "), rest, chunk("three"), finish(), usage(1, 3), DONE)

@@ -55,6 +55,7 @@ async def sizes(page, part):
     return url.partition(";")[0], *await page.evaluate(script, url)
 
 
+@pytest.mark.in_firefox_too
 async def test_a_chosen_image_is_shown_sent_kept_and_sent_again(provider, visit):
     provider.scripts = [answer("A flag"), answer("Green"), answer("Still green")]
     page = await visit(profile="seeing")
@@ -153,10 +154,10 @@ async def test_what_is_no_image_and_what_is_too_much_is_refused_in_words(provide
     page = await visit(profile="seeing")
     note = page.get_by_role("alert")
     await attach(page, {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
-    await expect(note).to_have_text("“notes.txt” is no image that this browser can open.")
+    await expect(note).to_have_text("“notes.txt” is not an image that this browser can open.")
     drawing = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>"
     await attach(page, {"name": "drawing.svg", "mimeType": "image/svg+xml", "buffer": drawing})
-    await expect(note).to_have_text("“drawing.svg” is no image that this browser can open.")
+    await expect(note).to_have_text("“drawing.svg” is not an image that this browser can open.")
     await attach(page, *[await image(page, f"{number}.png") for number in range(4)])
     await expect(note).to_have_text("At most 3 images can be sent.")
     await expect(page.locator("#attached li")).to_have_count(3)
@@ -175,6 +176,8 @@ async def test_the_newest_images_are_sent_and_of_the_others_the_model_is_told(pr
         await attach(page, *[await image(page, f"{number}-{each}.png", 40 + number, 30) for each in range(2)])
         await say(page, f"Pair {number}")
         await expect(page.locator(".cost")).to_have_count(number + 1)
+        await expect(page.locator(".cost").last).to_be_in_viewport()
+        await page.evaluate("document.getElementById('scroller').scrollTop = 0")
     first = parts(provider.requests[1], 0)
     assert first[0] == {"type": "text", "text": "[An image stood here. It was left out.]"}
     assert first[1]["type"] == "image_url"

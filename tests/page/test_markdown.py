@@ -217,6 +217,7 @@ INERT = """() => {
 }"""
 
 
+@pytest.mark.in_firefox_too
 async def test_hostile_answers_stay_inert(provider, visit):
     """At once and in pieces; dialogs, foreign requests and violations of the policy fail the test: see `visit`."""
     page = await visit()

@@ -26,6 +26,7 @@ async def test_a_message_and_its_code_are_copied_as_they_were_written(provider, 
     assert await page.evaluate("navigator.clipboard.readText()") == "Code"
 
 
+@pytest.mark.in_firefox_too
 async def test_another_answer_is_a_version_beside_the_first(provider, visit):
     provider.scripts = [answer("First"), answer("Second"), answer("Third")]
     page = await visit()
@@ -46,6 +47,7 @@ async def test_another_answer_is_a_version_beside_the_first(provider, visit):
     await expect(page.locator(".words")).to_have_text(["Hi", "Second"])
 
 
+@pytest.mark.in_firefox_too
 async def test_a_changed_question_begins_a_branch_and_the_old_one_stays(provider, visit):
     provider.scripts = [answer("Bread"), answer("Cake")]
     page = await visit()

@@ -15,6 +15,7 @@ import { config, known, load, word } from "./words.js";
 
 /** @typedef {import("./store.js").Message} Message */
 
+const DOUBLE_CLICK_MS = 500;
 const [log, prompt, composer] = ["log", "prompt", "composer"].map(byId);
 
 let conversation = Conversation.begin();
@@ -24,6 +25,8 @@ let turns = new Map();
 let editing = null;
 /** The turn that waits for a key. @type {Turn | null} */
 let waiting = null;
+/** When Send was clicked. */
+let sent = -Infinity;
 let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
 
 const profile = () => config.profiles.find(({ name }) => name === byId("profile").value) ?? config.profiles[0];
@@ -254,8 +257,9 @@ document.addEventListener("keydown", (event) => {
   else answers.stop(conversation);
 });
 byId("stop").addEventListener("click", (event) => {
-  if (event.detail < 2) answers.stop(conversation); // not the second click of a double click on Send
+  if (event.timeStamp - sent > DOUBLE_CLICK_MS) answers.stop(conversation); // not the second click of a double click on Send
 });
+byId("send").addEventListener("click", ({ timeStamp, detail }) => detail && (sent = timeStamp)); // none by the keyboard
 byId("cancel-edit").addEventListener("click", () => {
   stopEditing();
   prompt.focus();

@@ -5,8 +5,19 @@ import { keptForTab } from "./tab-storage.js";
 
 const STALL_MS = 45_000; // the server pings every 15 s: three missed pings are a lost connection
 const RECONNECTS_MS = [0, 500, 1_000, 2_000, 4_000, 8_000]; // the pause before each try; then it gives up
+const LEAVING_MS = 5_000;
 const STOPPED = Symbol("stopped");
 const GONE_ON = new Set(["runs_unavailable", "request_in_progress"]); // the answer itself goes on
+
+/** When the browser began to leave the page, if it did. Some then end its connections while its code still runs. */
+let left = -Infinity;
+addEventListener("beforeunload", () => (left = performance.now()));
+
+/** Wait for the end of a page that is left, which never knows more of an answer than the next page does. */
+async function outliveLeaving() {
+  const rest = left + LEAVING_MS - performance.now();
+  if (rest > 0) await new Promise((wake) => setTimeout(wake, rest));
+}
 
 /** An error of the server, with its fields. */
 export class Failure extends Error {
@@ -71,6 +82,7 @@ export class Run {
           const goesOn = !(error instanceof Failure) || GONE_ON.has(error.fields.code);
           const { signal } = this.controller;
           if (signal.reason === STOPPED || error.fields?.code === "stopped") throw new Stopped();
+          await outliveLeaving();
           if (await this.challenge(error)) continue;
           if (!goesOn || !this.kept.resumable || this.tries >= RECONNECTS_MS.length) throw error;
           this.content = this.whole; // what came after its last number comes again
@@ -100,7 +112,7 @@ export class Run {
     this.controller = new AbortController();
     this.watch();
     const { signal } = this.controller;
-    if (id) return ask(`api/chat/${id}/stream`, { headers: this.last ? { "last-event-id": this.last } : {}, signal });
+    if (id) return ask(`api/chat/${id}/stream`, { headers: this.last ? { "last-event-id": this.last } : {}, signal, cache: "no-store" });
     const headers = { "content-type": "application/json", ...(idempotency && { "idempotency-key": idempotency }) };
     return ask("api/chat", { method: "POST", headers, body, signal });
   }

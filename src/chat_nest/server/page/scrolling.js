@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 
 const scroller = byId("scroller");
 let atEnd = true;
-let scrolledTo = 0;
+let seen = { top: 0, bottom: 0 };
 
 /** Keep the end in view. */
 export function follow() {
@@ -18,11 +18,13 @@ export function toEnd() {
   follow();
 }
 
-// Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later.
+// Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later. If the box
+// below becomes smaller, the top moves up and the bottom stays.
 scroller.addEventListener("scroll", () => {
-  const near = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
-  atEnd = near || (atEnd && scroller.scrollTop >= scrolledTo);
-  scrolledTo = scroller.scrollTop;
+  const { scrollTop: top, clientHeight, scrollHeight } = scroller;
+  const bottom = top + clientHeight;
+  atEnd = scrollHeight - bottom < 40 || (atEnd && (top >= seen.top || bottom >= seen.bottom));
+  seen = { top, bottom };
   byId("to-end").hidden = atEnd;
 });
 byId("to-end").addEventListener("click", () => {

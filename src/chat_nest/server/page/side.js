@@ -23,7 +23,7 @@ export function start(given) {
   byId("close-side").addEventListener("click", () => setOpen(false));
   byId("shade").addEventListener("click", () => setOpen(false));
   byId("side").addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && narrow.matches) setOpen(false);
+    if (event.key === "Escape" && narrow.matches && !byId("item-menu").contains(event.target)) setOpen(false);
   });
   narrow.addEventListener("change", () => setOpen(!narrow.matches, false));
   setOpen(!narrow.matches, false);
