@@ -251,6 +251,16 @@ async def test_no_text_becomes_markup_even_if_the_pages_code_were_wrong(visit):
     assert await page.evaluate(refused) == "TypeError"
 
 
+async def test_a_long_answer_that_comes_at_once_is_made_in_slices_between_characters(provider, visit):
+    text = "a" + "🙂" * 4_000  # a slice would end in the middle of one
+    provider.scripts = [answer(text)]
+    page = await visit()
+    await say(page, "Smile")
+    await expect(words(page)).to_have_text(text)
+    await page.reload()
+    await expect(words(page).locator("p")).to_have_text(text)
+
+
 async def test_an_answer_of_20_000_words_is_shown_whole_and_can_be_read_from_its_beginning(provider, visit):
     text = "\n\n".join(f"## Part {part}\n\n" + "word " * 100 for part in range(200))
     pieces = [chunk(text[start : start + 4_000]) for start in range(0, len(text), 4_000)]
@@ -258,7 +268,7 @@ async def test_an_answer_of_20_000_words_is_shown_whole_and_can_be_read_from_its
     page = await visit(profile="large")
     await say(page, "Much")
     await expect(page.locator(".cost")).to_be_visible(timeout=60_000)
-    assert await words(page).locator("h4").count() == 200
+    await expect(words(page).locator("h4")).to_have_count(200, timeout=60_000)  # some of it at a time
     assert await words(page).evaluate("node => node.textContent.match(/word/g).length") == 20_000
     await page.locator("#scroller").evaluate("node => (node.scrollTop = 0)")
     await expect(words(page).locator("h4").first).to_be_in_viewport()

@@ -57,7 +57,7 @@ def test_the_first_load_is_at_most_60_kilobytes():
     first = {"index.html", "parts.css", "chat.css", "words/en.json", "favicon.svg"} | imported("chat.js")
     assert not any(name.startswith("lib/") for name in first)
     assert squeezed(first) < 60_000
-    assert squeezed(first | imported("markdown.js")) < 80_000  # with what the first answer needs
+    assert squeezed(first | imported("markdown.js")) < 82_000  # with what the first answer needs
 
 
 def test_the_operators_page_loads_less_than_50_kilobytes_and_every_file_of_it_is_used():

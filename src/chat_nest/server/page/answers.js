@@ -140,7 +140,7 @@ function ended({ message }, done, content, kept) {
   const dropped = (done.dropped_messages ?? 0) + (message.left_out ?? 0);
   message.costs = done.usage || dropped || done.dropped_images ? { ...done, dropped_messages: dropped } : undefined;
   message.reason = done.finish_reason;
-  say(word("status.answer", { text: message.content }));
+  setTimeout(() => say(word("status.answer", { text: message.content }))); // a long text has a layout of its own
 }
 
 /** The server settles a moment after the page left: read usage until nothing is held, then show the difference. */

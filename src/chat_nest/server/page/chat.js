@@ -278,7 +278,7 @@ byId("profile").addEventListener("change", () => {
   money.readUsage();
 });
 addEventListener("hashchange", () => location.hash.slice(1) !== conversation.talk.id && open(location.hash.slice(1)));
-addEventListener("beforeprint", () => turns.forEach((turn) => turn.draw()));
+addEventListener("beforeprint", () => turns.forEach((turn) => turn.draw(Infinity)));
 
 function drawWords() {
   const suggestions = config.suggestions ?? [1, 2, 3].map((index) => word(`suggestion.${index}`));

@@ -54,6 +54,7 @@ export async function renderMath(root) {
   if (!found.length) return;
   const katex = await load().catch(() => null); // it is shown as it is written
   for (const formula of found) {
+    await new Promise((later) => setTimeout(later)); // each is a task of its own, and so is the first use of KaTeX
     const tex = formula.textContent ?? "";
     if (!katex || formula.hasAttribute("data-tex") || tex.length > MAX_CHARACTERS) continue;
     const drawn = document.createElement("span");

@@ -28,6 +28,9 @@ function ready(module) {
   new module.Markdown(document.createElement("div")).update("**A** `b`\n\n- c\n\n| d |\n|---|\n| e |");
 }
 
+/** The characters that are made into Markdown in one task: a stored or resumed answer comes all at once. */
+const SLICE = 3_000;
+
 /** Markdown is made when it comes near the window: a long conversation opens at once. */
 const nearby = new IntersectionObserver(
   (entries) => {
@@ -59,6 +62,8 @@ export class Turn {
     turns.set(this.node, this);
     this.words.textContent = message.content;
     this.drawn = null;
+    this.shown = 0; // the characters that are shown as Markdown
+    this.growing = 0;
     if (!isMine) nearby.observe(this.node);
     this.setVersions(versions);
     this.settle();
@@ -68,22 +73,34 @@ export class Turn {
     return this.message.role === "user";
   }
 
-  /** Show the text as Markdown, if it is an answer. */
-  async draw() {
+  /** Show the text as Markdown, if it is an answer. @param {number} [slice] */
+  async draw(slice = SLICE) {
     nearby.unobserve(this.node);
     if (this.isMine || this.drawn || !this.message.content) return;
     await loadMarkdown();
     if (!Markdown || this.drawn) return;
     this.words.classList.remove("plain");
     this.drawn = new Markdown(this.words);
-    this.drawn.update(this.message.content);
-    if (!this.isWriting) this.drawn.finish();
+    this.grow(slice);
+  }
+
+  /** Show more of the text, and the rest a moment later. @param {number} [slice] */
+  grow(slice = SLICE) {
+    const { content } = this.message;
+    clearTimeout(this.growing);
+    let end = document.hidden ? content.length : Math.min(content.length, this.shown + slice);
+    if (/[\uD800-\uDBFF]$/.test(content.slice(end - 1, end))) end += 1;
+    this.drawn.update(content.slice(0, end));
+    this.shown = end;
+    if (end < content.length) this.growing = setTimeout(() => this.grow());
+    else if (!this.isWriting) this.drawn.finish();
   }
 
   /** Show more of an answer. @param {string} content */
   write(content) {
     this.message.content = content;
-    if (this.drawn) this.drawn.update(content);
+    this.shown = Math.min(this.shown, content.length);
+    if (this.drawn) this.grow();
     else if (Markdown && content) this.draw();
     else this.words.textContent = content;
   }
@@ -101,7 +118,7 @@ export class Turn {
       this.node.classList.remove("empty");
       this.setActions();
     } else {
-      this.drawn?.finish();
+      if (this.drawn) this.grow();
       this.settle();
     }
   }
