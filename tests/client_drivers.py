@@ -18,31 +18,67 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
 CLIENTS = Path(__file__).parent / "clients"
+FRAMEWORKS_PYTHON = Path(__file__).parents[1] / ".venv-frameworks/bin/python"
 
-DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "openai": ("openai.mjs", {}),
-    "openai-python": ("openai_client.py", {}),
-    "responses": ("responses.mjs", {}),
-    "responses-python": ("responses_client.py", {}),
-    "ai-openai": ("ai_openai.mjs", {}),
-    "openai-agents": ("openai_agents.py", {}),
-    "anthropic": ("anthropic.mjs", {}),
-    "anthropic-python": ("anthropic_client.py", {}),
-    "ai5": ("ai_sdk.mjs", {"package": "ai5"}),
-    "ai6": ("ai_sdk.mjs", {"package": "ai6"}),
-    "ai7": ("ai_sdk.mjs", {"package": "ai7"}),
-    "openai-compatible": ("openai_compatible.mjs", {}),
-    "ag-ui": ("ag_ui.mjs", {}),
-    "eventsource": ("eventsource.mjs", {}),
-    "eventsource-parser": ("eventsource_parser.mjs", {}),
-    "fetch-event-source": ("fetch_event_source.mjs", {}),
-    "httpx-sse": ("httpx_sse_client.py", {}),
+TOOLS, SCHEMA, IMAGE, REASONING = "tools", "schema", "image", "reasoning"
+ALL = (REASONING, TOOLS, SCHEMA, IMAGE)
+MOST = (REASONING, TOOLS, IMAGE)
+
+
+class Client(NamedTuple):
+    """A client as docs/clients.md has it; what runs it, and what it is able to beyond streams, aborts and refusals."""
+
+    package: str
+    format: str
+    file: str
+    own: dict[str, Any] = {}
+    able: tuple[str, ...] = ()
+
+
+OPENAI, RESPONSES, ANTHROPIC, NATIVE = "Chat Completions", "Responses", "Anthropic", "native"
+DRIVERS: dict[str, Client] = {
+    "openai": Client("openai (js)", OPENAI, "openai.mjs", able=ALL),
+    "openai-python": Client("openai (py)", OPENAI, "openai_client.py", able=ALL),
+    "responses": Client("openai (js)", RESPONSES, "responses.mjs", able=ALL),
+    "responses-python": Client("openai (py)", RESPONSES, "responses_client.py", able=ALL),
+    "openai-agents-js": Client("@openai/agents", RESPONSES, "openai_agents.mjs", able=ALL),
+    "openai-agents": Client("openai-agents (py)", RESPONSES, "openai_agents.py", able=ALL),
+    "anthropic": Client("@anthropic-ai/sdk", ANTHROPIC, "anthropic.mjs", able=ALL),
+    "anthropic-python": Client("anthropic (py)", ANTHROPIC, "anthropic_client.py", able=ALL),
+    "ai5": Client("useChat of ai 5", "AI SDK", "ai_sdk.mjs", {"package": "ai5"}, MOST),
+    "ai6": Client("useChat of ai 6", "AI SDK", "ai_sdk.mjs", {"package": "ai6"}, MOST),
+    "ai7": Client("useChat of ai 7", "AI SDK", "ai_sdk.mjs", {"package": "ai7"}, MOST),
+    "ai-openai": Client("@ai-sdk/openai", RESPONSES, "ai_text.mjs", {"provider": "openai"}, ALL),
+    "ai-openai-compatible": Client(
+        "@ai-sdk/openai-compatible", OPENAI, "ai_text.mjs", {"provider": "openai-compatible"}, ALL
+    ),
+    "ai-open-responses": Client(
+        "@ai-sdk/open-responses", RESPONSES, "ai_text.mjs", {"provider": "open-responses"}, ALL
+    ),
+    "ai-anthropic": Client("@ai-sdk/anthropic", ANTHROPIC, "ai_text.mjs", {"provider": "anthropic"}, ALL),
+    "langchain-openai": Client(
+        "langchain-openai", OPENAI, "langchain_client.py", {"model": "openai"}, (TOOLS, SCHEMA, IMAGE)
+    ),
+    "langchain-responses": Client("langchain-openai", RESPONSES, "langchain_client.py", {"model": "responses"}, ALL),
+    "langchain-anthropic": Client("langchain-anthropic", ANTHROPIC, "langchain_client.py", {"model": "anthropic"}, ALL),
+    "pydantic-ai-openai": Client("pydantic-ai", OPENAI, "pydantic_ai_client.py", {"model": "openai"}, ALL),
+    "pydantic-ai-responses": Client("pydantic-ai", RESPONSES, "pydantic_ai_client.py", {"model": "responses"}, ALL),
+    "pydantic-ai-anthropic": Client("pydantic-ai", ANTHROPIC, "pydantic_ai_client.py", {"model": "anthropic"}, ALL),
+    "llm": Client("llm", OPENAI, "llm_client.py", able=(TOOLS, SCHEMA, IMAGE)),
+    "llm-responses": Client("llm", RESPONSES, "llm_client.py", {"responses": True}, (TOOLS, SCHEMA, IMAGE)),
+    "ag-ui": Client("@ag-ui/client", "AG-UI", "ag_ui.mjs", able=MOST),
+    "eventsource": Client("eventsource", "blog", "eventsource.mjs"),
+    "eventsource-parser": Client("eventsource-parser", NATIVE, "eventsource_parser.mjs"),
+    "fetch-event-source": Client("@microsoft/fetch-event-source", NATIVE, "fetch_event_source.mjs"),
+    "httpx-sse": Client("httpx-sse (py)", NATIVE, "httpx_sse_client.py"),
 }
+FRAMEWORKS = ("langchain_client.py", "pydantic_ai_client.py", "llm_client.py")
+"""The drivers that run in a virtual environment of their own: `scripts/setup frameworks`."""
 Events = list[dict[str, Any]]
 RUNNING: dict[str, Driver] = {}
 
@@ -80,21 +116,28 @@ def find_node() -> str | None:
 def find_command(file: str) -> list[str]:
     """What runs a driver's cases."""
     if file.endswith(".py"):
-        return [sys.executable, str(CLIENTS / "cases.py"), str(CLIENTS / file)]
+        python = FRAMEWORKS_PYTHON if file in FRAMEWORKS else Path(sys.executable)
+        if not python.exists():
+            missing("the frameworks", "frameworks")
+        return [str(python), str(CLIENTS / "cases.py"), str(CLIENTS / file)]
     node = find_node()
     if node is None or not (CLIENTS / "node_modules/.setup-clients").exists():
-        if os.environ.get("CI"):
-            pytest.fail("the clients in JavaScript are not installed: scripts/setup clients")
-        pytest.skip("the clients in JavaScript are not installed: scripts/setup clients")
+        missing("the clients in JavaScript", "clients")
     return [node, str(CLIENTS / "cases.mjs"), file]
+
+
+def missing(what: str, part: str) -> NoReturn:
+    """Skip the test of a part that is not set up. In CI, fail."""
+    said = f"{what} are not installed: scripts/setup {part}"
+    pytest.fail(said) if os.environ.get("CI") else pytest.skip(said)
 
 
 class Driver:
     """A client's process. Its first case starts it, and so does the next one after it failed."""
 
     def __init__(self, client: str, folder: Path) -> None:
-        file, self._own = DRIVERS[client]
-        self._command = find_command(file)
+        self._own = DRIVERS[client].own
+        self._command = find_command(DRIVERS[client].file)
         self._complaints = folder / "complaints.txt"
         self._process: subprocess.Popen[str] | None = None
 
@@ -157,6 +200,11 @@ def parametrize_client(clients: Iterable[str]) -> pytest.MarkDecorator:
 
 
 EVERY = parametrize_client(DRIVERS)
+
+
+def able(what: str) -> list[str]:
+    """Return the clients that are able to do this."""
+    return [name for name, client in DRIVERS.items() if what in client.able]
 
 
 async def drive(client: str, port: int, **options: Any) -> Events:

@@ -1,5 +1,5 @@
 // The AI SDK's chat in a page, without the page: OPTIONS.package is ai5, ai6 or ai7.
-import { options, say, sayError, url, weather } from './say.mjs';
+import { options, picture, say, sayError, url, weather } from './say.mjs';
 
 const { DefaultChatTransport, readUIMessageStream } = await import(options.package);
 const { name, ...tool } = weather;
@@ -10,10 +10,13 @@ const transport = new DefaultChatTransport({
 const leaving = new AbortController();
 let reason = null;
 
-async function chat() {
+const parts = [{ type: 'text', text: options.prompt ?? 'Hello' }];
+if (picture) parts.push({ type: 'file', mediaType: 'image/png', url: picture });
+
+async function chat(messages) {
   const chunks = await transport.sendMessages({
     chatId: 'chat-1',
-    messages: [{ id: '1', role: 'user', parts: [{ type: 'text', text: 'Hello' }] }],
+    messages,
     trigger: 'submit-message',
     messageId: undefined,
     abortSignal: leaving.signal,
@@ -39,7 +42,13 @@ async function chat() {
     if (part.type === 'text') say('text', { text: part.text });
     if (part.type.startsWith('tool-')) say('tool', { name: part.type.slice(5), input: part.input });
   }
-  say('end', { reason, tokens: last.metadata.usage.totalTokens });
+  const calls = last.parts.filter((part) => part.type.startsWith('tool-') && part.state === 'input-available');
+  if (options.round && calls.length) {
+    // As useChat does after addToolOutput.
+    for (const call of calls) Object.assign(call, { state: 'output-available', output: '19 degrees' });
+    return chat([...messages, last]);
+  }
+  return say('end', { reason, tokens: last.metadata.usage.totalTokens });
 }
 
-await chat().catch((error) => sayError(error, error.statusCode));
+await chat([{ id: '1', role: 'user', parts }]).catch((error) => sayError(error, error.statusCode));

@@ -8,7 +8,7 @@ async function chat() {
   const response = await fetch(`${url}/api/chat`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ messages: [{ role: 'user', content: 'Hello' }] }),
+    body: JSON.stringify({ messages: [{ role: 'user', content: options.prompt ?? 'Hello' }] }),
     signal: leaving.signal,
   });
   if (!response.ok) throw Object.assign(new Error((await response.json()).error), { status: response.status });

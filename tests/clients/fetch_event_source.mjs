@@ -10,7 +10,7 @@ let text = '';
 const asked = fetchEventSource(`${url}/api/chat`, {
   method: 'POST',
   headers: { 'content-type': 'application/json' },
-  body: JSON.stringify({ messages: [{ role: 'user', content: 'Hello' }] }),
+  body: JSON.stringify({ messages: [{ role: 'user', content: options.prompt ?? 'Hello' }] }),
   signal: leaving.signal,
   openWhenHidden: true,
   async onopen(response) {

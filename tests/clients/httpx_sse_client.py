@@ -2,9 +2,9 @@ import json
 
 import httpx
 from httpx_sse import connect_sse
-from say import options, say, url
+from say import options, prompt, say, url
 
-body = {"messages": [{"role": "user", "content": "Hello"}]}
+body = {"messages": [{"role": "user", "content": prompt}]}
 text = ""
 with httpx.Client() as client, connect_sse(client, "POST", f"{url}/api/chat", json=body) as source:
     if source.response.is_error:

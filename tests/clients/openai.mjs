@@ -1,14 +1,19 @@
 import OpenAI from 'openai';
-import { options, say, sayError, url, weather } from './say.mjs';
+import { format, options, picture, say, sayError, url, weather } from './say.mjs';
 
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-a-clients-own' });
-const request = { model: 'gpt-4o-mini', messages: [{ role: 'user', content: 'Hello' }] };
+const words = options.prompt ?? 'Hello';
+const content = picture ? [{ type: 'text', text: words }, { type: 'image_url', image_url: { url: picture } }] : words;
+const request = { model: 'gpt-4o-mini', messages: [{ role: 'user', content }] };
+const { name, schema } = format;
+if (options.format) request.response_format = { type: 'json_schema', json_schema: { name, schema } };
 if (options.tools) request.tools = [{ type: 'function', function: weather }];
 const tool = ({ function: { name, arguments: text } }) => say('tool', { name, input: JSON.parse(text) });
 
-async function streamed() {
+async function streamed(messages) {
   const stream = await client.chat.completions.create({
     ...request,
+    messages,
     stream: true,
     stream_options: { include_usage: true },
   });
@@ -22,7 +27,7 @@ async function streamed() {
     text += choice.delta.content ?? '';
     reasoning += choice.delta.reasoning_content ?? '';
     for (const piece of choice.delta.tool_calls ?? []) {
-      calls[piece.index] ??= { function: { name: piece.function.name, arguments: '' } };
+      calls[piece.index] ??= { id: piece.id, type: 'function', function: { name: piece.function.name, arguments: '' } };
       calls[piece.index].function.arguments += piece.function.arguments;
     }
     if (options.abort && text) {
@@ -31,9 +36,13 @@ async function streamed() {
     }
   }
   if (reasoning) say('reasoning', { text: reasoning });
-  say('text', { text });
+  if (text) say('text', { text });
   calls.forEach(tool);
-  say('end', { reason, tokens: usage.total_tokens });
+  if (options.round && calls.length) {
+    const results = calls.map(({ id }) => ({ role: 'tool', tool_call_id: id, content: '19 degrees' }));
+    return streamed([...messages, { role: 'assistant', content: text, tool_calls: calls }, ...results]);
+  }
+  return say('end', { reason, tokens: usage.total_tokens });
 }
 
 async function whole() {
@@ -47,5 +56,5 @@ async function whole() {
 if (options.models) {
   for await (const model of client.models.list()) say('model', { id: model.id });
 } else {
-  await (options.stream === false ? whole() : streamed()).catch((error) => sayError(error));
+  await (options.stream === false ? whole() : streamed(request.messages)).catch((error) => sayError(error));
 }

@@ -8,7 +8,7 @@ from typing import Any
 from agents import Agent, FunctionTool, OpenAIResponsesModel, Runner
 from openai import APIError, AsyncOpenAI
 from pydantic import BaseModel
-from say import options, say, url, weather
+from say import image, options, picture, prompt, say, url, weather
 
 
 logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # it logs what it raises, too
@@ -34,7 +34,8 @@ agent = Agent(
 
 
 async def chat() -> None:
-    run = Runner.run_streamed(agent, "Hello")
+    shown = [{"type": "input_text", "text": prompt}, {"type": "input_image", "image_url": picture, "detail": "auto"}]
+    run = Runner.run_streamed(agent, [{"role": "user", "content": shown}] if image else prompt)
     async for event in run.stream_events():
         if event.type != "raw_response_event":
             continue

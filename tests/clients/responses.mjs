@@ -1,8 +1,10 @@
 import OpenAI from 'openai';
-import { format, options, say, sayError, url, weather } from './say.mjs';
+import { format, options, picture, say, sayError, url, weather } from './say.mjs';
 
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'sk-a-clients-own' });
-const request = { model: 'gpt-4o-mini', input: 'Hello' };
+const words = options.prompt ?? 'Hello';
+const content = [{ type: 'input_text', text: words }, { type: 'input_image', image_url: picture, detail: 'auto' }];
+const request = { model: 'gpt-4o-mini', input: picture ? [{ role: 'user', content }] : words };
 if (options.tools) request.tools = [{ type: 'function', ...weather, strict: false }];
 if (options.format) request.text = { format };
 

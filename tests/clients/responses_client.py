@@ -1,10 +1,11 @@
 import json
 
 from openai import APIError, OpenAI
-from say import format, options, say, url, weather
+from say import format, image, options, picture, prompt, say, url, weather
 
 client = OpenAI(base_url=f"{url}/v1", api_key="sk-a-clients-own")
-request = {"model": "gpt-4o-mini", "input": [{"role": "user", "content": "Hello"}]}
+shown = [{"type": "input_text", "text": prompt}, {"type": "input_image", "image_url": picture, "detail": "auto"}]
+request = {"model": "gpt-4o-mini", "input": [{"role": "user", "content": shown if image else prompt}]}
 if options.get("tools"):
     request["tools"] = [{"type": "function", **weather, "strict": False}]
 if options.get("format"):

@@ -1,11 +1,12 @@
 // What cases.mjs begins a driver with, and what the driver prints: a line of JSON an event. OPTIONS may have:
 //   format: ask for JSON by a schema     round: send the tool's result, and take the answer to it
 //   abort: leave after the first text    tools: offer the tool "weather"    stream: false for a whole answer
-//   retries: how often the client may ask again (its own default otherwise)
-export let url, options;
+//   prompt: the user's words ("Hello")   image: a PNG, in base64, that the user's message has
+export let url, options, picture;
 
 export function begin(...given) {
   [url, options] = given;
+  picture = options.image ? `data:image/png;base64,${options.image}` : null;
 }
 
 export const weather = {

@@ -6,6 +6,9 @@ from typing import Any
 
 url = sys.argv[1]
 options: dict[str, Any] = json.loads(sys.argv[2])
+prompt: str = options.get("prompt", "Hello")
+image: str | None = options.get("image")
+picture = f"data:image/png;base64,{image}"
 weather = {
     "name": "weather",
     "description": "Tells the weather of a city",

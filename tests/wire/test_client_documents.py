@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgi_servers import serve
 from client_drivers import CLIENTS, environment, find_command
+from client_table import table
 from raw_client import ask
 from scripted_provider import ScriptedProvider as Provider
 from scripted_provider import answer as wire_answer
@@ -32,12 +32,17 @@ async def test_an_example_prints_the_answer(language: str, example: str) -> None
         providers={"openai": provider}, profiles={"balanced": BALANCED}, dialects=ALL, store="memory://"
     )
     async with serve(handler) as port:
-        ai = "ai7" if "'@ai-sdk/openai'" in example else "ai6"  # each provider has its own version of it
+        ai = "ai6" if "openai-compatible" in example else "ai7"  # each provider has its own version of it
         code = example.replace("localhost:8000", f"127.0.0.1:{port}").replace("from 'ai'", f"from '{ai}'")
         assert code != example
-        said = await printed([sys.executable, "-c"] if language == "python" else node(), code)
+        said = await printed(python(example) if language == "python" else node(), code)
     assert said.strip() == "Hello from the nest"
     assert provider.opened == 1
+
+
+def python(example: str) -> list[str]:
+    driver = "langchain_client.py" if "langchain" in example or "pydantic_ai" in example else "openai_client.py"
+    return [find_command(driver)[0], "-c"]
 
 
 def node() -> list[str]:
@@ -54,7 +59,24 @@ async def printed(how: list[str], code: str) -> str:
 
 
 def test_there_is_an_example_for_each_format() -> None:
-    assert len(EXAMPLES) == 13
+    assert len(EXAMPLES) == 19
+
+
+def test_the_table_is_what_the_tests_of_the_clients_prove() -> None:
+    assert table() in PAGE, "print it with: .venv/bin/python tests/client_table.py"
+
+
+YAML = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+async def test_llm_s_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = ScriptedProvider(answer("Hello ", "from ", "the nest"))
+    handler = create_chat_handler(providers={"openai": provider}, profiles={"balanced": BALANCED}, dialects=ALL)
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    async with serve(handler) as port:
+        (tmp_path / "extra-openai-models.yaml").write_text(YAML.replace("localhost:8000", f"127.0.0.1:{port}"))
+        said = await printed([find_command("llm_client.py")[0], "-m", "llm", "-m", "nest", "-n"], "Say hello")
+    assert said.strip() == "Hello from the nest"
 
 
 SESSIONS = (Path(__file__).parents[2] / "docs/sessions.md").read_text()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from asgi_servers import serve
-from client_drivers import DRIVERS, EVERY, Watched, client, drive, parametrize_client  # noqa: F401
+from client_drivers import DRIVERS, EVERY, IMAGE, REASONING, SCHEMA, TOOLS
+from client_drivers import Watched, able, client, drive, parametrize_client  # noqa: F401
 from fault_proxy import Fault, FaultProxy
 from msgspec.structs import replace
+from pictures import png
 from raw_client import settled
 from scripted_provider import HANG, ScriptedProvider, chunk, stream
 from scripted_provider import answer as whole
@@ -37,17 +41,14 @@ ODD = [
     "👧🎉 ",
 ]
 
-SPEAKS_TOOLS = parametrize_client(
-    [
-        *("openai", "openai-python", "responses", "responses-python", "ai-openai", "openai-agents"),
-        *("anthropic", "anthropic-python", "ai5", "ai6", "ai7", "openai-compatible", "ag-ui"),
-    ],
-)
 REASONS = {
     "anthropic": "end_turn",
     "anthropic-python": "end_turn",
-    "ag-ui": None,
-    **dict.fromkeys(("responses", "responses-python", "openai-agents"), "completed"),
+    **dict.fromkeys(("ai-anthropic", "pydantic-ai-anthropic"), "stop"),
+    "langchain-anthropic": "end_turn",
+    **dict.fromkeys(("ag-ui", "llm", "llm-responses"), None),
+    **dict.fromkeys(("responses", "responses-python", "openai-agents", "openai-agents-js"), "completed"),
+    "langchain-responses": "completed",
     "eventsource": "closed by 204",
 }
 
@@ -79,7 +80,7 @@ async def test_row_29_a_happy_answer_of_odd_texts(client):
     assert app.asked.total() == (2 if client == "eventsource" else 1), "an EventSource connects again after the end"
 
 
-@SPEAKS_TOOLS
+@parametrize_client([name for name in able(TOOLS) if not name.startswith("llm")])  # which shows no call
 async def test_reasoning_and_a_call_of_a_tool(client):
     script: list[Step] = [
         [ReasoningDelta("Hm, "), ReasoningDelta("Bonn.")],
@@ -90,7 +91,7 @@ async def test_reasoning_and_a_call_of_a_tool(client):
     app, provider = watched(script)
     async with serve(app) as port:
         events = await drive(client, port, tools=True)
-    assert [event["text"] for event in told(events, "reasoning")] == ["Hm, Bonn."]
+    assert [event["text"] for event in told(events, "reasoning")] == ["Hm, Bonn."] * (REASONING in DRIVERS[client].able)
     assert [event["text"] for event in told(events, "text")] == ["Let me see."]
     assert told(events, "tool") == [{"event": "tool", "name": "weather", "input": {"city": "Bonn"}}]
     assert len(told(events, "end")) == 1
@@ -168,6 +169,20 @@ async def test_row_28_a_refusal_is_told_and_not_asked_again(client, limit):
     assert provider.opened == 1
 
 
+@parametrize_client([name for name in DRIVERS if name != "eventsource"])  # whose words are in the URL
+@pytest.mark.parametrize("limit", ["tokens_per_request", "max_body_bytes"])
+async def test_a_prompt_that_is_too_long_is_told_and_not_sent_again(client, limit):
+    prompt = "Hello " * (2_000 if limit == "tokens_per_request" else 60_000)
+    app, provider = watched(answer("hi"), limits={"tokens_per_request": 500, "requests_per_minute": None})
+    async with serve(app) as port:
+        events = await drive(client, port, prompt=prompt)
+    assert [event["event"] for event in events] == ["error"]
+    assert events[0]["status"] in (400, 413, 429, None)
+    assert re.search(r"too (long|large)|tokens|at most \d+ bytes", events[0]["message"]), events
+    assert app.asked.total() == 1
+    assert provider.opened == 0
+
+
 @EVERY
 async def test_an_error_in_the_middle_is_told_and_not_taken_for_an_end(client):
     app, provider = watched([[TextDelta("one ")], UpstreamIdle()])
@@ -199,7 +214,7 @@ class InTurn(Scripted):
         return super().open(prompt, timeouts)
 
 
-@parametrize_client(["responses", "responses-python", "ai-openai", "openai-agents"])
+@parametrize_client(able(TOOLS))
 async def test_a_tool_is_called_and_its_result_sent_back(client):
     calling: list[Step] = [
         [ReasoningDelta("Hm.")],
@@ -214,13 +229,14 @@ async def test_a_tool_is_called_and_its_result_sent_back(client):
     assert [event["text"] for event in told(events, "text")] == ["It is 19 degrees"]
     assert told(events, "tool") == [{"event": "tool", "name": "weather", "input": {"city": "Bonn"}}]
     assert not told(events, "error")
-    assert [message.role for message in provider.prompts[1].messages] == ["user", "assistant", "tool"]
-    [call] = provider.prompts[1].messages[1].tool_calls
-    assert (call.id, provider.prompts[1].messages[2].tool_call_id) == ("call-a", "call-a")
+    first, *_, called, result = provider.prompts[1].messages  # pydantic-ai sends unsigned thoughts as the user's words
+    assert (first.role, called.role, result.role) == ("user", "assistant", "tool")
+    [call] = called.tool_calls
+    assert (call.id, result.tool_call_id, result.content) == ("call-a", "call-a", "19 degrees")
     assert provider.opened == 2
 
 
-@parametrize_client(["responses", "responses-python", "ai-openai", "openai-agents"])
+@parametrize_client(able(SCHEMA))
 async def test_a_schema_reaches_the_model_and_its_json_the_client(client):
     app, provider = watched(answer('{"city":', '"Bonn"}', input_tokens=9))
     async with serve(app) as port:
@@ -230,6 +246,17 @@ async def test_a_schema_reaches_the_model_and_its_json_the_client(client):
     format = provider.prompts[0].options.format
     assert format is not None
     assert json.loads(bytes(format.schema))["required"] == ["city"]
+
+
+@parametrize_client(able(IMAGE))
+async def test_an_image_reaches_the_model(client):
+    app, provider = watched(answer("A grey picture", input_tokens=9), limits={"allow_images": True})
+    async with serve(app) as port:
+        events = await drive(client, port, image=b64encode(png(64, 48)).decode())
+    assert [event["text"] for event in told(events, "text")] == ["A grey picture"]
+    [message] = provider.prompts[0].messages
+    assert message.content == "Hello"
+    assert [(each.media_type, each.width, each.height) for each in message.attachments] == [("image/png", 64, 48)]
 
 
 # The same clients and the command `chat-nest serve`.

@@ -24,9 +24,12 @@ from chat_nest.core.protocols import Answer
 from chat_nest.dialects.frames import FAILED_DEPENDENCY, JSON, as_json, reset_date, retry_headers
 
 
-def refusal(error: ChatError) -> Answer:
+def refusal(error: ChatError, *, param: str | None = None) -> Answer:
+    """Return the refusal of a request; `param` is the error's field if no field is at fault."""
     status = FAILED_DEPENDENCY if error.billed else 400 if isinstance(error, RequestTooLarge) else error.status
     body = error_body(error)
+    if body["error"]["param"] is None:
+        body["error"]["param"] = param
     if isinstance(error, ChallengeRequired):
         body["error"]["challenge"] = error.challenge
     if date := reset_date(error):

@@ -147,7 +147,7 @@ class Responses:
         return ResponsesEncoder(run_id, None, after=after)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - OpenAI sends it in a header
-        return refusal(error)
+        return refusal(error, param="")  # Open Responses' clients require a string
 
     def quota_headers(self, quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
         return quota_headers(quotas)

@@ -1,0 +1,37 @@
+"""The table of docs/clients.md, printed from what tests/wire/test_clients.py proves: `.venv/bin/python tests/client_table.py`."""
+
+from __future__ import annotations
+
+import json
+
+from client_drivers import CLIENTS, DRIVERS, IMAGE, REASONING, SCHEMA, TOOLS, Client
+
+HEAD = """\
+| client | version | format | reasoning | tools and results | JSON by a schema | image |
+|---|---|---|---|---|---|---|
+"""
+
+
+def table() -> str:
+    """Return the table in Markdown, with a row for each client and format."""
+    return HEAD + "".join(_row(client) for client in DRIVERS.values())
+
+
+def _row(client: Client) -> str:
+    able = ["yes" if what in client.able else "" for what in (REASONING, TOOLS, SCHEMA, IMAGE)]
+    return f"| {' | '.join((client.package, _version(client), client.format, *able))} |\n".replace("  ", " ")
+
+
+def _version(client: Client) -> str:
+    """Return the locked version."""
+    if client.file.endswith(".py"):
+        name = client.package.removesuffix(" (py)").replace("pydantic-ai", "pydantic-ai-slim")
+        lock = (CLIENTS.parents[1] / "requirements.lock").read_text("utf-8")
+        return next(line.split("==")[1].split()[0] for line in lock.splitlines() if line.startswith(f"{name}=="))
+    name = client.own.get("package") or client.package.removesuffix(" (js)")
+    packages = json.loads((CLIENTS / "package-lock.json").read_text("utf-8"))["packages"]
+    return str(packages[f"node_modules/{name}"]["version"])
+
+
+if __name__ == "__main__":
+    print(table(), end="")
