@@ -217,6 +217,63 @@ async def test_a_summary_of_the_reasoning_is_asked_for_and_relayed(name):
     assert found["output"][0]["summary"] == [{"type": "summary_text", "text": "Hm."}]
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
+@pytest.mark.parametrize("summary", ["Hm.", ""], ids=["summary", "none"])
+async def test_encrypted_reasoning_goes_back_to_the_provider_that_made_it(summary, whole):
+    def event(kind, **fields):
+        return f"data: {json.dumps({'type': f'response.{kind}', **fields})}\n\n".encode()
+
+    usage = {"input_tokens": 9, "output_tokens": 3}
+    thought = {"type": "reasoning", "id": "rs_theirs", "encrypted_content": "gAAAAsecret"}
+    thought["summary"] = [{"type": "summary_text", "text": summary}] if summary else []
+    call = {"type": "function_call", "id": "fc_theirs", "call_id": "c1", "name": "weather", "arguments": "{}"}
+    at = {"output_index": 0, "item_id": "rs_theirs", "summary_index": 0}
+    said = [event("reasoning_summary_text.delta", **at, delta=summary)] if summary else []
+    script = stream(
+        *said,
+        event("output_item.done", output_index=0, item=thought),
+        event("output_item.added", output_index=1, item={**call, "arguments": ""}),
+        event("output_item.done", output_index=1, item=call),
+        event("completed", response={"status": "completed", "usage": usage, "output": [thought, call]}),
+    )
+    body = {
+        **{"model": "balanced", "store": False, "stream": not whole, "tools": [WEATHER]},
+        "include": ["reasoning.encrypted_content"],
+    }
+    user = {"role": "user", "content": "Cold?"}
+    async with ScriptedProvider(script) as server:
+        handler = create_chat_handler(
+            providers={"p": ResponsesProvider("k", server.url)},
+            profiles={"balanced": replace(BALANCED, model="p:gpt-5", allow_tools=True, tokens_per_request=None)},
+            dialects=("responses", "openai", "anthropic"),
+        )
+        async with serve(handler) as port:
+            reply = await ask(port, {**body, "input": [user]}, path=PATH)
+            found = json.loads(reply.raw) if whole else json.loads(reply.raw.rsplit(b"data: ", 1)[1])["response"]
+            result = {"type": "function_call_output", "call_id": "c1", "output": "19"}
+            turn = [user, *found["output"], result]
+            await ask(port, {**body, "input": turn}, path=PATH)
+            await ask(port, {**body, "input": [*turn, {"role": "assistant", "content": "No."}, user]}, path=PATH)
+            await ask(
+                port, {**{name: value for name, value in body.items() if name != "include"}, "input": [user]}, path=PATH
+            )
+            other = {"messages": [user], "max_tokens": 50, "stream": not whole}
+            others = [await ask(port, other, path=path) for path in ("/v1/chat/completions", "/v1/messages")]
+        first, again, later, without = [request.json() for request in server.requests[:4]]
+    assert [item["type"] for item in found["output"]] == ["reasoning", "function_call"]
+    assert found["output"][0]["encrypted_content"] == "gAAAAsecret"
+    assert not flaws("Response", found)
+    assert first["include"] == ["reasoning.encrypted_content"]
+    assert "include" not in without
+    assert [(each.status, b"gAAAAsecret" in each.raw) for each in others] == [(200, False)] * 2
+    assert again["input"][1:] == [
+        {"type": "reasoning", "summary": thought["summary"], "encrypted_content": "gAAAAsecret"},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "19"},
+    ]
+    assert "reasoning" not in [item.get("type") for item in later["input"]], "an earlier turn's is not needed"
+
+
 async def test_items_become_messages():
     items = [
         {"role": "developer", "content": "Be brief."},

@@ -31,12 +31,14 @@ class ReasoningDelta(Struct, frozen=True, array_like=True, tag="reasoning", gc=F
 class SignatureDelta(Struct, frozen=True, array_like=True, tag="signature", gc=False):
     """What the provider needs to accept a thought again: the signature of the reasoning before it, or a hidden thought.
 
-    Exactly one of the two fields has a text. It is no output of the model and counts as none.
+    Exactly one of the fields has a text. It is no output of the model and counts as none.
     """
 
     signature: str = ""
     redacted: str = ""
     """A whole thought that only the provider can read (Anthropic's `redacted_thinking`)."""
+    encrypted: str = ""
+    """The thought of a provider with Responses, of which the reasoning before it is a summary (`encrypted_content`)."""
 
     @property
     def text(self) -> str:

@@ -33,6 +33,7 @@ class Thought(Struct, frozen=True, kw_only=True, gc=False):
     text: str = ""
     signature: str = ""
     redacted: str = ""
+    encrypted: str = ""
 
     def __repr__(self) -> str:
         """See Message."""
@@ -145,6 +146,8 @@ class Options(Struct, frozen=True, kw_only=True):
     summary: Literal["auto", "concise", "detailed"] | None = None
     """The length of the summary of its reasoning that the client wants to see."""
     verbosity: Literal["low", "medium", "high"] | None = None
+    encrypted_reasoning: bool = False
+    """True if the client wants the model's encrypted reasoning, to send it back with its next request."""
 
     def __repr__(self) -> str:
         """See Message."""

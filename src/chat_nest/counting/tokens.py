@@ -275,7 +275,7 @@ def message_bound(message: Message, counter: TokenCounter) -> int:
     for call in message.tool_calls:
         bound += TOOL_OVERHEAD + counter.count(call.name) + counter.count(call.arguments) + counter.count(call.id)
     for thought in message.thoughts:  # the signature holds the whole thought, of which the text may be a summary
-        bound += counter.count(thought.text) + counter.count(thought.signature + thought.redacted)
+        bound += counter.count(thought.text) + counter.count(thought.signature + thought.redacted + thought.encrypted)
     return bound + counter.count(message.tool_call_id) if message.tool_call_id else bound
 
 

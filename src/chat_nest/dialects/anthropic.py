@@ -42,7 +42,7 @@ from chat_nest.dialects.frames import (
 )
 from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_file, from_url, media_type, read_parts
 from chat_nest.dialects.strict_json import is_array, is_object
-from chat_nest.dialects.turns import Turn, content, conversation, entries
+from chat_nest.dialects.turns import Turn, content, conversation, entries, with_open_thoughts
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "mcp_servers", "container"}
 """Fields that would choose a provider or open a connection. Other unknown fields are ignored."""
@@ -102,7 +102,7 @@ class Anthropic:
             turns += _turns(entry, f"messages[{index}]")
         tools = _tools(fields)
         return ChatRequest(
-            messages=_with_open_thoughts(conversation(turns)),
+            messages=with_open_thoughts(conversation(turns)),
             model=read.model(fields),
             system_prompt=content(fields.get("system", ""), "system") or None,
             system_field="system",
@@ -215,6 +215,8 @@ class AnthropicEncoder:
 
     def _sign(self, delta: SignatureDelta) -> bytes:
         """Encode a signature, which is the last of its block, or a hidden thought, which is a block of its own."""
+        if delta.encrypted:  # another format's
+            return b""
         if delta.redacted:
             begun = self._begin({"type": "redacted_thinking", "data": delta.redacted})
         else:
@@ -418,22 +420,6 @@ def _thoughts(block: dict[str, Any], field: str) -> list[Thought]:
     said = block.get("thinking")
     text = "" if said is None else read.text(said, f"{field}.thinking")
     return [Thought(text=text, signature=signed)] if signed else []
-
-
-def _with_open_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return the messages with the thoughts of the turn that goes on: the answers after the user's latest words.
-
-    The API wants these back with the results of the tools. It drops earlier ones, which would only be counted here.
-    """
-    start = len(messages)
-    while start > 0:
-        start -= 1
-        if messages[start].role == "user" and (start == 0 or messages[start - 1].role not in ("tool", "user")):
-            break
-    return (
-        *(replace(message, thoughts=()) if message.thoughts else message for message in messages[:start]),
-        *messages[start:],
-    )
 
 
 def _part(block: dict[str, Any], field: str, parts: Parts) -> None:

@@ -27,7 +27,7 @@ class Collected:
                 self._text.append(delta.text)
             elif isinstance(delta, ReasoningDelta):
                 self._reasoning.append(delta.text)
-            elif isinstance(delta, SignatureDelta):
+            elif isinstance(delta, SignatureDelta) and not delta.encrypted:  # that is another format's
                 thought = "" if delta.redacted else "".join(self._reasoning[self._signed :])
                 self._signed = self._signed if delta.redacted else len(self._reasoning)
                 self._thoughts.append(Thought(text=thought, signature=delta.signature, redacted=delta.redacted))

@@ -25,7 +25,7 @@ from chat_nest.dialects.frames import LONGEST_WAIT, as_json
 from chat_nest.dialects.openai_refusals import quota_headers, refusal
 from chat_nest.dialects.responses_stream import ResponsesEncoder, ResponsesWhole
 from chat_nest.dialects.strict_json import is_object
-from chat_nest.dialects.turns import conversation
+from chat_nest.dialects.turns import conversation, with_open_thoughts
 from chat_nest.runs.kept import Kept
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "conversation", "prompt", "context_management", "moderation"}
@@ -43,7 +43,7 @@ INCLUDED = (
     *("file_search_call.results", "code_interpreter_call.outputs", "computer_call_output.output.image_url"),
     "message.input_image.image_url",
 )
-"""The values that `include` may have. Answers never contain any of it."""
+"""The values that `include` may have. Answers contain only the first, if the provider has Responses itself."""
 SUMMARIES = ("auto", "concise", "detailed")
 MAX_METADATA = 16
 MAX_REFERRED = 64
@@ -98,7 +98,7 @@ class Responses:
         reasoning = read.table(fields.get("reasoning", {}), "reasoning")
         instructions = read.text(fields.get("instructions", ""), "instructions")
         return ChatRequest(
-            messages=conversation([*(("input", message) for message in context), *turns]),
+            messages=with_open_thoughts(conversation([*(("input", message) for message in context), *turns])),
             messages_field="input",
             model=read.model(fields),
             system_prompt=instructions or None,
@@ -274,6 +274,7 @@ def _options(fields: dict[str, Any], text: dict[str, Any], reasoning: dict[str, 
         parallel_calls=asked.switch(fields, "parallel_tool_calls"),
         effort=asked.word(reasoning.get("effort"), asked.EFFORTS, "reasoning.effort"),
         summary=_summary(reasoning),
+        encrypted_reasoning="reasoning.encrypted_content" in fields.get("include", ()),
         verbosity=asked.word(text.get("verbosity"), asked.VERBOSITIES, "text.verbosity"),
         **asked.sampling(
             fields, top_p="top_p", frequency_penalty="frequency_penalty", presence_penalty="presence_penalty"

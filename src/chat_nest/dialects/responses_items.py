@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.media import PDF
-from chat_nest.core.messages import Message, ToolCall
+from chat_nest.core.messages import Message, Thought, ToolCall
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.media_parts import Parts, detail, file_name, from_file, from_url, read_parts
 from chat_nest.dialects.strict_json import is_array
@@ -40,8 +42,12 @@ def kind_of(item: Item) -> Any:
 
 
 def turns(items: Sequence[Any], referred: Referred) -> list[Turn]:
-    """Return the items as turns. A call belongs to the model's turn just before it. Reasoning is left out."""
+    """Return the items as turns. A call belongs to the model's turn just before it.
+
+    Reasoning belongs to the model's turn behind it if it is encrypted, and is left out otherwise.
+    """
     found: list[Turn] = []
+    thoughts: list[Thought] = []
     for index, entry in enumerate(items):
         at = f"input[{index}]"
         item = read.table(entry, at)
@@ -53,24 +59,40 @@ def turns(items: Sequence[Any], referred: Referred) -> list[Turn]:
             item = referred[id]
         match kind_of(item):
             case "message":
-                found.append((at, _message(item, at)))
+                message = _message(item, at)
+                if thoughts and message.role == "assistant":
+                    message = replace(message, thoughts=tuple(thoughts))
+                thoughts = []
+                found.append((at, message))
             case "function_call":
                 call = _call(item, at)
-                if found and found[-1][1].role == "assistant":
+                if found and found[-1][1].role == "assistant" and not thoughts:
                     before = found[-1][1]
-                    calls = (*before.tool_calls, call)
-                    found[-1] = (at, Message(role="assistant", content=before.content, tool_calls=calls))
+                    found[-1] = (at, replace(before, tool_calls=(*before.tool_calls, call)))
                 else:
-                    found.append((at, Message(role="assistant", content="", tool_calls=(call,))))
+                    message = Message(role="assistant", content="", tool_calls=(call,), thoughts=tuple(thoughts))
+                    found.append((at, message))
+                thoughts = []
             case "function_call_output":
                 answered = read.word(item.get("call_id"), f"{at}.call_id")
                 parts = read_parts(item.get("output"), f"{at}.output", _part)
                 found.append((at, parts.message("tool", f"{at}.output", tool_call_id=answered)))
             case "reasoning":
-                pass
+                thoughts += _thought(item, at)
             case _:
                 raise BadRequest(f"must be one of {', '.join(ITEMS)}", field=f"{at}.type")
     return found
+
+
+def _thought(item: Item, field: str) -> list[Thought]:
+    encrypted = item.get("encrypted_content")
+    if not encrypted:
+        return []
+    said = [
+        read.text(read.table(part, f"{field}.summary").get("text"), f"{field}.summary")
+        for part in read.array(item.get("summary", []), f"{field}.summary", read.MAX_PARTS)
+    ]
+    return [Thought(text="\n\n".join(said), encrypted=read.text(encrypted, f"{field}.encrypted_content"))]
 
 
 def _message(item: Item, field: str) -> Message:

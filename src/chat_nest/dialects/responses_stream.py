@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from chat_nest.core.deltas import AskedDelta, Batch, ReasoningDelta, TextDelta, ToolCallDelta
+from chat_nest.core.deltas import AskedDelta, Batch, ReasoningDelta, SignatureDelta, TextDelta, ToolCallDelta
 from chat_nest.core.errors import ChatError, Stopped
 from chat_nest.core.protocols import Ending
 from chat_nest.core.sse import event
@@ -91,6 +91,8 @@ class ResponsesEncoder:
                 pieces.append(self._piece(delta.text))
             elif type(delta) is ToolCallDelta:
                 pieces.append(self._call(delta))
+            elif type(delta) is SignatureDelta:
+                pieces.append(self._encrypted(delta))
             elif type(delta) is AskedDelta:
                 self._response = msgspec.json.decode(delta.text)["response"]
                 pieces.append(self.start(self._model))
@@ -233,6 +235,21 @@ class ResponsesEncoder:
         pieces.append(delta.arguments)
         at = {"item_id": output.items[index]["id"], "output_index": index}
         return begun + self._event("response.function_call_arguments.delta", **at, delta=delta.arguments)
+
+    def _encrypted(self, delta: SignatureDelta) -> bytes:
+        """End the item of reasoning with its encrypted form, or encode one that has no summary."""
+        output = self._output
+        if not delta.encrypted:  # another format's
+            return b""
+        if output.open is ReasoningDelta:
+            output.items[output.open_at]["encrypted_content"] = delta.encrypted
+            return self._end_open("completed")
+        ended = self._end_open("completed")
+        index = len(output.items)
+        item = output.add("rs", {"type": "reasoning", "summary": [], "encrypted_content": delta.encrypted})
+        added = self._added(index, item)
+        item["status"] = "completed"
+        return ended + added + self._event("response.output_item.done", output_index=index, item=item)
 
     def _named(self, name: str) -> dict[str, str]:
         """Return the client's name for the function, which may be in a namespace."""

@@ -72,6 +72,22 @@ def conversation(turns: Sequence[Turn]) -> tuple[Message, ...]:
     return tuple(kept)
 
 
+def with_open_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the messages with the thoughts of the turn that goes on: the answers after the user's latest words.
+
+    Models want these back with the results of the tools. Providers drop earlier ones, which would only be counted here.
+    """
+    start = len(messages)
+    while start > 0:
+        start -= 1
+        if messages[start].role == "user" and (start == 0 or messages[start - 1].role not in ("tool", "user")):
+            break
+    return (
+        *(replace(message, thoughts=()) if message.thoughts else message for message in messages[:start]),
+        *messages[start:],
+    )
+
+
 def _results(turns: Sequence[Turn]) -> dict[tuple[int, int], Message]:
     """Return the result of each call, by the call's place.
 

@@ -143,7 +143,7 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = [_block(each) for each in segments(message)] if message.attachments else []
-    thoughts = [_thought(each) for each in message.thoughts]
+    thoughts = [_thought(each) for each in message.thoughts if not each.encrypted]
     if message.role == "tool":
         said = blocks or message.content
         return [{"type": "tool_result", "tool_use_id": message.tool_call_id, "content": said}]

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from chat_nest.core.attachments import segments
-from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, TextDelta, UsageDelta
-from chat_nest.core.messages import Attachment, Format, Message
+from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, SignatureDelta, TextDelta, UsageDelta
+from chat_nest.core.messages import Attachment, Format, Message, Thought
 from chat_nest.core.protocols import Prompt
 from chat_nest.core.sse import Decoder
 from chat_nest.core.timeouts import Timeouts
@@ -85,6 +85,8 @@ def _options(prompt: Prompt) -> dict[str, Any]:
             said["temperature"] = prompt.temperature
         if options.top_p is not None:
             said["top_p"] = options.top_p
+    if is_reasoning_model(prompt.model) and options.encrypted_reasoning:
+        said["include"] = ["reasoning.encrypted_content"]
     reasoning = {"effort": options.effort, "summary": options.summary}
     if is_reasoning_model(prompt.model) and (given := {name: word for name, word in reasoning.items() if word}):
         said["reasoning"] = given
@@ -110,6 +112,7 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
         said: Any = [_part(each) for each in segments(message)] if message.attachments else message.content
         yield {"type": "function_call_output", "call_id": message.tool_call_id, "output": said}
         return
+    yield from (_reasoning(thought) for thought in message.thoughts if thought.encrypted)
     if message.role == "assistant":
         if message.content.strip():
             yield {"role": "assistant", "content": [{"type": "output_text", "text": message.content}]}
@@ -118,6 +121,12 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
         yield {"role": message.role, "content": content}
     for call in message.tool_calls:
         yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def _reasoning(thought: Thought) -> dict[str, Any]:
+    """Return a thought as an item. It has no id: the client knows it by one of this server's."""
+    summary = [{"type": "summary_text", "text": thought.text}] if thought.text else []
+    return {"type": "reasoning", "summary": summary, "encrypted_content": thought.encrypted}
 
 
 def _part(part: str | Attachment) -> dict[str, Any]:
@@ -141,6 +150,7 @@ class _Item(msgspec.Struct, gc=False):
     arguments: Any = None
     content: Any = None
     summary: Any = None
+    encrypted_content: Any = None
 
 
 class _Response(msgspec.Struct, gc=False):
@@ -195,7 +205,7 @@ class ResponsesReader:
         self._calls = calls
         self._usage: Usage | None = None
         self._spoken: set[tuple[str, Index]] = set()
-        """The parts of each item that have come: `text`, `reasoning`, `call`, `arguments`."""
+        """The parts of each item that have come: `text`, `reasoning`, `encrypted`, `call`, `arguments`."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
@@ -274,8 +284,12 @@ class ResponsesReader:
             self._all_arguments(at, item.arguments, deltas)
         elif item.type == "message" and ("text", at) not in self._spoken:
             self._say("text", at, item.content, deltas)
-        elif item.type == "reasoning" and ("reasoning", at) not in self._spoken:
-            self._say("reasoning", at, item.summary or item.content, deltas)
+        elif item.type == "reasoning":
+            if ("reasoning", at) not in self._spoken:
+                self._say("reasoning", at, item.summary or item.content, deltas)
+            if ("encrypted", at) not in self._spoken and (encrypted := as_name(item.encrypted_content)):
+                self._spoken.add(("encrypted", at))
+                deltas.append(SignatureDelta(encrypted=encrypted))
 
     def _end(self, response: _Response, kind: str, deltas: list[Delta]) -> None:
         self.over = True
