@@ -15,6 +15,7 @@ from client_table import table
 from raw_client import ask
 from scripted_provider import ScriptedProvider as Provider
 from scripted_provider import answer as wire_answer
+from serve_command import command
 
 from chat_nest import BALANCED, create_chat_handler
 from chat_nest.dialects.blog import Blog
@@ -77,6 +78,21 @@ async def test_llm_s_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "extra-openai-models.yaml").write_text(YAML.replace("localhost:8000", f"127.0.0.1:{port}"))
         said = await printed([find_command("llm_client.py")[0], "-m", "llm", "-m", "nest", "-n"], "Say hello")
     assert said.strip() == "Hello from the nest"
+
+
+[BEHIND] = re.findall(r"```toml\n(\[server\]\ntrusted_proxies.*?)```", PAGE, re.DOTALL)
+
+
+async def test_each_user_behind_a_server_of_chats_has_a_budget(tmp_path: Path) -> None:
+    (tmp_path / "chat.toml").write_text(f"{BEHIND}requests_per_day = 1\n")
+    body = {"model": "balanced", "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "Hi"}]}
+    async with Provider(wire_answer("Hello")) as provider:
+        async with command(tmp_path, provider.url, "sk-behind", "--config", "chat.toml") as server:
+            users = ("ada", "ada", "bob", None)
+            kind = {"content-type": "application/json"}
+            headers = [{**kind, "x-openwebui-user-id": user} if user else kind for user in users]
+            replies = [await ask(server.port, body, path="/v1/chat/completions", headers=each) for each in headers]
+    assert [reply.status for reply in replies] == [200, 429, 200, 401]
 
 
 SESSIONS = (Path(__file__).parents[2] / "docs/sessions.md").read_text()
