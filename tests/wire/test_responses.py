@@ -237,7 +237,10 @@ async def test_encrypted_reasoning_goes_back_to_the_provider_that_made_it(summar
         event("completed", response={"status": "completed", "usage": usage, "output": [thought, call]}),
     )
     body = {
-        **{"model": "balanced", "store": False, "stream": not whole, "tools": [WEATHER]},
+        "model": "balanced",
+        "store": False,
+        "stream": not whole,
+        "tools": [WEATHER],
         "include": ["reasoning.encrypted_content"],
     }
     user = {"role": "user", "content": "Cold?"}
