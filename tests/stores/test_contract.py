@@ -834,6 +834,29 @@ async def test_a_key_is_charged_once_until_the_retention_after_its_last_attempt(
     assert await standing(store, line) == (30, 0)
 
 
+@pytest.mark.parametrize("ended", ["released", "settled", "expired"])
+async def test_a_repeated_key_draws_on_the_lines_of_its_own_attempt(store, clock, ended):
+    """Those of another session, or of the model of another profile."""
+    caller, old, new = (window(1_000, key=key) for key in ("caller", "session:one", "session:two"))
+    nothing = replace(ANSWERED, usage=Usage(), cost=0, ending="upstream_auth", spent_nothing=True)
+    first = replace(asking("a", caller, old), owner="first")
+    second = replace(asking("a", caller, new, most=50), owner="second")
+    await store.reserve(first, LEASE)
+    if ended == "released":
+        await store.release(first)
+    else:
+        if ended == "expired":
+            clock.advance(LEASE + 1)
+            await store.sweep()
+            assert await standing(store, old) == (100, 0)
+        await store.settle(first, {"tokens": 0}, "reported", nothing)
+    assert await store.reserve(second, LEASE) == Granted(output_tokens=50, room=(950, 950))
+    assert not await store.settle(first, {"tokens": 90}, "reported", ANSWERED)
+    assert [await standing(store, line) for line in (caller, old, new)] == [(0, 50), (0, 0), (0, 50)]
+    assert await store.settle(second, {"tokens": 30}, "reported", ANSWERED)
+    assert [await standing(store, line) for line in (caller, old, new)] == [(30, 0), (0, 0), (30, 0)]
+
+
 async def test_a_refused_attempt_leaves_a_free_id_as_it_was(store):
     roomy, full = window(1_000), window(0, key="full")
     first, refused, third = (replace(claim("a", line), owner=line.key) for line in (roomy, full, gauge(1)))

@@ -52,6 +52,12 @@ async def test_a_conversation_ends_for_its_caller_alone_and_another_one_begins()
         assert (await send(port, body(conversation="c1"), user="two")).status == 429
 
 
+async def test_no_name_of_a_conversation_is_that_of_a_caller_with_a_longer_name():
+    async with chat(turns_per_conversation=1) as (_, port):
+        assert (await send(port, body(conversation="lovelace c1"), user="ada")).status == 200
+        assert (await send(port, body(conversation="c1"), user="ada lovelace")).status == 200
+
+
 async def test_every_format_has_a_place_for_the_id_and_leaving_it_out_gains_nothing():
     ai_sdk = {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
     async with chat(turns_per_conversation=1) as (_, port):

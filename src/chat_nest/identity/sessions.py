@@ -17,7 +17,7 @@ from chat_nest.core import header_fields
 from chat_nest.core.controls import Act, Control
 from chat_nest.core.errors import InvalidSession, OriginNotAllowed, SessionExpired, SessionRevoked
 from chat_nest.core.limits import Limits, Share, Totals
-from chat_nest.core.messages import Caller
+from chat_nest.core.messages import Caller, hashed
 from chat_nest.core.origins import is_same_host
 from chat_nest.core.protocols import Identify, Now, Scope
 from chat_nest.identity.api_key import as_limits
@@ -197,7 +197,7 @@ class Sessions:
         if grant.key is not None:
             shares.append(Share(scope="key", id=grant.key, limits=as_limits(grant.key_limits)))
         if grant.conversation is not None:
-            shares.append(Share(scope="conversation", id=f"{id} {grant.conversation}"))
+            shares.append(Share(scope="conversation", id=f"{hashed(id)} {grant.conversation}"))
         return grant, Caller(
             id=id, profile=grant.profile, group=grant.group, profiles=grant.profiles, shares=tuple(shares)
         )
