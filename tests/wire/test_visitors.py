@@ -116,6 +116,17 @@ async def test_a_client_without_cookies_may_repeat_its_first_request_by_its_key(
         assert len(provider.requests) == 1
 
 
+async def test_a_first_request_that_comes_again_with_its_cookie_is_answered_and_charged_once():
+    async with chat() as (provider, port):
+        keyed = {**JSON, "idempotency-key": "one"}
+        first = await ask(port, headers=keyed)
+        again = await ask(port, headers={**keyed, **cookie_of(first)})
+        assert (again.status, again.raw) == (200, first.raw), "the answer from its beginning"
+        assert len(provider.requests) == 1
+        other = await ask(port, headers={**keyed, **(await a_visitor(port))})
+        assert (other.status, len(provider.requests)) == (200, 2), "who came by the page has keys of its own"
+
+
 async def test_a_token_where_cookies_cannot_go():
     async with chat(replace(KEPT, requests_per_day=1)) as (_, port):
         visit = await ask(port, b"", path="/api/visit", headers={"origin": "https://elsewhere.example"})

@@ -214,6 +214,10 @@ class Visit(Struct, frozen=True, kw_only=True, gc=False):
     passed_until: int = 0
     counted_as: str = ""
     """The IP address that the request counts as, if it had no valid id. Its runs belong to the new id."""
+    first: bool = False
+    """Whether the id was issued to a request without one. That request's Idempotency-Key is known by its address."""
+    repeats_as: str = ""
+    """The IP address by which the Idempotency-Keys of a visitor whose first request may come again are known."""
 
     def __repr__(self) -> str:
         """Return it without its id, which is a credential's part."""
@@ -250,6 +254,14 @@ class Caller(Struct, frozen=True, kw_only=True, gc=False):
         """Return the key of its counters: of the IP address for a visitor's first request, else `key`."""
         visit = self.visit
         return hashed(visit.counted_as) if visit is not None and visit.counted_as else self.key
+
+    @property
+    def repeat_key(self) -> str:
+        """Return the key by which its Idempotency-Keys are known: `counter_key`, but of the IP address for a visitor
+        whose first request may come again, now with the cookie that it got.
+        """
+        visit = self.visit
+        return hashed(visit.repeats_as) if visit is not None and visit.repeats_as else self.counter_key
 
 
 def hashed(name: str) -> str:

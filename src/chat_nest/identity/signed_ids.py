@@ -2,7 +2,7 @@
 
 An id is `cnv1_` and base64url (RFC 4648, section 5, without padding) of these bytes: 4 that name the secret, 16 random
 ones, the time of issue, the end of the pass (both in Unix seconds), its kind, and an HMAC-SHA-256 (RFC 2104) of all
-that, cut to 16 bytes.
+that, cut to 16 bytes. Without a pass its end is 1 for an id that was issued to a request without one, else 0.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class SignedIds:
 
     def new(self, now: float, counted_as: str = "") -> Visit:
         """Return a visit with a random id."""
-        return Visit(id=token_hex(16), issued=int(now), counted_as=counted_as)
+        return Visit(id=token_hex(16), issued=int(now), counted_as=counted_as, first=bool(counted_as))
 
     def sign(self, visit: Visit) -> str:
         """Return what the client keeps."""
         kind = PASSES.index(visit.passed)
-        parts = _PARTS.pack(self._name, bytes.fromhex(visit.id), visit.issued, visit.passed_until, kind)
+        passed_until = visit.passed_until or int(visit.first)
+        parts = _PARTS.pack(self._name, bytes.fromhex(visit.id), visit.issued, passed_until, kind)
         mac = hmac.digest(self._key, parts, "sha256")[:_MAC]
         return PREFIX + urlsafe_b64encode(parts + mac).decode("ascii")
 
@@ -69,7 +70,7 @@ class SignedIds:
         if not issued - _EARLY <= now < issued + LONGEST_AGE:
             return None
         if passed_until <= now:
-            return Visit(id=id.hex(), issued=issued)
+            return Visit(id=id.hex(), issued=issued, first=passed_until == 1)
         return Visit(id=id.hex(), issued=issued, passed=PASSES[int(kind)], passed_until=passed_until)
 
 

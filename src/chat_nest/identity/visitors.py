@@ -7,6 +7,8 @@ from collections.abc import Mapping, MutableSequence, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Network, ip_network
 
+from msgspec.structs import replace
+
 from chat_nest.core import header_fields
 from chat_nest.core.limits import Limits, Share
 from chat_nest.core.messages import Caller, Visit
@@ -23,6 +25,8 @@ SECURE_COOKIE = b"__Host-chat-nest"
 COOKIE_SECONDS = 365 * 86_400
 RENEW_SECONDS = 30 * 86_400
 """The age from which a cookie is set again, so that a visitor who returns keeps its id."""
+REPEAT_SECONDS = 3_600
+"""How long a first request is expected to come again with its cookie: stores know a key for an hour at least."""
 _LONGEST_COOKIES = 16_384
 _NO_LIMITS = Limits()
 
@@ -74,6 +78,8 @@ class Visitors:
             visit = self.ids.new(self._now(), address)
             self.set_cookie(scope, visit)
             return Caller(id=f"visitor:{visit.id}", shares=places, visit=visit)
+        if visit.first and self._now() < visit.issued + REPEAT_SECONDS:
+            visit = replace(visit, repeats_as=address)
         if self.limits is not _NO_LIMITS:
             places = (Share(scope="visitor", id=visit.id, limits=self.limits), *places)
         return Caller(id=f"visitor:{visit.id}", shares=places, visit=visit)

@@ -105,9 +105,9 @@ def chat_name(caller: Caller, chat_id: str) -> str:
 def _keyed_id(caller: Caller, key: str) -> str:
     """Return the id of a request with an Idempotency-Key. Equal keys of two callers give two ids.
 
-    For a visitor's first request it is the IP address that counts: a client that keeps no cookie may repeat it.
+    For a visitor's first request it is the IP address that counts: it may come again with its new cookie or without.
     """
-    return "key:" + blake2b(f"{caller.counter_key} {key}".encode(), digest_size=16).hexdigest()
+    return "key:" + blake2b(f"{caller.repeat_key} {key}".encode(), digest_size=16).hexdigest()
 
 
 def _fingerprint(dialect: Dialect, body: bytes) -> str:
