@@ -19,6 +19,19 @@ def test_an_id_is_read_as_it_was_signed() -> None:
         assert ids.read(ids.sign(visit), NOW) == visit
 
 
+def test_an_id_says_whether_it_was_issued_to_a_request_without_one() -> None:
+    ids = SignedIds([NEW])
+    first = ids.read(ids.sign(ids.new(NOW, "192.0.2.1")), NOW)
+    assert first is not None
+    assert (first.first, first.counted_as, first.passed_until) == (True, "", 0)
+    by_page = ids.read(ids.sign(ids.new(NOW)), NOW)
+    passed = ids.read(ids.sign(replace(first, passed="after", passed_until=NOW + 60)), NOW)
+    assert by_page is not None
+    assert passed is not None
+    assert not by_page.first
+    assert passed.passed == "after"
+
+
 def test_ids_are_random() -> None:
     ids = SignedIds([NEW])
     assert len({ids.new(NOW).id for _ in range(100)}) == 100

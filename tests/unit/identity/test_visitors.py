@@ -8,6 +8,7 @@ from chat_nest.identity.visitors import (
     ANSWER_HEADERS,
     COOKIE_SECONDS,
     RENEW_SECONDS,
+    REPEAT_SECONDS,
     Visitors,
     VisitorTokens,
     network_of,
@@ -69,6 +70,19 @@ def test_a_second_request_is_the_same_caller_with_counters_of_its_own() -> None:
         ("network", MONTH),
     ]
     assert second[ANSWER_HEADERS] == []
+
+
+def test_the_keys_of_a_first_request_are_known_by_its_address_for_an_hour() -> None:
+    clock, first = Clock(), scope()
+    identify = visitors(now=clock)
+    by_address = identify(first).repeat_key
+    again = scope("203.0.113.5", cookie_of(first))
+    assert identify(again).repeat_key == by_address == identify(scope()).repeat_key
+    assert identify(again).counter_key != by_address, "its budget is its own"
+    clock.now += REPEAT_SECONDS
+    assert identify(again).repeat_key == identify(again).key
+    page = scope(cookie=identify.new_cookie(scope()).decode().partition(";")[0])
+    assert identify(page).repeat_key == identify(page).key != by_address
 
 
 @pytest.mark.parametrize("peer", ["203.0.113.5", "2001:db8:1:2::9"])

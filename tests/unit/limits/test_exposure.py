@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat_nest.core.attachments import Attachment
+from chat_nest.core.media import MAX_PAGES
+from chat_nest.counting.images import attachment_bound, image_rule
 from chat_nest.limits.counters import COUNTERS
 from chat_nest.limits.exposure import Day, Exposure, longest_day
 from chat_nest.core.claims import Claim, Granted
@@ -222,3 +225,71 @@ def test_what_is_closed_spends_nothing_and_is_no_way_around(closed: dict[str, An
 )
 def test_the_longest_day_of_a_zone(zone: str, day: Day) -> None:
     assert longest_day(ZoneInfo(zone), MIDNIGHT) == day
+
+
+def test_dollars_of_profiles_that_share_no_counter_add_up_below_those_of_all_callers() -> None:
+    by_day, by_month = open_profile("day", usd_per_day=1), open_profile("month", usd_per_month=2)
+    assert most([]).alone([by_day, by_month]).nanousd == 3_000_000_000
+    assert most([], Limits(usd_per_day=2.5)).alone([by_day, by_month]).nanousd == 2_500_000_000
+    assert most([], Limits(usd_per_day=3.5)).alone([by_day, by_month]).nanousd == 3_000_000_000
+    free = open_profile(model="p:free", requests_per_day=9)
+    assert most([], Limits(requests_per_day=2)).alone([free]).requests == 2
+
+
+def test_a_limit_in_dollars_bounds_a_model_without_a_price() -> None:
+    new = open_profile(model="p:new", usd_per_day=1)
+    assert most([]).alone([new]).nanousd == 1_000_000_000
+    assert not most([]).alone([new]).unlimited
+
+
+def test_a_closed_chat_costs_nothing() -> None:
+    assert most([], Limits(tokens_per_day=0)).together([open_profile()]).nanousd == 0
+
+
+def test_the_tightest_limit_of_an_address_its_network_and_all_callers_bounds_any_number_of_visitors() -> None:
+    profiles = [open_profile(tokens_per_day=10)]
+    at, beside = Limits(tokens_per_day=700, requests_per_day=90), Limits(tokens_per_day=800, requests_per_day=80)
+    found = most([], Limits(requests_per_day=70)).of_address(profiles, at, beside)
+    assert (found.requests, found.tokens) == (70, 700)
+    found = most([]).of_address(profiles, Limits(), beside)
+    assert (found.requests, found.tokens) == (80, 800)
+    for closed in (Limits(tokens_per_day=0), beside), (at, Limits(requests_per_day=0)):
+        assert most([]).of_address(profiles, *closed).tokens == 0
+    assert most([]).of_address(profiles, Limits(), Limits()).unlimited
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "gpt-4o:latest", "unheard-of"])
+def test_a_request_may_bring_its_images_and_documents(name: str) -> None:
+    prices = Prices({f"p:{name}": price(input=1, output=2)})
+    seen = open_profile(model=f"p:{name}", requests_per_day=1, allow_images=True, max_images=3)
+    rule = image_rule(name)
+    document = Attachment(at=0, media_type="application/pdf", pages=MAX_PAGES)
+    largest = Attachment(at=0, media_type="image/png", width=9_999, height=9_999, detail="original")
+    most_tokens = max(attachment_bound(each, rule) for each in (document, largest))
+    bound = Exposure(Limits(), prices, BODY).alone([seen]).tokens
+    assert bound >= 5 * BODY + 1_000 + 100 + 3 * most_tokens
+    assert bound == 5 * BODY + 1_000 + 100 + 3 * max(MAX_PAGES * rule.page, 4 * rule.most)
+
+
+@pytest.mark.parametrize(
+    ("given", "dearest", "cheapest"),
+    [
+        ({"input": 4, "output": 3, "cached_input": 9, "cache_write": 5}, 9, 3),
+        ({"input": 4, "output": 5, "cached_input": 3, "cache_write": 9}, 9, 3),
+        ({"input": 4, "output": 9, "cached_input": 5, "cache_write": 3}, 9, 3),
+        ({"input": 9, "output": 4, "cached_input": 5, "cache_write": 6}, 9, 4),
+    ],
+)
+def test_the_dearest_of_the_rates_bounds_dollars_and_the_cheapest_tokens(
+    given: dict[str, float], dearest: int, cheapest: int
+) -> None:
+    exposure = Exposure(Limits(), Prices({"p:m": price(**given)}), BODY)
+    tokens = exposure.alone([open_profile(model="p:m", tokens_per_day=1_000, requests_per_day=1)])
+    assert tokens.nanousd == 1_000 * dearest * 1_000 + 1
+    dollars = exposure.alone([open_profile(model="p:m", usd_per_day=1)])
+    assert dollars.tokens == 1_000_000 // cheapest
+
+
+def test_a_part_of_a_nano_dollar_counts_as_one() -> None:
+    exposure = Exposure(Limits(), Prices({"p:m": price(input=0.0001, output=0.0001)}), BODY)
+    assert exposure.alone([open_profile(model="p:m", tokens_per_day=15, requests_per_day=1)]).nanousd == 2 + 1
