@@ -7,8 +7,8 @@ slow        its answers take up to a second and a half, longer than most calls w
 lost        it does what it is asked, and every other answer is lost with its connection
 refused     nobody can connect, and who was connected is cut off
 restarted   it is killed, and begins anew with what was on its disk
-full        it takes nothing new
-read_only   it refuses all writes
+full        it takes nothing new: of PostgreSQL, the disk of its tables and its log is full, which it may not survive
+read_only   it refuses all writes; of SQLite, the file was replaced by a copy that may only be read
 emptied     all is gone, or the counters alone, until an operator accepts that
 restored    all is gone, and comes back from a backup
 """
@@ -16,6 +16,7 @@ restored    all is gone, and comes back from a backup
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import resource
 import signal
@@ -26,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from postgres_server import PostgresServer, rows
+from postgres_server import PostgresServer, can_mount, rows
 from redis_servers import RedisServer
 from store_link import StoreLink
 from store_servers import PostgresStoreServer, RedisStoreServer, SQLiteStoreFile
 
+from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.stores.urls import open_store
 
 
@@ -41,6 +43,13 @@ EMPTYING = (
     "DROP SCHEMA chat_nest CASCADE",
 )
 """What empties a PostgreSQL."""
+_DISK_MB = 80
+_FILLING = """
+INSERT INTO chat_nest.reservations (id, fingerprint, state, call, output, reserved_at, expires_at, names, keys, units,
+  kinds, held, limits, periods, until)
+SELECT gen_random_uuid(), 'filling', 'released', 0, 0, 0, 0, array[repeat('x', 300)], '{}', '{}', '{}', '{}', '{}', '{}', '{}'
+"""
+"""A row that counts for nothing and leaves no room in a page for a row of ours."""
 
 
 class Redis:
@@ -70,7 +79,7 @@ class Redis:
         self.server.start()
 
     @contextmanager
-    def full(self, _pids: Callable[[], list[int]]) -> Iterator[None]:
+    def full(self, _pids: Callable[[], list[int]], _dice: random.Random) -> Iterator[None]:
         assert self.server.ask("CONFIG", "SET", "maxmemory", "1") == b"OK"
         yield
         assert self.server.ask("CONFIG", "SET", "maxmemory", "0") == b"OK"
@@ -97,12 +106,12 @@ class Redis:
 
 
 class Postgres:
-    """Those who ask it are no superusers, and own its database."""
+    """Those who ask it are no superusers, and own its database. Where root may mount one, it has a small disk to fill."""
 
-    FAULTS = ("frozen", "slow", "lost", "refused", "restarted", "read_only", "emptied", "restored")
+    FAULTS = ("frozen", "slow", "lost", "refused", "restarted", "full", "read_only", "emptied", "restored")
 
     def __init__(self, _folder: Path) -> None:
-        self.server = PostgresServer()
+        self.server = PostgresServer(_DISK_MB if can_mount() else 0)
         self.link = StoreLink(self.server.port)
         rows(self.server.url, "CREATE ROLE nest LOGIN")
         rows(self.server.url, "CREATE DATABASE chats OWNER nest")
@@ -123,6 +132,19 @@ class Postgres:
     def restart(self) -> None:
         self.server.crash()
         self.server.start()
+
+    @contextmanager
+    def full(self, _pids: Callable[[], list[int]], dice: random.Random) -> Iterator[None]:
+        """Fill the disk. The tables take no new row; or the log gets no new file, and the server stops itself."""
+        with self.server.full_disk():
+            with contextlib.suppress(psycopg.OperationalError):
+                if dice.random() < 0.5:
+                    self._run("SELECT pg_switch_wal()")
+                while True:
+                    self._run(_FILLING)
+            yield
+        self.server.start()
+        self._run("DELETE FROM chat_nest.reservations WHERE fingerprint = 'filling'")
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
@@ -152,7 +174,7 @@ class Postgres:
 class SQLite:
     """A file, whose server is its kernel."""
 
-    FAULTS = ("frozen", "slow", "full", "emptied", "restored")
+    FAULTS = ("frozen", "slow", "full", "read_only", "emptied", "restored")
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "chat-nest.db"
@@ -166,7 +188,7 @@ class SQLite:
             yield
 
     @contextmanager
-    def full(self, pids: Callable[[], list[int]]) -> Iterator[None]:
+    def full(self, pids: Callable[[], list[int]], _dice: random.Random) -> Iterator[None]:
         """None of these processes can make a file longer, nor can any write behind a file's first byte."""
         limited = pids()
         for pid in limited:
@@ -174,6 +196,18 @@ class SQLite:
         yield
         for pid in set(limited) & set(pids()):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """What comes of a backup that another user put back. Root may write it, unless it lacks CAP_DAC_OVERRIDE."""
+        with self._locked():
+            backup = self._backup()
+            backup.chmod(0o444)
+            self._remove()
+            backup.rename(self.path)
+        yield
+        for path in self._files():
+            path.chmod(0o600)
 
     def restart(self) -> None:
         """A file has no server."""
@@ -189,10 +223,8 @@ class SQLite:
 
     @contextmanager
     def gone(self) -> Iterator[None]:
-        backup = self.path.with_name("backup")
         with self._locked():  # nothing is written between the backup and the loss
-            with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(backup)) as target:
-                source.backup(target)
+            backup = self._backup()
             self._remove()
         yield
         backup.rename(self.path)
@@ -207,8 +239,17 @@ class SQLite:
         """Broken in one thread, it is mended in another."""
         return sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
 
+    def _backup(self) -> Path:
+        backup = self.path.with_name("backup")
+        with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(backup)) as target:
+            source.backup(target)
+        return backup
+
+    def _files(self) -> list[Path]:
+        return list(self.path.parent.glob(f"{self.path.name}*"))
+
     def _remove(self) -> None:
-        for path in self.path.parent.glob(f"{self.path.name}*"):
+        for path in self._files():
             path.unlink()
 
     def close(self) -> None:
@@ -301,8 +342,13 @@ async def _emptied(store: BrokenStore, dice: random.Random, _pids: Any) -> Async
     await asyncio.to_thread(store.empty, dice)
     yield
     ours: Any = open_store(store.url)
-    await ours.accept()
-    await ours.aclose()
+    try:
+        while True:
+            with contextlib.suppress(LimiterUnavailable):  # a busy machine; an operator tries again
+                await ours.accept()
+                break
+    finally:
+        await ours.aclose()
 
 
 _BREAKS: dict[str, Any] = {
@@ -318,9 +364,9 @@ def _by_itself(fault: str) -> Any:
     """A fault that the store's own method makes."""
 
     @asynccontextmanager
-    async def break_it(store: Any, _dice: Any, pids: Callable[[], list[int]]) -> AsyncIterator[None]:
+    async def break_it(store: Any, dice: random.Random, pids: Callable[[], list[int]]) -> AsyncIterator[None]:
         name = {"restored": "gone"}.get(fault, fault)
-        manager = store.full(pids) if name == "full" else getattr(store, name)()
+        manager = store.full(pids, dice) if name == "full" else getattr(store, name)()
         await asyncio.to_thread(manager.__enter__)
         try:
             yield

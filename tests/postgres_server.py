@@ -23,11 +23,17 @@ _numbers = itertools.count()
 
 
 class PostgresServer:
-    """A server in a directory of its own, which goes with it. Without fsync: it survives its own crash, not the machine's."""
+    """A server in a directory of its own, which goes with it. Without fsync: it survives its own crash, not the machine's.
 
-    def __init__(self) -> None:
+    `disk_mb` is the size of a disk of its own, in memory; see `can_mount`.
+    """
+
+    def __init__(self, disk_mb: int = 0) -> None:
         self._programs = find_programs()
         self._directory = Path(tempfile.mkdtemp(prefix="chat-nest-postgres-"))
+        self._mounted = bool(disk_mb)
+        if disk_mb:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk_mb}m", "none", self._directory], check=True)
         self._process: subprocess.Popen | None = None
         self._as_user: list[str] = []
         if os.getuid() == 0:  # the server refuses to run as root
@@ -40,7 +46,7 @@ class PostgresServer:
         run = ["setpriv", *self._as_user] if self._as_user else []
         subprocess.run(
             [*run, self._programs / "initdb", "-D", self._directory / "data", "-U", "postgres", "-A", "trust",
-             "-E", "UTF8", "--locale=C", "--no-sync"],
+             "-E", "UTF8", "--locale=C", "--no-sync", *(["--wal-segsize=1"] if disk_mb else [])],
             check=True, stdout=subprocess.DEVNULL, cwd="/",
         )  # fmt: skip
         self.start()
@@ -50,6 +56,16 @@ class PostgresServer:
         return self._process.pid
 
     def start(self) -> None:
+        """Start it unless it runs, and wait until it answers."""
+        if self._process is None or self._process.poll() is not None:
+            self._run()
+        give_up = time.monotonic() + 240
+        while subprocess.run([self._programs / "pg_isready", "-q", "-d", self.url]).returncode:
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"PostgreSQL did not start:\n{(self._directory / 'log').read_text()}")
+            time.sleep(0.02)
+
+    def _run(self) -> None:
         settings = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
@@ -67,11 +83,19 @@ class PostgresServer:
                  "-D", self._directory / "data", *(f"--{name}={value}" for name, value in settings.items())],
                 cwd="/", stdout=log, stderr=log, start_new_session=True,  # away from Ctrl-C
             )  # fmt: skip
-        give_up = time.monotonic() + 240
-        while subprocess.run([self._programs / "pg_isready", "-q", "-d", self.url]).returncode:
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError(f"PostgreSQL did not start:\n{(self._directory / 'log').read_text()}")
-            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def full_disk(self):
+        """Leave no room on its disk while this is open. The server may end by itself; `start` starts it again."""
+        balloon = self._directory / "balloon"
+        with balloon.open("wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4_096))
+        try:
+            yield
+        finally:
+            balloon.unlink()
 
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: no checkpoint, no goodbye."""
@@ -89,7 +113,19 @@ class PostgresServer:
         if self._process.poll() is None:
             self.signal_all(signal.SIGCONT)
             self.crash()
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", self._directory], check=True)
         shutil.rmtree(self._directory)
+
+
+@functools.cache
+def can_mount() -> bool:
+    """Whether a disk can be mounted here: as root, outside most containers."""
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -53,11 +53,11 @@ class Command:
         return await self.process.wait()
 
 
-async def start(folder: Path, *options: str, **environ: str) -> Command:
-    """Begin to serve in `folder`."""
+async def start(folder: Path, *options: str, before: Sequence[str] = (), **environ: str) -> Command:
+    """Begin to serve in `folder`; `before` is a command that runs the server's."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "serve", "--port", "0", *options),
+        *(*before, COMMAND, "serve", "--port", "0", *options),
         cwd=folder,
         env={**clean, **environ},
         stdout=asyncio.subprocess.PIPE,

@@ -46,7 +46,7 @@ from scripted_provider import (
 Kind = Callable[[int], Awaitable[str]]
 
 AT_ONCE = 24
-STORES = list(dict.fromkeys(kind for kind, _, _ in fault_pairs.all_pairs()))
+STORES = list(dict.fromkeys(pair.store for pair in fault_pairs.all_pairs()))
 MEMORY_MB = 16.0
 """How much more memory than after the warm-up is no leak: caches that fill, and what the allocator keeps."""
 CLAIM_KB = 3.0
@@ -413,7 +413,7 @@ def main() -> int:
         "--faults", action="store_true", help="pairs of a broken store and a process that ends, instead"
     )
     parser.add_argument("--store", choices=STORES, help="only this store's pairs")
-    parser.add_argument("--pair", default="", metavar="FAULT,EVENT", help="only this one, once: frozen,killed")
+    parser.add_argument("--pair", default="", metavar="PAIR", help="only those that begin so, once: frozen,killed")
     options = parser.parse_args()
     if options.faults:
         stores = [options.store] if options.store else STORES

@@ -1,6 +1,7 @@
 """A store that is broken while a process is killed, drained or stopped: some pairs; `scripts/soak --faults` has all.
 
-Of a store, a fault of it, and what happens to a process, each two come together at least once: 28 rounds instead of 69.
+Of a store, a fault of it, what happens to a process, what an operator does, and whether there is an allowance for
+outages, each two come together at least once: about 30 rounds instead of 435.
 FAULT_PAIRS_SEED chooses others, and another order of what happens in each.
 """
 
