@@ -109,7 +109,7 @@ def posting(claim: Claim, spent: Mapping[Unit, int], record: Record | None) -> C
         claim,
         id=f"{claim.id}.{token_hex(6)}",
         lines=tuple(lines),
-        max_output_tokens=0,
+        max_output_tokens=0 if record is None else record.usage.output_tokens,  # which a lost posting is recorded with
         min_output_tokens=0,
         record=record or claim.record,
     )

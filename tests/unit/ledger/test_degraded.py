@@ -12,7 +12,7 @@ from example_counts import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from stores_under_test import START, STORES, quick_directory
+from stores_under_test import START, STORES, Clock, quick_directory
 from switched_store import Switched
 
 from chat_nest.core.errors import BudgetExceeded, ChatError, LimiterUnavailable
@@ -22,7 +22,8 @@ from chat_nest.ledger.ledger import Ledger
 from chat_nest.core.limits import Limits
 from chat_nest.limits.spec import Allowance
 from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line
-from chat_nest.ledger.allowance import check_allowance
+from chat_nest.core.records import Record
+from chat_nest.ledger.allowance import check_allowance, posting
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.ledger.degraded import DegradedMode
 from chat_nest.core.usage import Usage
@@ -672,3 +673,21 @@ TestOutages = Outages.TestCase
 TestOutages.settings = settings(max_examples=examples(30), stateful_step_count=25)
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=examples(30), stateful_step_count=25)
+
+
+async def test_a_posting_that_no_process_settles_is_recorded_as_it_is_charged() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    usage = Usage(input_tokens=56, output_tokens=42)
+    record = Record(run="r", caller="c", profile="p", model="p:m", started_at=START, usage=usage)
+    day = line("tokens_per_day", "caller", 300)
+    asked = Claim(id="r", fingerprint="f", lines=(day,), max_output_tokens=40)
+    post = posting(asked, {"tokens": 98}, record)
+    await store.reserve(post, 60)
+    clock.advance(61)
+    await store.sweep()
+    again = await store.reserve(post, 60)
+    assert isinstance(again, Duplicate)
+    assert again.record is not None
+    [found] = await store.peek([day])
+    assert (found.used, again.record.usage.total_tokens) == (98, 98)
