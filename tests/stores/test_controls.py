@@ -124,6 +124,25 @@ async def test_a_report_is_found_by_its_name_until_it_expires_and_is_not_watched
         await store.controls.report([Control(kind="worker", name="x")])
 
 
+async def test_of_several_that_swap_a_report_one_does_and_the_others_learn_what_it_set(store, clock):
+    rows = [Control(kind="queue", name="openai", value=f"[{number}]", expires=START + 60) for number in range(5)]
+    assert set(await asyncio.gather(*(store.controls.swap("", row) for row in rows))) == {
+        (first := (await store.controls.reports("queue", "openai"))[0].value)
+    }
+    second = Control(kind="queue", name="openai", value="[6]", expires=START + 60)
+    assert await store.controls.swap("[7]", second) == first
+    assert await store.controls.swap(first, second) == "[6]"
+    assert await store.controls.swap(first, second) == "[6]", "the same call again gets the same answer"
+    assert await store.controls.reports("queue") == [second]
+    clock.advance(61)
+    third = Control(kind="queue", name="openai", value="[8]", expires=START + 120)
+    assert await store.controls.swap("[6]", third) == ""
+    assert await store.controls.swap("", third) == "[8]"
+    for wrong in ("\n", "ü", "x" * (2**20 + 1)):
+        with pytest.raises(ValueError, match=r"control\.value"):
+            await store.controls.swap("", Control(kind="queue", name="openai", value=wrong, expires=START + 60))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -29,6 +29,7 @@ from chat_nest.core.protocols import (
     Provider,
     RunLogs,
     Store,
+    Swaps,
     Watches,
 )
 from chat_nest.core.timeouts import Timeouts
@@ -48,6 +49,7 @@ from chat_nest.limits.refusals import limit_error
 from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue
 from chat_nest.pipeline.callers import Callers
 from chat_nest.pipeline.chat import Chat
+from chat_nest.pipeline.fleet import SharedControls
 from chat_nest.runs.urls import open_runs
 from chat_nest.stores.urls import open_store
 
@@ -128,9 +130,9 @@ def create_chat_handler(
 
     `logs` keeps runs for readers that reconnect: a URL (see `chat_nest.runs.urls.open_runs`) or RunLogs.
 
-    `provider_streams`, by provider, are the most streams of this process at once. With a `queue`, requests wait in fair
-    order for these, for `max_streams`, and for a provider that answers 429 with Retry-After; without one they are
-    refused.
+    `provider_streams`, by provider, are the most streams at once, of all processes on the store together. With a
+    `queue`, requests wait in fair order for these, for `max_streams`, and for a provider that answers 429 with
+    Retry-After; without one they are refused. See docs/queue.md.
 
     `turn_secrets` sign the answers of profiles with `signed_turns`, each of at least 32 bytes: the first signs, and all
     of them are accepted.
@@ -182,6 +184,7 @@ def make_handler(settings: HandlerSettings) -> ChatHandler:
         grants=grants,
         logs=_opened("logs", settings.logs, open_runs),
         observers=settings.observers,
+        shared=_shared(store),
         now=settings.now,
     )
     handler = ChatHandler(chat, ledger, parts, controls=live, grants=grants)
@@ -189,6 +192,13 @@ def make_handler(settings: HandlerSettings) -> ChatHandler:
         if issubclass(type(observer), Watches):
             cast(Watches, observer).watch(handler.figures)
     return handler
+
+
+def _shared(store: Store) -> SharedControls | None:
+    """Return the controls with which the workers on this store share the streams of providers, if it has such."""
+    controls = store.controls if isinstance(store, HasControls) else None
+    own = controls is None or isinstance(controls, MemoryControls) or not isinstance(controls, Swaps)
+    return None if own else cast(SharedControls, controls)
 
 
 def _ledger(

@@ -469,6 +469,7 @@ class ChatHandler:
             life.end(Shutdown())
         if running:
             await asyncio.wait([life.finished for life in running], timeout=self._timeouts.write)
+        await self._chat.queue.aclose()
         await self.controls.aclose()
         await self._ledger.aclose()
         await self._chat.terms.aclose()

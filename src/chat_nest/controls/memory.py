@@ -19,6 +19,7 @@ from chat_nest.core.controls import (
     check_change,
     check_first,
     check_report,
+    check_swap,
 )
 from chat_nest.core.protocols import Now
 
@@ -92,6 +93,15 @@ class MemoryControls:
     def _put_reports(self, rows: Sequence[Control]) -> None:
         self._reports = {key: row for key, row in self._reports.items() if _ends(row) > self._now()}
         self._reports |= {(row.kind, row.name): row for row in rows}
+
+    async def swap(self, known: str, row: Control) -> str:
+        check_swap(row)
+        found = self._reports.get((row.kind, row.name))
+        value = "" if found is None or _ends(found) <= self._now() else found.value
+        if value != known:
+            return value
+        self._reports[row.kind, row.name] = row
+        return row.value
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         now = self._now()

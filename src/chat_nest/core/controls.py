@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 MOST_ACTS = 10_000
 """The number of acts that a store keeps: the newest."""
@@ -17,6 +18,7 @@ GRANT = "grant"
 _KIND = re.compile(r"[a-z][a-z_]{0,31}", re.ASCII)
 _LONGEST_NAME = 512
 LONGEST_VALUE = 8_192
+_LONGEST_SWAPPED = 2**20
 _LONGEST_SECONDS = 366 * 86_400.0
 _LATEST = 2**33
 """Unix seconds, in the year 2242."""
@@ -74,6 +76,13 @@ def check_report(rows: Sequence[Control]) -> None:
         _check_control(row)
         if row.expires is None:
             raise ValueError("control.expires must be set in a report")
+
+
+def check_swap(row: Control) -> None:
+    """Raise ValueError, which names the field and the rule, unless every store can keep the value exactly."""
+    if len(row.value) > _LONGEST_SWAPPED or not row.value.isascii() or not row.value.isprintable():
+        raise ValueError(f"control.value must be at most {_LONGEST_SWAPPED} printable ASCII characters")
+    check_report([replace(row, value="")])
 
 
 def check_first(key: str, seconds: float) -> None:

@@ -586,6 +586,18 @@ class Controls(Protocol):
 
 
 @runtime_checkable
+class Swaps(Protocol):
+    """Controls with a report that several processes change in turn: what they need to share a provider's streams."""
+
+    async def swap(self, known: str, row: Control) -> str:
+        """Set the report if its value is `known`, "" if there is none. Return its value afterwards.
+
+        Raises ValueError.
+        """
+        ...
+
+
+@runtime_checkable
 class HasControls(Protocol):
     """A Store that keeps controls beside its counters. Those of any other store are this process's own."""
 

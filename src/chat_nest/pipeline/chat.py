@@ -59,6 +59,7 @@ from chat_nest.pipeline.admission import Admission, Arrival, Dropped, admission_
 from chat_nest.pipeline.callers import Callers
 from chat_nest.pipeline.conversation import in_conversation
 from chat_nest.pipeline.fair_queue import FairQueue, Place
+from chat_nest.pipeline.fleet import SharedControls
 from chat_nest.pipeline.images import admitted
 from chat_nest.pipeline.ladder import Ladder
 from chat_nest.pipeline.lifecycle import Lifecycle, State
@@ -117,7 +118,7 @@ class Client(Sink, Protocol):
 
 
 class Chat:
-    """Serves requests. All requests share its parts."""
+    """Serves requests. All requests share its parts. With `shared` controls, workers share the providers' streams."""
 
     def __init__(
         self,
@@ -129,12 +130,13 @@ class Chat:
         grants: Grants,
         logs: RunLogs,
         observers: Sequence[Observer] = (),
+        shared: SharedControls | None = None,
         now: Now = time.time,
     ) -> None:
         self.callers = callers
         self.logs = logs
         self.terms = CurrentTerms(terms)
-        self.queue = FairQueue()
+        self.queue = FairQueue(shared=shared)
         self.gate = gate
         self._grants = grants
         self._ledger = ledger
@@ -280,7 +282,7 @@ class Chat:
                 request, profile = await ladder.climb_down(payer, request, profile, turn)
             models = self.gate.open_models((profile.model, *profile.fallbacks))
             providers = [split_model(model)[0] for model in models]
-            if place.take(providers):
+            if await place.take(providers):
                 return payer, request, profile
             encoder, model = arrival.dialect.encoder(request, arrival.id), split_model(profile.model)[1]
             del request

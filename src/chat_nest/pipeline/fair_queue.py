@@ -5,8 +5,9 @@ wait of a caller with one request depends on the number of callers, and not on h
 sent. If the queue is full, the newest request of the caller with the most waiting requests makes room.
 
 A request waits before it reserves anything: it holds no budget, no lease and no turn at the store, and its limits are
-computed when its turn comes. The queue belongs to one process, and its times are the event loop's. Nothing runs while
-nobody waits; one timer a second serves all who do.
+computed when its turn comes. The lines belong to one process, and its times are the event loop's. Nothing runs while
+nobody waits; one timer a second serves all who do. Workers on one store share the streams of a provider, and the order
+of the callers: see `fleet`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from math import ceil
+from functools import partial
+from math import ceil, inf
 from types import TracebackType
 from typing import Self
 
 from chat_nest.core.errors import ChatError, Overloaded, Shutdown
+from chat_nest.core.messages import hashed
 from chat_nest.limits.spec import Queue
+from chat_nest.pipeline.fleet import Fleet, SharedControls
 
 TICK = 1.0
 """Seconds between two looks at the queue: for positions, and for requests that have waited for too long."""
@@ -31,6 +35,9 @@ FULL_SPEED = 64
 WEIGHT = 0.2
 """The weight of the newest answer in the mean duration of answers."""
 
+MOST_SHOWN = 64
+"""How many waiting requests a worker shows to the others: those whose turns come next."""
+
 Tell = Callable[[int, int | None], Awaitable[None]]
 """`await tell(position, estimate_seconds)`, from position 1."""
 
@@ -38,10 +45,12 @@ Tell = Callable[[int, int | None], Awaitable[None]]
 class Bottleneck:
     """The streams of one provider, and its pause after a refusal."""
 
-    __slots__ = ("mean", "most", "opening", "paused_until", "running", "window")
+    __slots__ = ("fleet", "mean", "most", "opening", "paused_until", "running", "window")
 
-    def __init__(self, most: int | None) -> None:
+    def __init__(self, most: int | None, fleet: Fleet | None) -> None:
         self.most = most
+        self.fleet = fleet
+        """The streams are shared with other workers if it is not None."""
         self.running = 0
         self.opening = 0
         """Those of them that the provider has not accepted yet."""
@@ -52,9 +61,14 @@ class Bottleneck:
         """The mean duration of a stream, in seconds."""
 
     def has_room(self, now: float) -> bool:
-        if now < self.paused_until or (self.most is not None and self.running >= self.most):
-            return False
-        return self.window is None or self.opening < self.window
+        most = self.most if self.fleet is None else self.fleet.room
+        return (most is None or self.running < most) and self.may_open(now) > 0
+
+    def may_open(self, now: float) -> float:
+        """Return how many more requests may call the provider, as far as its pause is concerned."""
+        if now < self.paused_until:
+            return 0
+        return inf if self.window is None else self.window - self.opening
 
     def ended(self, seconds: float) -> None:
         self.mean = seconds if self.mean is None else self.mean + WEIGHT * (seconds - self.mean)
@@ -63,14 +77,24 @@ class Bottleneck:
 class FairQueue:
     """Gives places to requests. `length` is the most waiting ones, and 0 refuses instead of waiting.
 
-    `streams` are the most concurrent streams of providers, by name.
+    `streams` are the most concurrent streams of providers, by name. With `shared` controls they are those of all
+    workers on the store together.
     """
 
-    def __init__(self, streams: Mapping[str, int] | None = None, *, seconds: float = 0.0, length: int = 0) -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, int] | None = None,
+        *,
+        seconds: float = 0.0,
+        length: int = 0,
+        shared: SharedControls | None = None,
+    ) -> None:
         self.seconds = seconds
         self.length = length
         """0 refuses instead of waiting."""
+        self._shared = shared
         self._most = dict(streams or {})
+        self._fleets: dict[str, Fleet] = {}
         self._bottlenecks: dict[str, Bottleneck] = {}
         self._worker: Callable[[], int | None] = _no_limit
         self._running = 0
@@ -79,8 +103,23 @@ class FairQueue:
         self._number = 0
         self._wanted: Counter[str] = Counter()
         """How many waiting places want each provider."""
+        self._asking: dict[str, list[Place]] = {}
+        """The places that do not wait, but ask the other workers for a stream, by provider."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._share(self._most)
+
+    def _share(self, streams: Mapping[str, int]) -> None:
+        """Share these streams with the other workers, if there is a store for it, and no others."""
+        for gone in self._fleets.keys() - streams.keys():
+            self._fleets.pop(gone).stop()
+        for name, most in streams.items() if self._shared is not None else ():
+            if name not in self._fleets:
+                assert self._shared is not None
+                running = partial(self._running_at, name)
+                wanted, serve = partial(self._wanted_of, name), partial(self._serve_turns, name)
+                self._fleets[name] = Fleet(name, self._shared, running, wanted, serve)
+            self._fleets[name].most = most
 
     def limit_worker(self, most: Callable[[], int | None]) -> None:
         """Also limit the answers of this worker to what `most` returns."""
@@ -90,8 +129,10 @@ class FairQueue:
         """Replace the limits. Those that wait stay, and those that run, too."""
         self.seconds, self.length = (0.0, 0) if queue is None else (queue.seconds, queue.length)
         self._most = dict(streams)
+        self._share(self._most)
         for name, found in self._bottlenecks.items():
             found.most = streams.get(name)
+            found.fleet = self._fleets.get(name)
         if self._number:
             self.serve()
 
@@ -112,10 +153,16 @@ class FairQueue:
         for place in list(self._in_order()):
             self._refuse(place, Shutdown(retry_after=RETRY_SECONDS))
 
+    async def aclose(self) -> None:
+        """Give this worker's streams to the others."""
+        for fleet in self._fleets.values():
+            await fleet.aclose()
+
     def bottleneck(self, provider: str) -> Bottleneck:
         found = self._bottlenecks.get(provider)
         if found is None:
-            found = self._bottlenecks[provider] = Bottleneck(self._most.get(provider))
+            found = Bottleneck(self._most.get(provider), self._fleets.get(provider))
+            self._bottlenecks[provider] = found
         return found
 
     def pause(self, provider: str, seconds: float) -> None:
@@ -125,11 +172,30 @@ class FairQueue:
             found.paused_until = max(found.paused_until, _now() + seconds)
             found.window = 1
 
-    def take(self, place: Place, providers: Sequence[str]) -> bool:
-        """Give the place a stream of one of the providers, unless there is none, or others wait for it."""
+    async def take(self, place: Place, providers: Sequence[str]) -> bool:
+        """Give the place a stream of one of the providers, unless there is none, or others wait for it.
+
+        Raises LimiterUnavailable if the other workers must be asked, and the store does not answer.
+        """
         if self._number and any(self._wanted[name] for name in providers):
             return False
-        return self._give(place, providers)
+        if self._give(place, providers):
+            return True
+        for name in providers:
+            fleet = self.bottleneck(name).fleet
+            if fleet is not None and (place.runs or not self._is_full) and await self._ask(place, name, fleet):
+                return True
+        return False
+
+    async def _ask(self, place: Place, provider: str, fleet: Fleet) -> bool:
+        asking = self._asking.setdefault(provider, [])
+        asking.append(place)
+        try:
+            await fleet.ask()
+        finally:
+            if place in asking:
+                asking.remove(place)
+        return place.has(provider)
 
     def join(self, place: Place) -> None:
         """Put the place at the end of its caller's line. Raises Shutdown and Overloaded."""
@@ -159,6 +225,8 @@ class FairQueue:
             line.remove(place)
             if not line:
                 del self._waiting[place.caller]
+            for fleet in filter(None, map(self._fleets.get, place.providers)):
+                fleet.kick()
 
     def serve(self) -> None:
         """Give what is free to those who wait."""
@@ -167,9 +235,42 @@ class FairQueue:
                 each for line in self._waiting.values() for each in line if not free.isdisjoint(each.providers)
             )
             self._give(place, place.providers)
-            self._waiting.move_to_end(place.caller)
-            self.part(place)
-            place.wake()
+            self._served(place)
+        for name, fleet in self._fleets.items():
+            if self._wanted[name] or fleet.contended:
+                fleet.kick()
+
+    def _served(self, place: Place) -> None:
+        self._waiting.move_to_end(place.caller)
+        self.part(place)
+        place.wake()
+
+    def _serve_turns(self, provider: str, callers: Sequence[str]) -> None:
+        """Give a stream of the provider to a request of each caller. Those of callers that have left are given back."""
+        for caller in callers:
+            place = next((each for each in self._wanting(provider) if each.name == caller), None)
+            if place is not None and self._give(place, (provider,)):
+                if place.waits:
+                    self._served(place)
+                else:
+                    self._asking[provider].remove(place)
+        self.serve()
+
+    def _wanting(self, provider: str) -> Sequence[Place]:
+        """Return the places that would get a stream of the provider now, in the order of this worker."""
+        room = min(MOST_SHOWN, self.bottleneck(provider).may_open(_now()))
+        if (most := self._worker()) is not None:
+            room = min(room, most - self._running)
+        waiting = [place for place in self._in_order() if provider in place.providers] if self._wanted[provider] else []
+        asking = self._asking.get(provider, ())
+        new = [*waiting, *(place for place in asking if not place.runs)][: max(0, int(room))]
+        return [*new, *(place for place in asking if place.runs)]
+
+    def _wanted_of(self, provider: str) -> Sequence[str]:
+        return [place.name for place in self._wanting(provider)]
+
+    def _running_at(self, provider: str) -> int:
+        return self.bottleneck(provider).running
 
     def freed_worker(self) -> None:
         self._running -= 1
@@ -192,8 +293,9 @@ class FairQueue:
         """Return the providers that can serve a place that waits for them."""
         if self._is_full:
             return set()
-        now = _now()
-        return {name for name, number in self._wanted.items() if number and self.bottleneck(name).has_room(now)}
+        now, bottlenecks = _now(), {name: self.bottleneck(name) for name, number in self._wanted.items() if number}
+        own = {name: each for name, each in bottlenecks.items() if each.fleet is None or each.fleet.alone}
+        return {name for name, each in own.items() if each.has_room(now)}
 
     @property
     def _is_full(self) -> bool:
@@ -221,13 +323,16 @@ class FairQueue:
         self.serve()
         ahead: dict[str, int] = {}
         full = self._is_full
+        fleets = {} if full else {name: each.positions() for name, each in self._fleets.items() if self._wanted[name]}
         for place in list(self._in_order()):
             if now >= place.deadline:
                 self._refuse(place, Overloaded(retry_after=RETRY_SECONDS))
                 continue
             key = "" if full else place.providers[0]
-            ahead[key] = ahead.get(key, 0) + 1
-            place.stands(ahead[key], self._estimate(place.providers[0], ahead[key], now))
+            known = fleets.get(key, {}).get(place.name)
+            position = known.pop(0) if known else ahead.get(key, 0) + 1
+            ahead[key] = max(ahead.get(key, 0), position)
+            place.stands(position, self._estimate(place.providers[0], position, now))
         if self._number:
             pauses = [each.paused_until - now for each in self._bottlenecks.values() if each.paused_until > now]
             self._timer = asyncio.get_running_loop().call_later(min([TICK, *pauses]), self._tick)
@@ -254,6 +359,7 @@ class Place:
         self.waits = False
         self.refused: ChatError | None = None
         self._queue = queue
+        self._name = ""
         self._provider = ""
         self._since = 0.0
         self._opening = False
@@ -270,9 +376,20 @@ class Place:
     ) -> None:
         self._leave()
 
-    def take(self, providers: Sequence[str]) -> bool:
-        """Return whether the request may call one of the providers now."""
-        return self._provider in providers or self._queue.take(self, providers)
+    @property
+    def name(self) -> str:
+        """The caller, as other workers know it."""
+        if not self._name:
+            self._name = hashed(self.caller)
+        return self._name
+
+    def has(self, provider: str) -> bool:
+        """Return whether the request may call this provider now."""
+        return self._provider == provider
+
+    async def take(self, providers: Sequence[str]) -> bool:
+        """Return whether the request may call one of the providers now. Raises LimiterUnavailable."""
+        return self._provider in providers or await self._queue.take(self, providers)
 
     async def wait(self, providers: Sequence[str], tell: Tell) -> None:
         """Return once `take` will succeed. Raises Overloaded if that takes too long, and Shutdown.
@@ -305,6 +422,8 @@ class Place:
         found = self._queue.bottleneck(provider)
         found.running += 1
         found.opening += 1
+        if found.fleet is not None:
+            found.fleet.peak = max(found.fleet.peak, found.running)
 
     def opened(self) -> None:
         """Note that the provider has accepted the request."""

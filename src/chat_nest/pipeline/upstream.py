@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from chat_nest.core.claims import Granted
 from chat_nest.core.deltas import Batch, Delta, UsageDelta
 from chat_nest.core.errors import (
+    LimiterUnavailable,
     UpstreamAuth,
     UpstreamError,
     UpstreamPaused,
@@ -224,7 +225,7 @@ class _Opening:
             raise UpstreamError("The model's provider is not configured", spent_nothing=True)
         if self._pauses(model):  # since the request was admitted
             raise UpstreamPaused(spent_nothing=True)
-        if self._place is not None and not self._place.take((provider_name,)):
+        if not await self._has_stream(provider_name):
             raise UpstreamPaused(spent_nothing=True, retry_after=1.0)
         breaker = self._upstream.breakers[provider_name]
         began_at = self._now()
@@ -246,6 +247,12 @@ class _Opening:
         finally:
             breaker.ended(era, outcome, self._now(), retry_after)
         return batches
+
+    async def _has_stream(self, provider: str) -> bool:
+        try:
+            return self._place is None or await self._place.take((provider,))
+        except LimiterUnavailable:  # the other workers can't be asked for one
+            return False
 
     async def _open(
         self, provider: Provider, model: str, model_name: str, stack: AsyncExitStack

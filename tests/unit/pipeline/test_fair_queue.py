@@ -24,7 +24,7 @@ async def answered(queue: FairQueue, caller: str, seconds: float = 1.0, tell=sil
     """Run one request; return how long it waited."""
     began = now()
     async with queue.place(caller) as place:
-        if not place.take([provider]):
+        if not await place.take([provider]):
             await place.wait([provider], tell)
         waited = now() - began
         place.opened()
@@ -129,7 +129,7 @@ async def test_a_drain_empties_it_and_lets_nobody_in() -> None:
     assert [type(each) for each in done] == [float, Shutdown, Shutdown]
     assert now() == 1
     async with queue.place("d") as place:
-        assert place.take(["p"]), "one that needs not wait is the handler's to refuse"
+        assert await place.take(["p"]), "one that needs not wait is the handler's to refuse"
         with pytest.raises(Shutdown):
             await answered(queue, "e")
 
@@ -141,7 +141,7 @@ async def test_after_a_pause_one_request_tries_then_two_then_four() -> None:
 
     async def request(caller: str) -> None:
         async with queue.place(caller) as place:
-            if not place.take(["p"]):
+            if not await place.take(["p"]):
                 await place.wait(["p"], silent)
             began.append(now())
             await asyncio.sleep(1)  # the provider takes a second to accept it

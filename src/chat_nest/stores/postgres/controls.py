@@ -8,7 +8,16 @@ from typing import Any, LiteralString, Protocol
 
 import msgspec
 
-from chat_nest.core.controls import MOST_REPORTS, Act, Control, Snapshot, check_change, check_first, check_report
+from chat_nest.core.controls import (
+    MOST_REPORTS,
+    Act,
+    Control,
+    Snapshot,
+    check_change,
+    check_first,
+    check_report,
+    check_swap,
+)
 from chat_nest.limits.windows import US
 
 _CHANGE = (
@@ -22,6 +31,7 @@ _FIRST_WITH_REPORT = (
 )
 _ACTS = "SELECT chat_nest.guard(%s, %s), chat_nest.newest_acts(%s)"
 _REPORT = "SELECT chat_nest.guard(%s, %s), chat_nest.report(%s::jsonb, %s)"
+_SWAP = "SELECT chat_nest.guard(%s, %s), chat_nest.swap(%s, %s, %s, %s, %s, %s)"
 _REPORTS = "SELECT chat_nest.guard(%s, %s), chat_nest.reports(%s, %s, %s, %s)"
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, str, str, int | None]]).decode
@@ -88,6 +98,12 @@ class PostgresControls:
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
         await self._call(_REPORT, _reported(rows), self._time())
+
+    async def swap(self, known: str, row: Control) -> str:
+        check_swap(row)
+        ends = str(int((row.expires or 0.0) * US))
+        [value] = await self._call(_SWAP, row.kind, row.name, known, row.value, ends, self._time())
+        return str(value)
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         [found] = await self._call(_REPORTS, kind, name, str(MOST_REPORTS), self._time())

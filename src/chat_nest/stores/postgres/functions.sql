@@ -709,6 +709,24 @@ BEGIN
   RETURN true;
 END $$;
 
+-- Set a report if its value is p_known, '' if there is none. Returns the value afterwards.
+CREATE OR REPLACE FUNCTION chat_nest.swap(
+  p_kind text, p_name text, p_known text, p_value text, p_ends bigint, p_now bigint
+) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+  v_value text;
+BEGIN
+  INSERT INTO chat_nest.reports (kind, name, value, expires_at) VALUES (p_kind, p_name, '', 0) ON CONFLICT DO NOTHING;
+  SELECT CASE WHEN r.expires_at > chat_nest.now_us(p_now) THEN r.value ELSE '' END INTO STRICT v_value
+  FROM chat_nest.reports AS r WHERE r.kind = p_kind AND r.name = p_name FOR UPDATE;  -- one at a time
+  IF v_value <> p_known THEN
+    RETURN v_value;
+  END IF;
+  UPDATE chat_nest.reports AS r SET value = p_value, expires_at = p_ends WHERE r.kind = p_kind AND r.name = p_name;
+  RETURN p_value;
+END $$;
+
 -- The reports of a kind, or the one with a name, as a JSON array; those that last longest first.
 CREATE OR REPLACE FUNCTION chat_nest.reports(p_kind text, p_name text, p_most bigint, p_now bigint) RETURNS text
 LANGUAGE sql VOLATILE AS $$

@@ -19,7 +19,7 @@ from psycopg.sql import SQL, Identifier
 
 from chat_nest.stores.reports import COLUMNS
 
-VERSION: Final = 6
+VERSION: Final = 7
 COMPATIBLE: Final = 5
 VERSION_QUERY: Final = "SELECT coalesce(max(version), 0) FROM chat_nest.migrations"
 HAS_ADDITIONS: Final = "SELECT to_regclass('chat_nest.additions') IS NOT NULL"
@@ -40,6 +40,7 @@ CHANGES: Final[Mapping[int, LiteralString]] = {
     " CREATE TABLE chat_nest.acts ( seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at bigint NOT"
     " NULL, operator text NOT NULL, act text NOT NULL, target text NOT NULL, reason text NOT NULL,"
     " detail text NOT NULL )",
+    7: "SELECT 'only functions are new'",
 }
 """The statements that make each version from the one before it, for existing databases."""
 

@@ -9,11 +9,20 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from chat_nest.core.controls import MOST_REPORTS, Act, Control, Snapshot, check_change, check_first, check_report
+from chat_nest.core.controls import (
+    MOST_REPORTS,
+    Act,
+    Control,
+    Snapshot,
+    check_change,
+    check_first,
+    check_report,
+    check_swap,
+)
 from chat_nest.limits.windows import US
 from chat_nest.stores.redis.resp import Word
 
-ControlScript = Literal["change_controls", "watch_controls", "first", "acts", "report", "reports"]
+ControlScript = Literal["change_controls", "watch_controls", "first", "acts", "report", "reports", "swap"]
 
 _encode = msgspec.json.Encoder().encode
 _decode_row = msgspec.json.Decoder(tuple[str, str, str, str, int | None]).decode
@@ -65,6 +74,12 @@ class RedisControls:
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
         await self._run("report", _words(rows))
+
+    async def swap(self, known: str, row: Control) -> str:
+        check_swap(row)
+        words: list[Word] = [row.kind, row.name, known, row.value, int((row.expires or 0.0) * US)]
+        _, [value] = await self._run("swap", words)
+        return str(value.decode())
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         now_us, found = await self._run("reports", [kind, name, MOST_REPORTS])

@@ -16,6 +16,7 @@ from chat_nest.core.controls import (
     check_change,
     check_first,
     check_report,
+    check_swap,
 )
 from chat_nest.limits.windows import US
 
@@ -60,6 +61,10 @@ class SQLiteControls:
     async def report(self, rows: Sequence[Control]) -> None:
         check_report(rows)
         await self._write(lambda execute, now_us: _report(execute, now_us, rows))
+
+    async def swap(self, known: str, row: Control) -> str:
+        check_swap(row)
+        return str(await self._write(lambda execute, now_us: _swap(execute, now_us, known, row)))
 
     async def reports(self, kind: str, name: str = "") -> Sequence[Control]:
         found: list[Control] = await self._read(lambda execute, now_us: _reports(execute, now_us, kind, name))
@@ -138,6 +143,20 @@ def _report(execute: Execute, now_us: int, rows: Sequence[Control]) -> None:
             "INSERT OR REPLACE INTO reports (kind, name, value, expires_at) VALUES (?, ?, ?, ?)",
             (row.kind, row.name, row.value, int((row.expires or 0.0) * US)),
         )
+
+
+def _swap(execute: Execute, now_us: int, known: str, row: Control) -> str:
+    found = execute(
+        "SELECT value FROM reports WHERE kind = ? AND name = ? AND expires_at > ?", (row.kind, row.name, now_us)
+    ).fetchone()
+    value = "" if found is None else str(found[0])
+    if value != known:
+        return value
+    execute(
+        "INSERT OR REPLACE INTO reports (kind, name, value, expires_at) VALUES (?, ?, ?, ?)",
+        (row.kind, row.name, row.value, int((row.expires or 0.0) * US)),
+    )
+    return row.value
 
 
 def _reports(execute: Execute, now_us: int, kind: str, name: str) -> list[Control]:
