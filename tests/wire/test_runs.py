@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from raw_client import HELLO, JSON, ask, connect, settled
 from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
 
-from chat_nest import BALANCED, HardCaps, Timeouts, create_chat_handler
+from chat_nest import BALANCED, HardCaps, Sessions, Timeouts, create_chat_handler
+from chat_nest.controls import Control
 from chat_nest.core.messages import Caller
 
 
@@ -29,7 +30,9 @@ def who(scope):
 async def chat(script, policy="finish", limits={}, server="uvicorn", **more):
     async with ScriptedProvider(script) as provider:
         profile = replace(BALANCED, on_disconnect=policy, **limits)
-        handler = create_chat_handler(base_url=provider.url, profiles={"balanced": profile}, identify=who, **more)
+        handler = create_chat_handler(
+            base_url=provider.url, profiles={"balanced": profile}, **{"identify": who, **more}
+        )
         if server == "uvicorn":
             async with serve(handler) as port:
                 yield provider, port
@@ -298,3 +301,33 @@ async def test_readers_who_come_back_count_on_their_callers_rate():
         assert (await get(port, f"/api/chat/{run}/stream", **{"x-who": "eve"})).status == 404, "a rate of its own"
         assert (await post(port, f"/api/chat/{run}/stop")).status == 204, "a stop is never refused"
         assert (await ask(port)).status == 200, "nor is a new chat refused for it"
+
+
+@pytest.mark.parametrize("how", ["session", "caller", "address"])
+async def test_a_follower_is_ended_with_its_own_session_and_with_a_block_and_the_answer_goes_on(how):
+    """A caller's other session may follow an answer, until that session is revoked, or its caller or address blocked."""
+    release = asyncio.Event()
+    script = stream(chunk("one "), release, chunk("two "), finish(), usage(5, 2), DONE)
+    sessions = Sessions(["a secret of these sessions that is long"])
+    async with chat(script, identify=None, sessions=sessions, trusted_proxies=["127.0.0.1"]) as (_, port):
+        owner, other = (sessions.create(caller="ada") for _ in range(2))
+        async with connect(port) as client, connect(port) as follower:
+            first = await client.post(headers={**JSON, "authorization": f"Bearer {owner.token}"})
+            run = (await first.until("start")).json()["id"]
+            headers = {"authorization": f"Bearer {other.token}", "x-forwarded-for": "203.0.113.9"}
+            follows = await follower.request("GET", f"/api/chat/{run}/stream", headers=headers)
+            assert (await follows.until("token")).json() == "one "
+            if how == "session":
+                await sessions.revoke(other.id)
+            elif how == "address":
+                row = Control(kind="block", name="network:203.0.113.0/24", value='{"stop_running":true}')
+                await sessions._controls.change(put=[row])
+            else:
+                row = Control(kind="block", name=f"caller:{Caller(id='session:ada').key}", value='{"stop_running":true}')
+                await sessions._controls.change(put=[row])
+            code = "session_revoked" if how == "session" else "stopped"
+            assert (await follows.until("error")).json()["code"] == code
+            release.set()
+            assert (await first.until("error" if how == "caller" else "done")).data
+            again = await get(port, f"/api/chat/{run}/stream", **headers)
+            assert again.status == (401 if how == "session" else 403)

@@ -27,7 +27,7 @@ from chat_nest.asgi.run_routes import RunRoutes, asked_run
 from chat_nest.asgi.session_routes import SessionRoutes, asked_session, check_grant, follows
 from chat_nest.asgi.settings import CAN_CHANGE, Changes
 from chat_nest.asgi.visitor_routes import METHODS, VisitorRoutes
-from chat_nest.controls.gate import Running
+from chat_nest.controls.gate import Address, Running
 from chat_nest.controls.grants import Grants
 from chat_nest.controls.live import LiveControls
 from chat_nest.core.claims import Line, Standing
@@ -42,6 +42,7 @@ from chat_nest.core.errors import (
     Shutdown,
     Stopped,
 )
+from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Answer, Dialect, ReadsHeld, Route, Scope
 from chat_nest.core.request_log import CURRENT, RequestLog
 from chat_nest.core.usage import NANO
@@ -97,7 +98,7 @@ class ChatHandler:
         self._started = False
         self._use(parts)
         self._runs: dict[str, Lifecycle] = {}
-        self._run_routes = RunRoutes(chat, self._runs, self._timeouts, self._admit_reader)
+        self._run_routes = RunRoutes(chat, self._runs, self._timeouts, self._admit_reader, self._refused_reader)
         self._kept_routes = KeptRoutes(chat, self._run_routes)
         chat.queue.limit_worker(self._streams_of_worker)
         self._closing = False
@@ -375,8 +376,18 @@ class ChatHandler:
             running = _running(life)
             if running is not None and self._chat.gate.stops(running):
                 life.end(Stopped("The answer was stopped by the operator"))
+        self._run_routes.obey()
         if self._sessions is not None and self._runs:
             self._end_revoked(self._sessions, asyncio.get_running_loop().time())
+
+    def _refused_reader(self, caller: Caller, address: Address | None) -> ChatError | None:
+        """Return why a reader may not follow an answer any more; None if it may."""
+        if self._sessions is not None and self._sessions.is_revoked(session_of(caller)):
+            return SessionRevoked()
+        gate = self._chat.gate
+        if gate.stops_any and gate.stops(Running(run="", caller=caller, profile="", model="", address=address)):
+            return Stopped("The answer was stopped by the operator")
+        return None
 
     def _end_revoked(self, sessions: Sessions, known_at: float) -> None:
         """End them. A request that was identified before the revocation, `known_at`, may still be admitted."""

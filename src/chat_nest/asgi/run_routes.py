@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -15,7 +16,8 @@ from chat_nest.asgi.reader import attend
 from chat_nest.asgi.request import Receive, Send
 from chat_nest.asgi.response import respond
 from chat_nest.asgi.response_stream import ResponseStream
-from chat_nest.core.errors import NotFound, RunsUnavailable, Stopped, TooManyStreams
+from chat_nest.controls.gate import Address
+from chat_nest.core.errors import ChatError, ClientGone, NotFound, RunsUnavailable, Stopped, TooManyStreams
 from chat_nest.core.messages import Caller, ChatRequest
 from chat_nest.core.protocols import Answer, Dialect, Encoder, FollowedRun, Resumable, Scope
 from chat_nest.core.timeouts import Timeouts
@@ -49,17 +51,35 @@ def asked_run(path: str) -> AskedRun | None:
     return AskedRun(base or "/", name, wanted)
 
 
+class _Reader(Struct, frozen=True):
+    """Who follows a run here: its own life, its caller and IP address."""
+
+    life: Lifecycle
+    caller: Caller
+    address: Address | None
+
+
 class RunRoutes:
-    """Serves the routes of runs. `runs` holds those of this process, by id; `admit` raises Overloaded if it is full."""
+    """Serves the routes of runs. `runs` holds those of this process, by id; `admit` raises Overloaded if it is full.
+
+    `refused` returns why a caller may not read any more, if an operator or a revoked session ended that.
+    """
 
     def __init__(
-        self, chat: Chat, runs: Mapping[str, Lifecycle], timeouts: Timeouts, admit: Callable[[], None]
+        self,
+        chat: Chat,
+        runs: Mapping[str, Lifecycle],
+        timeouts: Timeouts,
+        admit: Callable[[], None],
+        refused: Callable[[Caller, Address | None], ChatError | None],
     ) -> None:
         self._logs = chat.logs
         self._callers = chat.callers
         self._runs = runs
         self._timeouts = timeouts
         self._admit = admit
+        self._refused = refused
+        self._readers: dict[str, _Reader] = {}
         self._followers: Counter[str] = Counter()
         """By the caller's key."""
         chat.logs.listen(self._stop_here)
@@ -132,17 +152,28 @@ class RunRoutes:
             raise TooManyStreams(limit="concurrent_streams")
         if encoder is None:
             encoder = _encoder_of(dialect, followed.id)
-        life = Lifecycle(token_hex(12))
+        life, address = Lifecycle(token_hex(12)), self._callers.address_of(scope)
+        if (error := self._refused(caller, address)) is not None:  # since it was identified
+            raise error
         extensions: Mapping[str, Any] = scope.get("extensions") or {}
         stream = ResponseStream(send, life, dialect, headers, self._timeouts, extensions)
         self._followers[caller.key] += 1
+        self._readers[life.id] = _Reader(life, caller, address)
         try:
-            await attend(life, life.begin(follow(stream, followed, encoder, after)), extensions, receive)
+            story = _until_ended(life, stream, follow(stream, followed, encoder, after))
+            await attend(life, life.begin(story), extensions, receive)
         finally:
             stream.close()
+            del self._readers[life.id]
             self._followers[caller.key] -= 1
             if not self._followers[caller.key]:
                 del self._followers[caller.key]
+
+    def obey(self) -> None:
+        """End the readers that may not read any more. The runs go on."""
+        for reader in list(self._readers.values()):
+            if (error := self._refused(reader.caller, reader.address)) is not None:
+                reader.life.end(error)
 
     async def _has_it_all(self, followed: FollowedRun, after: int, *, by_id: bool) -> bool:
         """Return whether the client of a finished run needs no more: it has the end, or asks if its chat is idle."""
@@ -196,6 +227,17 @@ class RunRoutes:
                 run.end(Stopped())
                 return True
         return False
+
+
+async def _until_ended(life: Lifecycle, stream: ResponseStream, reading: Coroutine[Any, Any, None]) -> None:
+    """Send a reader what it reads, and the error if it was ended from this side."""
+    try:
+        await reading
+    except asyncio.CancelledError:
+        if life.ended_by is None or life.lost:
+            raise
+        with contextlib.suppress(ClientGone):
+            await stream.fail(life.ended_by)
 
 
 def _encoder_of(dialect: Dialect, run: str) -> Encoder:
