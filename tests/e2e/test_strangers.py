@@ -13,6 +13,7 @@ from time import time
 import altcha
 import pytest
 import pytest_asyncio
+from postgres_server import new_database, shared_url
 from raw_client import HELLO, JSON, ask, connect
 from redis_servers import shared_redis_url
 from scripted_provider import ScriptedProvider, answer
@@ -50,18 +51,19 @@ requests_per_minute = "none"
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis", "postgresql"])
 async def ports(request, tmp_path_factory):
     """The ports of two servers on one store."""
     folder = tmp_path_factory.mktemp("strangers")
     (folder / "runs").mkdir(mode=0o700)
     (folder / "chat-nest.toml").write_text(CONFIG.replace("{secret}", SECRET))
     places = {"CHAT_NEST_STORE_URL": shared_redis_url()}
-    if request.param == "sqlite":
-        places = {
-            "CHAT_NEST_STORE_URL": f"sqlite:///{folder / 'shared.db'}",
-            "CHAT_NEST_RUNS_URL": f"local://{folder / 'runs'}",
-        }
+    if request.param != "redis":
+        url, remove = (f"sqlite:///{folder / 'shared.db'}", None)
+        if request.param == "postgresql":
+            url, remove = new_database(shared_url())
+            request.addfinalizer(remove)
+        places = {"CHAT_NEST_STORE_URL": url, "CHAT_NEST_RUNS_URL": f"local://{folder / 'runs'}"}
     async with ScriptedProvider(answer("Hello ", 3, input_tokens=9)) as provider:
         environ = {
             "OPENAI_BASE_URL": provider.url,
@@ -150,15 +152,17 @@ async def test_ids_that_are_not_of_this_server(ports):
 
 
 async def test_a_solution_that_is_used_a_hundred_times(ports):
-    address = f"{a_network()}.7"
-    one = cookie_of(await ask(ports[0], HELLO, headers=at(address)))
-    refused = await statuses(ports, [at(address, **one)] * 6)
+    network = a_network()
+    one = cookie_of(await ask(ports[0], HELLO, headers=at(f"{network}.7")))
+    refused = await statuses(ports, [at(f"{network}.7", **one)] * 6)
     assert refused[403] == 2
-    reply = await ask(ports[1], HELLO, headers=at(f"{a_network()}.7", **one))
+    reply = await ask(ports[1], HELLO, headers=at(f"{network}.7", **one))
     made = altcha.Challenge.from_dict(json.loads(reply.raw)["challenge"]["challenge"])
     body = {"solution": altcha.Payload(made, altcha.solve_challenge(made)).to_base64()}
+    elsewhere = [ask(port, body, path="/api/challenge", headers=at(f"{a_network()}.7", **one)) for port in ports]
+    assert [each.status for each in await asyncio.gather(*elsewhere)] == [403, 403], "a copied solution"
     sent = [
-        ask(ports[index % 2], body, path="/api/challenge", headers=at(f"{a_network()}.7", **one))
+        ask(ports[index % 2], body, path="/api/challenge", headers=at(f"{network}.{index}", **one))
         for index in range(100)
     ]
     replies = await asyncio.gather(*sent)

@@ -39,13 +39,13 @@ DIALECTS = {
 
 
 @asynccontextmanager
-async def chat(challenge=QUICK, secret=SECRET, store="memory://", addresses=PLENTY, **more):
+async def chat(challenge=QUICK, secret=SECRET, store="memory://", addresses=PLENTY, proxies=(), **more):
     async with ScriptedProvider(answer("Hello ", 3, input_tokens=9)) as provider:
         handler = create_chat_handler(
             providers={"openai": OpenAIProvider("sk", provider.url)},
             profiles=PROFILES,
             default_profile="taste",
-            visitors=Visitors([secret], addresses=addresses),
+            visitors=Visitors([secret], addresses=addresses, trusted_proxies=proxies),
             challenge=challenge,
             store=store,
             **more,
@@ -110,6 +110,52 @@ async def test_a_solution_is_of_its_visitor():
         assert (stolen.status, b"another visitor" in stolen.raw) == (403, True)
         assert (await solve(port, solved(challenge))).status == 403, "nobody has no visitor to pass"
         assert (await solve(port, solved(challenge), **visitor)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("bind", "near", "far"),
+    [("network", 200, 403), ("address", 403, 403), ("none", 200, 200)],
+)
+@pytest.mark.parametrize(
+    ("here", "close", "elsewhere"),
+    [
+        ("203.0.113.7", "203.0.113.99", "203.0.114.7"),
+        ("2001:db8:1:1::7", "2001:db8:1:2::7", "2001:db8:2:1::7"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+async def test_a_solution_counts_where_its_challenge_was_given(bind, near, far, here, close, elsewhere):
+    """A proxy or a phone whose address changes within a network passes, unless the address is asked for."""
+
+    async def status(port, sent_from):
+        asked = await ask(port, headers={**JSON, "x-forwarded-for": here})
+        solution = solved(json.loads(asked.raw)["challenge"])
+        reply = await solve(port, solution, **cookie_of(asked), **{"x-forwarded-for": sent_from})
+        assert reply.status == 200 or b"in another network" in reply.raw
+        return reply.status
+
+    async with chat(replace(QUICK, bind=bind, when="always"), proxies=["127.0.0.1"]) as (_, port):
+        assert [await status(port, each) for each in (here, close, elsewhere)] == [200, near, far]
+
+
+async def test_an_address_or_a_network_that_asks_for_challenges_without_end_is_refused():
+    async with chat(proxies=["127.0.0.1"]) as (_, port), connect(port) as client:
+
+        async def served(addresses):
+            """How many of these get a challenge before the first that does not."""
+            for number, address in enumerate(addresses):
+                reply = await client.request("GET", "/api/challenge", headers={"x-forwarded-for": address})
+                await reply.body()
+                if reply.status == 429:
+                    assert 0 < int(reply.headers["retry-after"]) <= 60
+                    return number
+                assert reply.status == 200
+            return len(addresses)
+
+        assert 60 <= await served(["203.0.113.7"] * 3_000) < 3_000
+        assert await served(["203.0.113.8", "198.51.100.7"]) == 2, "others are served"
+        hosts = [f"192.0.2.{number % 200}" for number in range(9_000)]
+        assert 600 <= await served(hosts) < 9_000, "turning addresses over in a network gains nothing"
 
 
 async def test_a_solution_is_of_its_deployment():

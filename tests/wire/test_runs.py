@@ -323,7 +323,9 @@ async def test_a_follower_is_ended_with_its_own_session_and_with_a_block_and_the
                 row = Control(kind="block", name="network:203.0.113.0/24", value='{"stop_running":true}')
                 await sessions._controls.change(put=[row])
             else:
-                row = Control(kind="block", name=f"caller:{Caller(id='session:ada').key}", value='{"stop_running":true}')
+                row = Control(
+                    kind="block", name=f"caller:{Caller(id='session:ada').key}", value='{"stop_running":true}'
+                )
                 await sessions._controls.change(put=[row])
             code = "session_revoked" if how == "session" else "stopped"
             assert (await follows.until("error")).json()["code"] == code

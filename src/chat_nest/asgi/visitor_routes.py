@@ -18,7 +18,7 @@ from chat_nest.core.messages import Visit
 from chat_nest.core.protocols import Answer, Scope
 from chat_nest.dialects.frames import JSON
 from chat_nest.identity.bearer import has_credential
-from chat_nest.identity.visitors import ANSWER_HEADERS, Visitors, token_of
+from chat_nest.identity.visitors import ANSWER_HEADERS, Visitors, network_of, token_of
 from chat_nest.limits.caller_rates import CallerRates
 from chat_nest.pipeline.callers import Callers
 
@@ -27,6 +27,9 @@ METHODS = {VISIT_PATH: "POST, OPTIONS", PATH: "GET, POST, OPTIONS"}
 MAX_BODY = 16_384
 FAILED_PER_MINUTE = 60
 """Wrong solutions of one IP address."""
+ASKED_PER_MINUTE = 60
+"""Challenges that one IP address gets at GET /api/challenge: each costs a derivation of a key."""
+ASKED_PER_MINUTE_OF_NETWORK = 600
 NO_VISIT = "The request has no valid id of a visitor: send the cookie, or a token of POST /api/visit"
 
 Headers = MutableSequence[tuple[bytes, bytes]]
@@ -51,6 +54,7 @@ class VisitorRoutes:
         self._visitors = visitors
         self._gate = gate
         self._failed = CallerRates(clock)
+        self._asked = CallerRates(clock)
 
     async def serve(self, path: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises a ChatError for one that is refused."""
@@ -78,7 +82,7 @@ class VisitorRoutes:
         A cookie is not looked at: scripts of the page must not learn what it holds.
         """
         found = self._visitors.visit_of(scope) if token_of(scope) else None
-        visit = self._visitors.new() if found is None else self._visitors.renewed(found)
+        visit = self._visitors.new(scope) if found is None else self._visitors.renewed(found)
         return self._token(visit)
 
     def _token(self, visit: Visit) -> dict[str, Any]:
@@ -86,10 +90,16 @@ class VisitorRoutes:
         return {"token": token, "expires_at": expires_at}
 
     def _challenge(self, gate: Gate, scope: Scope) -> dict[str, Any]:
-        """Return a challenge for the visitor, who gets a cookie if it has no valid id yet."""
+        """Return a challenge for the visitor, who gets a cookie if it has no valid id yet. Raises RateLimited."""
+        address = self._visitors.address(scope)
+        rates = {address: ASKED_PER_MINUTE, f"{network_of(address)} network": ASKED_PER_MINUTE_OF_NETWORK}
+        for place in rates:
+            self._asked.check(place)
+        for place, per_minute in rates.items():
+            self._asked.count(place, per_minute)
         visit = self._visitors.visit_of(scope)
         if visit is None:
-            visit = self._visitors.new()
+            visit = self._visitors.new(scope)
             self._visitors.set_cookie(scope, visit)
         return dict(gate.required(visit).challenge)
 

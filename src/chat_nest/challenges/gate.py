@@ -15,6 +15,7 @@ from chat_nest.challenges.solved import Solved, Verifier
 from chat_nest.core.errors import ChallengeFailed, ChallengeRequired, ChatError, LimiterUnavailable, LimitExceeded
 from chat_nest.core.messages import Caller, Visit, hashed
 from chat_nest.core.protocols import Now
+from chat_nest.identity.visitors import network_of
 from chat_nest.limits.counters import LIMITS
 from chat_nest.limits.profiles import Profiles
 from chat_nest.limits.spec import Profile
@@ -88,14 +89,16 @@ class Gate:
 
     def required(self, visit: Visit) -> ChallengeRequired:
         """Return the refusal, with what a page needs."""
-        return ChallengeRequired({"kind": self._challenge.kind, "path": PATH, **self._verifier.make(hashed(visit.id))})
+        return ChallengeRequired(
+            {"kind": self._challenge.kind, "path": PATH, **self._verifier.make(self._owner(visit))}
+        )
 
     async def passed(self, visit: Visit, solution: str) -> Visit:
         """Return the visit with the pass that the solution gives.
 
         Raises ChallengeFailed for a wrong, expired or used solution, ChallengeUnavailable and LimiterUnavailable.
         """
-        solved = await self._verifier.verify(solution, hashed(visit.id))
+        solved = await self._verifier.verify(solution, self._owner(visit))
         if not await self._is_first(solved):
             raise ChallengeFailed("This solution was used before: get another challenge")
         now = self._now()
@@ -107,6 +110,16 @@ class Gate:
     async def aclose(self) -> None:
         """Close the connections to the service."""
         await self._verifier.aclose()
+
+    def _owner(self, visit: Visit) -> str:
+        """Return what a challenge is made for: the visitor, at an address or in a network."""
+        match self._challenge.bind:
+            case "none":
+                return hashed(visit.id)
+            case "network":
+                return hashed(f"{visit.id} {network_of(visit.address)}")
+            case "address":
+                return hashed(f"{visit.id} {visit.address}")
 
     async def _is_first(self, solved: Solved) -> bool:
         try:

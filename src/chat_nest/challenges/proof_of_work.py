@@ -78,7 +78,7 @@ class ProofOfWork:
             raise ChallengeFailed
         parameters = self._altcha.Payload.from_base64(solution).challenge.parameters
         if parameters.data["for"] != owner:  # signed, as the whole challenge is
-            raise ChallengeFailed("The challenge was made for another visitor")
+            raise ChallengeFailed("The challenge was made for another visitor, or in another network: get another one")
         return Solved(id=parameters.nonce, seconds=SECONDS + 60)
 
     async def aclose(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
 
 Kind = Literal["proof_of_work", "turnstile", "hcaptcha", "recaptcha"]
 When = Literal["limit", "pressure", "always"]
 Unreachable = Literal["closed", "before"]
+Bind = Literal["none", "network", "address"]
 
 PATH = "/api/challenge"
 SERVICES = ("turnstile", "hcaptcha", "recaptcha")
@@ -32,6 +33,9 @@ class Challenge(Struct, frozen=True, kw_only=True):
     hours: float = 24.0
     milliseconds: int = 2_000
     """For proof_of_work: the time that a phone needs, on average. See docs/visitors.md."""
+    bind: Bind = "network"
+    """For proof_of_work and turnstile: where a visitor may send the solution from. `network` is that from which it got
+    the challenge (an IPv4 /24 or IPv6 /48), `address` the same IP address (an IPv6 /64), `none` anywhere."""
     site_key: str = ""
     """For the services, as are the fields below."""
     secret: str = ""
@@ -61,6 +65,8 @@ def check_challenge(challenge: Challenge) -> None:
         raise ValueError('after must name the profile of a visitor that passed: when = "limit" lifts it from before')
     if challenge.when == "limit" and challenge.after == challenge.before:
         raise ValueError("after must be another profile than before: passing would change nothing")
+    if challenge.bind not in get_args(Bind):
+        raise ValueError(f"bind must be one of {', '.join(get_args(Bind))}")
     if not 0 < challenge.hours <= MOST_HOURS:
         raise ValueError(f"hours must be a number above 0 and at most {MOST_HOURS}")
     if not 0 < challenge.pressure <= 1:

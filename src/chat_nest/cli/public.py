@@ -21,6 +21,8 @@ Danger = Literal["MONEY", "ABUSE", "CARE"]
 """Money without a bound; use by those it is not meant for; what makes either easier. `check --public` exits with 1 for
 the first."""
 COLORS = {"MONEY": "red", "ABUSE": "yellow", "CARE": "cyan"}
+BINDS = ("proof_of_work", "turnstile")
+"""The challenges that can be bound to a network."""
 LONG_SESSION = 3_600
 """Seconds."""
 SAFE = "Nothing of what is known here is open to strangers."
@@ -173,6 +175,10 @@ def _care(config: Config, profiles: Sequence[Profile]) -> Iterator[Finding]:
         yield Finding("CARE", what, "[sessions] expires_in = 600")
     if not profiles:
         return
+    challenge = None if config.visitors is None else config.visitors.challenge
+    if challenge is not None and challenge.bind == "none" and challenge.kind in BINDS:
+        what = "a solution counts from any network, so one machine can pass challenges for many"
+        yield Finding("CARE", what, '[challenge] bind = "network"')
     if config.queue is None:
         what = "one stranger's requests can take all of a provider's rate; others are refused meanwhile"
         yield Finding("CARE", what, "[queue], and [providers.NAME] concurrent_streams = 20")

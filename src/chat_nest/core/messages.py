@@ -218,6 +218,8 @@ class Visit(Struct, frozen=True, kw_only=True, gc=False):
     """Whether the id was issued to a request without one. That request's Idempotency-Key is known by its address."""
     repeats_as: str = ""
     """The IP address by which the Idempotency-Keys of a visitor whose first request may come again are known."""
+    address: str = ""
+    """The IP address of this request, as PeerAddress finds it; it is not part of the id."""
 
     def __repr__(self) -> str:
         """Return it without its id, which is a credential's part."""

@@ -75,7 +75,7 @@ class Visitors:
         visit = self.visit_of(scope)
         places = self._places(address)
         if visit is None:
-            visit = self.ids.new(self._now(), address)
+            visit = self.new(scope, counted_as=address)
             self.set_cookie(scope, visit)
             return Caller(id=f"visitor:{visit.id}", shares=places, visit=visit)
         if visit.first and self._now() < visit.issued + REPEAT_SECONDS:
@@ -98,15 +98,17 @@ class Visitors:
             visit = self.ids.read(token, self._now())
             if visit is None:
                 raise refused()
-            return visit
+            return replace(visit, address=self.address(scope))
         visit = self.ids.read(self._cookie(scope), self._now())
-        if visit is not None and self._now() - visit.issued > RENEW_SECONDS:
+        if visit is None:
+            return None
+        if self._now() - visit.issued > RENEW_SECONDS:
             self.set_cookie(scope, self.renewed(visit))
-        return visit
+        return replace(visit, address=self.address(scope))
 
-    def new(self) -> Visit:
+    def new(self, scope: Scope, counted_as: str = "") -> Visit:
         """Return a new visitor."""
-        return self.ids.new(self._now())
+        return replace(self.ids.new(self._now(), counted_as), address=self.address(scope))
 
     def renewed(self, visit: Visit) -> Visit:
         """Return the same visit, issued now."""
@@ -131,7 +133,7 @@ class Visitors:
         """Return the value of Set-Cookie for a request without a valid cookie; empty for any other."""
         if self.ids.read(self._cookie(scope), self._now()) is not None:
             return b""
-        return self._set(scope, self.new())
+        return self._set(scope, self.new(scope))
 
     def _set(self, scope: Scope, visit: Visit) -> bytes:
         secure = self._is_https(scope)

@@ -122,6 +122,11 @@ secret = "{"v1" * 20}"
             "while the challenge's service does not answer, visitors pass",
             '[challenge] unreachable = "closed"',
         ),
+        (
+            '[challenge]\nkind = "proof_of_work"\nwhen = "always"\nbind = "none"',
+            "a solution counts from any network",
+            '[challenge] bind = "network"',
+        ),
         ("[dialects]\nblog = true\nblog_get = true", "the blog's path answers GET", "[dialects] blog_get = false"),
         (
             '[server]\ntrusted_proxies = ["unix", "::/0"]',

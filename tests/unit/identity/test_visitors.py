@@ -139,7 +139,7 @@ def test_over_https_a_cookie_that_another_host_of_the_domain_can_set_does_not_co
 )
 def test_a_token_is_a_visitor_too(header) -> None:
     identify = visitors()
-    visit = identify.new()
+    visit = identify.new(scope())
     token, _ = identify.token(visit)
     ((name, value),) = header.items()
     asked = scope(**{name: value.format(token)})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from msgspec import Meta, Struct
 from msgspec.structs import fields
 
-from chat_nest.challenges.settings import Challenge, Kind, Unreachable, When
+from chat_nest.challenges.settings import Bind, Challenge, Kind, Unreachable, When
 from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.records import RECORDS_DAYS
@@ -372,6 +372,7 @@ CHALLENGE: Keys = {
         but=frozenset(("secret",)),
         kind=Rule(Kind, f"one of {_quoted(Kind)}"),
         when=Rule(When, f"one of {_quoted(When)}"),
+        bind=Rule(Bind, f"one of {_quoted(Bind)}"),
         unreachable=Rule(Unreachable, f"one of {_quoted(Unreachable)}"),
         hours=Rule(float, "a number"),
         pressure=Rule(float, "a number"),
