@@ -161,6 +161,39 @@ async def test_the_widget_of_a_service_is_shown_in_a_frame_of_its_own(browser, w
     await context.close()
 
 
+async def test_a_score_of_recaptcha_is_asked_for_without_a_checkbox(browser, shared, serving, verifier, provider):
+    script = """
+    window.grecaptcha = { ready: (then) => then(), execute: async (key, { action }) => `token of ${key} for ${action}` };
+    ready();
+    """
+    service = SERVICE.replace("turnstile", "recaptcha").replace("{url}", verifier.url) + "checkbox = false\n"
+    served = await serving(shared, CONFIG + service + PROFILES)
+    provider.scripts = [answer("First. ", 1), answer("Second. ", 1)]
+    context = await browser.new_context(locale="en-US")
+    page = await context.new_page()
+    scripts = []
+
+    async def load(route):
+        scripts.append(route.request.url)
+        await route.fulfill(body=script, content_type="text/javascript")
+
+    await context.route("https://www.google.com/**", load)
+    await page.goto(served.url)
+    await say(page, "Hello")
+    await expect(words(page)).to_have_text("First.")
+    verdict = {"success": True, "hostname": "127.0.0.1", "action": "chat"}
+    verifier.requests.clear()
+    verifier.scripts = [http(200, json.dumps({**verdict, "score": score}).encode()) for score in (0.1, 0.9)]
+    await say(page, "Again")
+    await expect(page.locator(".notes .problem")).to_contain_text("could not be confirmed")
+    await page.click(".retry")
+    await expect(words(page)).to_have_text("Second.")
+    assert scripts[0] == "https://www.google.com/recaptcha/api.js?render=site&onload=ready&hl=en"
+    assert b"response=token+of+site+for+chat" in verifier.requests[0].body
+    assert await page.locator("iframe").count() == 0
+    await context.close()
+
+
 async def test_without_a_service_there_is_no_frame(served, browser):
     context = await browser.new_context()
     assert (await context.request.get(f"{served.url}challenge.html")).status == 404

@@ -362,6 +362,18 @@ async def test_a_service_refuses_or_the_solution_is_of_something_else(kind, chan
         assert (reply.status, json.loads(reply.raw)["code"]) == (403, "challenge_failed")
 
 
+@pytest.mark.parametrize(("checkbox", "status"), [(True, 200), (False, 403)])
+async def test_a_token_of_a_checkbox_has_no_score_and_counts_only_if_the_page_shows_one(checkbox, status):
+    async with (
+        ScriptedProvider() as verifier,
+        chat(service("recaptcha", verifier.url, checkbox=checkbox)) as (_, port),
+    ):
+        challenge, visitor = await refused(port, {})
+        assert challenge["checkbox"] is checkbox
+        verifier.scripts = [http(200, b'{"success": true, "hostname": "chat.example"}')]
+        assert (await solve(port, TOKEN, **visitor)).status == status
+
+
 BROKEN = {
     "hangs": [HANG],
     "fails": http(500, b"{}"),

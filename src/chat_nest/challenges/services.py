@@ -66,7 +66,13 @@ class Service:
     def make(self, owner: str) -> Mapping[str, Any]:
         """Return what the service's widget needs. `data`, for Turnstile's cData, binds the token to the visitor."""
         known = {"site_key": self._challenge.site_key, "action": self._challenge.action}
-        return {**known, "data": owner} if self._challenge.kind == "turnstile" else known
+        match self._challenge.kind:
+            case "turnstile":
+                return {**known, "data": owner}
+            case "recaptcha":
+                return {**known, "checkbox": self._challenge.checkbox}
+            case _:
+                return known
 
     async def verify(self, solution: str, owner: str) -> Solved:
         """Return what a valid token is.
@@ -116,7 +122,11 @@ class Service:
         reports_action = self._challenge.kind == "turnstile" or verdict.action is not None or verdict.score is not None
         if reports_action and verdict.action != self._challenge.action:
             raise ChallengeFailed("The challenge was solved for something else")
-        if verdict.score is not None and self._challenge.kind == "recaptcha" and verdict.score < self._challenge.score:
+        if self._challenge.kind == "recaptcha" and not self._is_human(verdict.score):
             raise ChallengeFailed
         if self._challenge.kind == "turnstile" and verdict.cdata != owner:
             raise ChallengeFailed("The challenge was solved for another visitor")
+
+    def _is_human(self, score: float | None) -> bool:
+        """Return whether a score is high enough. A token of reCAPTCHA v2 has none: its checkbox was passed."""
+        return self._challenge.checkbox if score is None else score >= self._challenge.score

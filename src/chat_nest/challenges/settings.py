@@ -43,6 +43,8 @@ class Challenge(Struct, frozen=True, kw_only=True):
     """The hosts of the pages on which a challenge may have been solved."""
     action: str = "chat"
     """The action that the solution must have, if the service reports one."""
+    checkbox: bool = True
+    """For recaptcha: whether the page shows v2's checkbox. Without it, v3 gives a score, and a visitor sees nothing."""
     score: float = 0.5
     """The lowest score of reCAPTCHA v3."""
     unreachable: Unreachable = "closed"
