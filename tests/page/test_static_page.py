@@ -37,12 +37,12 @@ secrets = ["a secret of the page's tests, long enough"]
 """
 
 
-async def page_server():
-    """Serve the page; each server is an origin of its own."""
+async def page_server(endpoint):
+    """Serve the page with the URLs in `endpoint` for that of its chat; each server is an origin of its own."""
 
     async def serve(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        body = PAGE.read_bytes()
+        body = PAGE.read_bytes().replace(b"https://chat.example", endpoint[0].encode())
         head = f"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
@@ -52,16 +52,22 @@ async def page_server():
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+async def test_the_page_is_short():
+    assert len(PAGE.read_text().splitlines()) < 60
+
+
 async def test_a_page_of_the_named_origin_chats_and_one_of_another_origin_does_not(provider, serving, browser):
-    own, origin = await page_server()
-    foreign, elsewhere = await page_server()
+    endpoint: list[str] = []
+    own, origin = await page_server(endpoint)
+    foreign, elsewhere = await page_server(endpoint)
     async with own, foreign:
         served = await serving(provider, CONFIG.format(origin=origin))
+        endpoint.append(served.url.rstrip("/"))
         provider.scripts = [answer("Good morning"), answer("Still here"), answer("And again")]
         context = await browser.new_context()
         page = await context.new_page()
         lines = page.locator("#log li")
-        await page.goto(f"{origin}/?chat={served.url.rstrip('/')}")
+        await page.goto(origin)
         for question, text in (("Hello", "Good morning"), ("And now?", "Still here")):
             await page.get_by_label("Your question").fill(question)
             await page.get_by_role("button", name="Ask").click()
@@ -71,7 +77,7 @@ async def test_a_page_of_the_named_origin_chats_and_one_of_another_origin_does_n
         await page.get_by_label("Your question").fill("Again")
         await page.get_by_role("button", name="Ask").click()
         await expect(lines.last).to_have_text("And again")
-        await page.goto(f"{elsewhere}/?chat={served.url.rstrip('/')}")
+        await page.goto(elsewhere)
         await page.get_by_label("Your question").fill("Hello")
         await page.get_by_role("button", name="Ask").click()
         await expect(lines).to_have_count(3)  # the question, an empty answer, and why

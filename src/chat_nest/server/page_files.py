@@ -32,6 +32,8 @@ MEDIA_TYPES = {
 }
 LIBRARIES = "lib/"
 """The folder of third-party files: each path has its version in it, so a browser may keep it for a year."""
+FOR_OTHER_SITES = ("embed.js", "visitor.js")
+"""The scripts that pages of other origins may load."""
 COMPRESSED = (b"text/", b"application/json", b"image/svg+xml")
 
 
@@ -161,8 +163,7 @@ def with_config(index: bytes, config: Mapping[str, Any]) -> bytes:
 def packaged() -> dict[str, PageFile]:
     """Return every file of the chat's page by its path below `/`."""
     found = files_of("page")
-    found["embed.js"] = replace(found["embed.js"], other_sites=True)
-    return found
+    return {**found, **{name: replace(found[name], other_sites=True) for name in FOR_OTHER_SITES}}
 
 
 def files_of(folder: str) -> dict[str, PageFile]:
