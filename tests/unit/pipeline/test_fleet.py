@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from chat_nest.controls import MemoryControls
 from chat_nest.core.errors import LimiterUnavailable, Overloaded
 from chat_nest.pipeline.board import EMPTY, exchange, positions, read, stamped, write
+from chat_nest.limits.spec import Queue
 from chat_nest.pipeline.fair_queue import FairQueue
 from chat_nest.pipeline.fleet import LEASE
 
@@ -301,6 +302,30 @@ async def test_a_worker_that_is_full_takes_no_stream_that_another_one_could_use(
         await asyncio.sleep(0.1)
         assert max(await asyncio.gather(*(fleet.ask(1, f"b{number}") for number in range(3)))) < 0.1
         await asyncio.gather(*tasks)
+
+
+@pytest.mark.asyncio
+@pytest.mark.looptime(start=0)
+async def test_limits_that_change_while_requests_run_and_wait():
+    async with Fleet(2, 2) as fleet:
+        tasks = [fleet.start(number % 2, f"{number}", seconds=3) for number in range(4)]
+        await asyncio.sleep(1)
+        for queue in fleet.queues:
+            queue.adjust({"p": 3}, Queue(seconds=100, length=10))
+        await asyncio.sleep(0.5)
+        assert fleet.provider.running == 3
+        for queue in fleet.queues:
+            queue.adjust({}, Queue(seconds=100, length=10))
+        assert await fleet.ask(0, "without a limit") == 0
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(3)
+        quiet = fleet.store.calls
+        await asyncio.sleep(30)
+        assert fleet.store.calls == quiet
+        for queue in fleet.queues:
+            queue.adjust({"p": 1}, Queue(seconds=100, length=10))
+        waits = await asyncio.gather(*(fleet.ask(number, f"{number}") for number in range(2)))
+        assert min(waits) < LEASE + 1 < 30 and max(waits) >= 1, "one after the other"
 
 
 class Model:
