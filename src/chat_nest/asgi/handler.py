@@ -43,6 +43,7 @@ from chat_nest.core.errors import (
     Stopped,
 )
 from chat_nest.core.messages import Caller
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, ReadsHeld, Route, Scope
 from chat_nest.core.request_log import CURRENT, RequestLog
 from chat_nest.core.usage import NANO
@@ -316,7 +317,7 @@ class ChatHandler:
             await self._run_routes.attach(attached, dialect, headers, scope, receive, send)
 
     async def _body(self, dialect: Dialect, scope: Scope, receive: Receive) -> bytes:
-        uploads = self._uploads if isinstance(dialect, ReadsHeld) and dialect.takes_images else None
+        uploads = self._uploads if offers(dialect, ReadsHeld) and dialect.takes_images else None
         return await read_json_body(scope, receive, self.max_body_bytes, uploads)
 
     def _gate(self, scope: Scope) -> None:

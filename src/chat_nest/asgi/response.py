@@ -9,6 +9,7 @@ import msgspec
 
 from chat_nest.asgi.request import Send
 from chat_nest.core.errors import ChallengeRequired, ChatError, MethodNotAllowed, Unauthorized
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, LimitsRetryAfter
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -52,4 +53,4 @@ def error_headers(error: ChatError, longest_wait: float = math.inf) -> list[tupl
 
 def longest_wait(dialect: Dialect) -> float:
     """Return the longest Retry-After of the dialect, in seconds."""
-    return dialect.longest_wait if isinstance(dialect, LimitsRetryAfter) else math.inf
+    return dialect.longest_wait if offers(dialect, LimitsRetryAfter) else math.inf

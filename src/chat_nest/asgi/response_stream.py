@@ -15,6 +15,7 @@ from chat_nest.asgi.quota_headers import quota_headers
 from chat_nest.asgi.request import ABORT, PUSH, Send
 from chat_nest.asgi.response import error_headers, longest_wait, respond
 from chat_nest.core.errors import ChatError, ClientGone, SlowReader
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, Encoder, HasQuotaHeaders, TellsPosition
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.pipeline.chat import NO_QUOTAS, Quotas
@@ -84,7 +85,7 @@ class ResponseStream:
             self._waits = True
             self._begin(encoder)
             await self._send_head(encoder)
-        if isinstance(encoder, TellsPosition):
+        if offers(encoder, TellsPosition):
             await self.write(encoder.queued(position, estimate))
         else:
             known = "" if estimate is None else f" estimate_seconds={estimate}"
@@ -228,7 +229,7 @@ class ResponseStream:
 
     def _quota_headers(self) -> list[tuple[bytes, bytes]]:
         headers = quota_headers(self._quotas.lines, self._quotas.known)
-        if isinstance(self._dialect, HasQuotaHeaders):
+        if offers(self._dialect, HasQuotaHeaders):
             headers += self._dialect.quota_headers(self._quotas.known)
         if self._quotas.ladder_below is not None:
             headers.append((b"x-ladder-below", b"%g" % self._quotas.ladder_below))

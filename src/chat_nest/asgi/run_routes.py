@@ -19,6 +19,7 @@ from chat_nest.asgi.response_stream import ResponseStream
 from chat_nest.controls.gate import Address
 from chat_nest.core.errors import ChatError, ClientGone, NotFound, RunsUnavailable, Stopped, TooManyStreams
 from chat_nest.core.messages import Caller, ChatRequest
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, Encoder, FollowedRun, Resumable, Scope
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.pipeline.admission import chat_name
@@ -242,4 +243,4 @@ async def _until_ended(life: Lifecycle, stream: ResponseStream, reading: Corouti
 
 def _encoder_of(dialect: Dialect, run: str) -> Encoder:
     """Return the encoder for a reader that reconnects."""
-    return dialect.follower(run) if isinstance(dialect, Resumable) else dialect.encoder(ChatRequest(messages=()), run)
+    return dialect.follower(run) if offers(dialect, Resumable) else dialect.encoder(ChatRequest(messages=()), run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from chat_nest.core.messages import Caller
-from chat_nest.core.parts import part_name
+from chat_nest.core.parts import offers, part_name
 from chat_nest.core.protocols import (
     AcceptsStrangers,
     CheckableIdentity,
@@ -37,9 +37,9 @@ class FirstOf:
         self._headers: list[TakesHeader] = []
         self._last: Identify | None = None
         for way in ways:
-            if isinstance(way, TakesCredentials):
+            if offers(way, TakesCredentials):
                 self._bearers.append(way)
-            elif isinstance(way, TakesHeader):
+            elif offers(way, TakesHeader):
                 self._headers.append(way)
             elif self._last is None:
                 self._last = way
@@ -81,4 +81,4 @@ class FirstOf:
 
 
 def _is_stranger(way: Identify | None, scope: Scope) -> bool:
-    return isinstance(way, AcceptsStrangers) and way.is_stranger(scope)
+    return offers(way, AcceptsStrangers) and way.is_stranger(scope)

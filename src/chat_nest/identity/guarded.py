@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 from chat_nest.core.errors import Unauthorized
 from chat_nest.core.messages import Caller
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import AcceptsStrangers, Identify, Scope
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.limits.caller_rates import CallerRates
@@ -32,7 +33,7 @@ class Guarded:
 
     def is_stranger(self, scope: Scope) -> bool:
         """Return what `identify` returns; False if it accepts no strangers."""
-        return isinstance(self._identify, AcceptsStrangers) and self._identify.is_stranger(scope)
+        return offers(self._identify, AcceptsStrangers) and self._identify.is_stranger(scope)
 
     def __call__(self, scope: Scope) -> Caller | Awaitable[Caller]:
         address = self._peers(scope).id

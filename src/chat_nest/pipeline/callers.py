@@ -13,7 +13,7 @@ from chat_nest.core.claims import OWN, Line, Quota, Standing
 from chat_nest.core.errors import ChatError, LimiterUnavailable
 from chat_nest.core.limits import Share
 from chat_nest.core.messages import Caller, ChatRequest
-from chat_nest.core.parts import PartMisused, failure_text, kind_of, part_name
+from chat_nest.core.parts import PartMisused, failure_text, kind_of, offers, part_name
 from chat_nest.core.protocols import AcceptsStrangers, Identify, Now, Scope
 from chat_nest.ledger.ledger import Ledger
 from chat_nest.limits.caller_rates import CallerRates
@@ -115,7 +115,7 @@ class Callers:
 
     def is_stranger(self, scope: Scope) -> bool:
         """Return whether the request presents no credential, and would be accepted all the same."""
-        return isinstance(self._identify, AcceptsStrangers) and self._identify.is_stranger(scope)
+        return offers(self._identify, AcceptsStrangers) and self._identify.is_stranger(scope)
 
     def check_refused(self, caller: Caller) -> None:
         """Raise RateLimited for a caller that keeps sending bad requests."""

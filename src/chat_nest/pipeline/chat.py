@@ -30,7 +30,7 @@ from chat_nest.core.errors import (
     UpstreamError,
 )
 from chat_nest.core.messages import Caller, ChatRequest
-from chat_nest.core.parts import KnownBugs, failure_text
+from chat_nest.core.parts import KnownBugs, failure_text, offers
 from chat_nest.core.protocols import (
     Dialect,
     Encoder,
@@ -351,7 +351,7 @@ class Chat:
     async def _earlier(self, dialect: Dialect, body: bytes, caller: Caller) -> Mapping[str, Kept]:
         """Return the caller's kept answers that the body refers to, by run. Missing ones are left out."""
         found: dict[str, Kept] = {}
-        for id in dialect.earlier(body) if isinstance(dialect, RefersToAnswers) else ():
+        for id in dialect.earlier(body) if offers(dialect, RefersToAnswers) else ():
             with contextlib.suppress(NotFound):
                 found[id] = await recall(self.logs, id, caller.key)
         return found
@@ -359,7 +359,7 @@ class Chat:
     def _begin_log(self, admission: Admission) -> RunLog | None:
         """Begin a log of the answer if it may outlive its reader, or if other requests may refer to it."""
         profile, encoder = admission.profile, admission.encoder
-        asked = encoder.asked() if isinstance(encoder, Recallable) else ""
+        asked = encoder.asked() if offers(encoder, Recallable) else ""
         if not admission.keep or (profile.on_disconnect == "cancel" and not asked):
             return None
         model = split_model(profile.model)[1]
@@ -424,7 +424,7 @@ class Chat:
 def _able(upstream: Upstream, dialect: Dialect, prompt: Prompt, profile: Profile) -> Sequence[str]:
     """Return the profile's models that can do what the prompt asks. Raises BadRequest if the first one can't."""
     if lacking := upstream.lacks(prompt, profile.model):
-        field = dialect.option_names.get(lacking, lacking) if isinstance(dialect, NamesOptions) else lacking
+        field = dialect.option_names.get(lacking, lacking) if offers(dialect, NamesOptions) else lacking
         raise BadRequest("is not offered by the provider of this model: leave it out", field=field)
     needs = all_needs(prompt.messages)
     able = [model for model in profile.fallbacks if not upstream.lacks(prompt, model)]
@@ -438,7 +438,7 @@ def _let_go(failure: BaseException) -> BaseException:
 
 
 def _expect_input(encoder: Encoder, tokens: int) -> None:
-    if isinstance(encoder, TellsInput):
+    if offers(encoder, TellsInput):
         encoder.expect_input(tokens)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 
 from chat_nest.core.deltas import Batch, FinishDelta, FinishReason, UsageDelta
 from chat_nest.core.errors import UpstreamTruncated
+from chat_nest.core.parts import offers
 from chat_nest.core.protocols import BatchEncoder, PushSource, RunLog, Sink
 from chat_nest.ledger.ledger import Reservation
 from chat_nest.pipeline.lifecycle import Pulse
@@ -33,7 +34,7 @@ async def relay(
     """
     push = sink.push
     passing = _Passing(encoder, push, held, pulse, now, log)
-    pass_on = batches.pass_on if push is not None and isinstance(batches, PushSource) else partial(_pull, batches)
+    pass_on = batches.pass_on if push is not None and offers(batches, PushSource) else partial(_pull, batches)
     while await pass_on(passing.take):
         if passing.unsent:
             await sink.write(passing.unsent)

@@ -29,7 +29,7 @@ from chat_nest.core.errors import (
     UpstreamRejected,
     UpstreamTruncated,
 )
-from chat_nest.core.parts import PartMisused, failure_text, kind_of, part_name
+from chat_nest.core.parts import PartMisused, failure_text, kind_of, offers, part_name
 from chat_nest.core.protocols import BillsAborts, Choosy, Prompt, Provider, PushSource, ReadsAhead, TakesImages
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Usage
@@ -81,14 +81,14 @@ class Upstream:
         provider_name, model_name = split_model(model)
         asked = replace(prompt, model=model_name)
         provider = self.providers.get(provider_name)
-        lacking = provider.lacks(asked) if isinstance(provider, Choosy) else _asked_strictly(asked)
+        lacking = provider.lacks(asked) if offers(provider, Choosy) else _asked_strictly(asked)
         return next(iter(lacking), None)
 
     def takes(self, model: str) -> frozenset[str]:
         """Return what the provider of `model` can take besides text: see Provider."""
         provider_name, model_name = split_model(model)
         provider = self.providers.get(provider_name)
-        return frozenset(provider.takes(model_name)) if isinstance(provider, TakesImages) else frozenset()
+        return frozenset(provider.takes(model_name)) if offers(provider, TakesImages) else frozenset()
 
     @asynccontextmanager
     async def open(
@@ -263,7 +263,7 @@ class _Opening:
         is_text = not any(message.attachments for message in self._prompt.messages)
         held.meter = OutputMeter(self._upstream.counters.of(model), output, teaches=is_text)
         held.countable = not is_reasoning_model(model_name)
-        held.abort_bills = provider.abort_bills if isinstance(provider, BillsAborts) else "unknown"
+        held.abort_bills = _abort_bills(provider)
         held.asked, held.spent_nothing = True, False
         held.input_tokens, held.granted = self._input_tokens + lost, self._split(output)
         held.reported, held.reported_last = None, True
@@ -310,8 +310,8 @@ class _Opened:
     async def begin(self, batches: AsyncIterator[Batch]) -> None:
         """Wait for the first delta that is not a count. Raises what the stream raises, after its counts are noted."""
         self._next = batches.__anext__
-        self._straight = batches.pass_on if isinstance(batches, PushSource) and not self._lost else None
-        self._drop = batches.drop if isinstance(batches, ReadsAhead) else None
+        self._straight = batches.pass_on if offers(batches, PushSource) and not self._lost else None
+        self._drop = batches.drop if offers(batches, ReadsAhead) else None
         while True:
             try:
                 batch = await self._next()
@@ -370,6 +370,10 @@ class _Opened:
 
     def _sum(self, usage: Usage) -> Usage:
         return replace(usage, input_tokens=usage.input_tokens + self._lost)
+
+
+def _abort_bills(provider: Provider) -> str:
+    return provider.abort_bills if offers(provider, BillsAborts) else "unknown"
 
 
 def _asked_strictly(prompt: Prompt) -> Sequence[str]:
