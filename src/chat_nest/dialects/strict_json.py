@@ -1,4 +1,8 @@
-"""A strict JSON parser (RFC 8259) that refuses everything that two parsers could read differently."""
+"""A strict JSON parser (RFC 8259) that refuses everything that two parsers could read differently.
+
+msgspec reads a body in a third of the time, but keeps the last of two equal keys, and can't say what is wrong where. So
+what it has read is accepted only if it certainly keeps every rule; whatever is in doubt is read once more, by json.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import json
 import math
 import re
 from codecs import BOM_UTF8
+from collections.abc import Iterable
 from typing import Any, TypeGuard
+
+import msgspec
 
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.held_text import HeldBody, with_held
@@ -31,6 +38,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     held = body if isinstance(body, HeldBody) else None
     body = body.removeprefix(BOM_UTF8)
+    value = _read_fast(body)
+    if value is None:
+        value = read_carefully(body)
+    return value if held is None or not held.held else {name: with_held(item, held) for name, item in value.items()}
+
+
+def read_carefully(body: bytes) -> dict[str, Any]:
+    """Return the same as `parse_object`, or raise the same, for a body without a byte order mark or held texts."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -42,7 +57,43 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise _broken(f"must be valid JSON; it is not at character {error.pos}") from None
     if not is_object(value):
         raise _broken("must be a JSON object")
-    return value if held is None or not held.held else {name: with_held(item, held) for name, item in value.items()}
+    return value
+
+
+def _read_fast(body: bytes) -> dict[str, Any] | None:
+    """Return the object if it certainly keeps every rule; None leaves the decision to `read_carefully`."""
+    if len(body) > _SHORT:
+        _check_size(body)
+    try:
+        value: Any = _fast(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
+        return None
+    if not is_object(value):
+        return None
+    # Without two equal keys there is a member for each colon behind a quote; a string with such a colon is in doubt.
+    members, has_numbers = len(_KEY_ENDS.findall(body)), False
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for container in level:
+            items: Iterable[Any] = container
+            if is_object(container):
+                members -= len(container)
+                items = container.values()
+            for item in items:
+                kind = type(item)  # pyright: ignore[reportUnknownVariableType]
+                if kind is dict or kind is list:
+                    deeper.append(item)
+                elif kind is float or (kind is int and not -_LARGE < item < _LARGE):
+                    has_numbers = True
+        if not deeper:
+            break
+        level = deeper
+    else:
+        return None
+    if members or (has_numbers and _LONG in body.translate(_NINES)):
+        return None
+    return value
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -84,6 +135,13 @@ def _float(digits: str) -> float:
 def _constant(_: str) -> float:
     raise _broken("must not have NaN or Infinity")
 
+
+_fast = msgspec.json.Decoder().decode
+_SHORT = MAX_VALUES
+"""Bytes. A shorter body can't have more values: each has a bracket or a comma."""
+_LARGE = 10**15
+"""An integer below has no more digits than MAX_DIGITS."""
+_KEY_ENDS = re.compile(rb'"[ \t\r\n]*:')
 
 # No hook for integers: it would cost more than all the rest.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)

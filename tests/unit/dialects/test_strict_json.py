@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.dialects.strict_json import MAX_DEPTH, MAX_VALUES, flaw, parse_object
+from chat_nest.dialects.strict_json import MAX_DEPTH, MAX_VALUES, flaw, parse_object, read_carefully
 from chat_nest.core.errors import BadRequest
 
 DEEP = 100_000
@@ -191,3 +192,37 @@ def test_row_12_text_that_can_not_be_sent_on(literal: bytes, rule: str) -> None:
 
 def test_a_byte_order_mark_in_front_is_ignored() -> None:
     assert parse_object(b'\xef\xbb\xbf{"a":"\xef\xbb\xbf"}') == {"a": "\ufeff"}
+
+
+KEYS = st.sampled_from(['"a"', '"a":', '"\\u0061"', '"a\\\\"', '"":', '"b" ', '"a"\n\t', ' "c":', '"é"', '":"'])
+ITEMS = st.sampled_from(
+    ["1", '"x"', '"a\\":1"', '"\\\\":', "[1,", "]", "{", "}", ",", "1.5", "1e400", "-0", '"\\ud800"']
+)
+
+
+@given(st.lists(st.one_of(KEYS, ITEMS, st.sampled_from([":", ","])), max_size=12))
+def test_the_fast_way_reads_what_the_careful_way_reads(parts: list[str]) -> None:
+    body = f"{{{''.join(parts)}}}".encode()
+    assert outcome(parse_object, body) == outcome(read_carefully, body)
+
+
+@given(st.dictionaries(st.text(max_size=3), values, max_size=3), st.lists(st.integers(0, 200), max_size=3))
+def test_a_body_with_repeated_pieces_is_read_in_one_way(value: dict[str, object], at: list[int]) -> None:
+    body = json.dumps(value).encode()
+    for index in at:
+        body = body[:index] + body[index // 2 : index] + body[index:]
+    assert outcome(parse_object, body) == outcome(read_carefully, body)
+
+
+@pytest.mark.parametrize("again", [b'"a":2', b'"a" :2', b'"a"\n:2', b'"\\u0061":2', b'"b":{"a":1,"a":2}'])
+@pytest.mark.parametrize("text", [b'"x"', b'"\\":"', b'"\\\\"', b'": "'])
+def test_a_key_twice_is_refused_beside_any_text(again: bytes, text: bytes) -> None:
+    with pytest.raises(BadRequest, match="must not have the same key twice"):
+        parse_object(b'{"a":1,"t":' + text + b"," + again + b"}")
+
+
+def outcome(read: Callable[[bytes], object], body: bytes) -> str:
+    try:
+        return repr(read(body))
+    except BadRequest as refused:
+        return refused.message
