@@ -240,11 +240,11 @@ class ChatHandler:
         if found.is_kept:
             await self._kept(id, found, headers, scope, receive, send)
             return
-        hint = "a chat is a POST with a JSON body" if "POST" in found.methods else ""
-        if await self._preflight(scope, send, id, found.allow, hint):
-            return
         route = found.of(scope["method"])
-        assert route is not None
+        if route is None:
+            hint = "a chat is a POST with a JSON body" if "POST" in found.methods else ""
+            await self._preflight(scope, send, id, found.allow, hint)
+            return
         dialect, what = route
         if what.models is not None:
             answer = what.models(await self._callers.models(scope), found.below)

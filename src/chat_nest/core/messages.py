@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal, get_args
 
@@ -266,6 +267,7 @@ class Caller(Struct, frozen=True, kw_only=True, gc=False):
         return hashed(visit.repeats_as) if visit is not None and visit.repeats_as else self.counter_key
 
 
+@lru_cache(4_096)  # a request needs its caller's eight times
 def hashed(name: str) -> str:
     """Return what counters, logs and files may hold of a caller's or group's name: 16 hex digits."""
     return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -11,6 +11,9 @@ from chat_nest.core.messages import Message, Tool
 from chat_nest.core.protocols import TokenCounter
 from chat_nest.counting.tokens import message_bound, prompt_bound
 
+_CHARACTERS = 4
+"""Characters of a token of plain text, about."""
+
 
 class Trimmed(Struct, frozen=True, kw_only=True):
     """`tokens` is the bound of the kept messages as `prompt_bound` gives it; `dropped` counts messages."""
@@ -36,6 +39,10 @@ def trim(
     fit is kept without its images if it fits then, and so are those before it. The latest turn is always kept with its
     new input, even if it does not fit: the reservation then refuses it.
     """
+    if len(messages) <= max_messages and _may_fit(messages, max_tokens):
+        tokens = prompt_bound(messages, counter, tools)
+        if max_tokens is None or tokens <= max_tokens:
+            return Trimmed(messages=tuple(messages), tokens=tokens, dropped=0)
     spoken = [index for index, message in enumerate(messages) if message.role not in ("system", "developer")]
     standing = set(range(len(messages))).difference(spoken)
     fitted = list(messages)
@@ -68,3 +75,8 @@ def trim(
         dropped=kept,
         dropped_images=dropped_images,
     )
+
+
+def _may_fit(messages: Sequence[Message], max_tokens: int | None) -> bool:
+    """Return whether all messages probably fit, so that counting them together is not in vain."""
+    return max_tokens is None or sum([len(message.content) for message in messages]) <= _CHARACTERS * max_tokens

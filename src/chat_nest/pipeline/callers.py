@@ -91,10 +91,11 @@ class Callers:
         self._gate.check_address(self.address_of(scope))
 
     async def _identified(self, scope: Scope, way: Identify) -> Caller:
-        limit = asyncio.timeout(IDENTIFY_SECONDS)
+        limit: asyncio.Timeout | None = None
         try:
             caller: object = way(scope)
-            if isinstance(caller, Awaitable):
+            if not isinstance(caller, Caller) and isinstance(caller, Awaitable):  # pyright: ignore[reportUnnecessaryIsInstance] - or anything else
+                limit = asyncio.timeout(IDENTIFY_SECONDS)
                 async with limit:
                     caller = await caller
             found = _checked(caller)
@@ -103,7 +104,7 @@ class Callers:
             raise
         except Exception as bug:
             name = f"identify ({part_name(way)})"
-            if limit.expired():
+            if limit is not None and limit.expired():
                 log.error("%s took more than %s s: the request is refused", name, IDENTIFY_SECONDS)  # noqa: TRY400 - where it waited says nothing
                 raise LimiterUnavailable from None
             log.error("%s %s%s", name, "" if isinstance(bug, PartMisused) else "raised ", failure_text(bug))  # noqa: TRY400 - no values in logs

@@ -162,7 +162,8 @@ class ModelServer:
         del body
         try:
             async with AsyncExitStack() as attempt:
-                attempt.enter_context(self._using(key, asking.model))
+                if key is not None:
+                    attempt.enter_context(self._using(key, asking.model))
                 answer = await attempt.enter_async_context(request)
                 if answer.status != 200:
                     raise await self._refused(answer)
@@ -196,11 +197,9 @@ class ModelServer:
         return key
 
     @contextmanager
-    def _using(self, key: Key | None, model: str) -> Generator[None]:
+    def _using(self, key: Key, model: str) -> Generator[None]:
         """Count the key's running answer. An error inside, also during the answer, may start a rest of the key."""
-        if self._keys is None or key is None:
-            yield
-            return
+        assert self._keys is not None
         self._keys.chosen(key)
         try:
             yield
