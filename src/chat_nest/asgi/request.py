@@ -84,7 +84,13 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int, uploads
             raise BadRequest("Content-Length must be a number of bytes", field="Content-Length")
         if len(declared) > 18 or int(declared) > most:
             raise BodyTooLarge(f"The body may have at most {most} bytes", size=int(declared[:18]), most=most)
-    pieces = _pieces(receive, most)
+    message = await receive()
+    if gzip is None and not message.get("more_body", False):  # it came at once, as most bodies do
+        whole: bytes = message.get("body", b"")
+        if uploads is None or len(whole) <= WINDOW:
+            _check_piece(message, len(whole), most)
+            return whole
+    pieces = _pieces(message, receive, most)
     if gzip is not None:
         pieces = gzip.unpacked(pieces)
     if uploads is None or (declared is not None and gzip is None and int(declared) <= WINDOW):
@@ -103,19 +109,25 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int, uploads
     return body
 
 
-async def _pieces(receive: Receive, most: int) -> AsyncGenerator[bytes]:
+async def _pieces(message: Message, receive: Receive, most: int) -> AsyncGenerator[bytes]:
+    """Yield the pieces of the body, from the one in the first `message` on."""
     size = 0
     while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
         part: bytes = message.get("body", b"")
         size += len(part)
-        if size > most:
-            raise BodyTooLarge(f"The body may have at most {most} bytes", size=size, most=most)
+        _check_piece(message, size, most)
         yield part
         if not message.get("more_body", False):
             return
+        message = await receive()
+
+
+def _check_piece(message: Message, size: int, most: int) -> None:
+    """Raise ClientGone, or BodyTooLarge if the body has `size` bytes so far, and that is more than `most`."""
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    if size > most:
+        raise BodyTooLarge(f"The body may have at most {most} bytes", size=size, most=most)
 
 
 class Gzip:

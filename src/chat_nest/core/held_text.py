@@ -113,7 +113,8 @@ class Lifter:
     def _take(self, window: bytes, *, last: bool = False) -> None:
         if b"\\/" in window:  # as PHP writes a slash
             window = _ESCAPE.sub(lambda match: b"/" if match[1] == b"/" else match[0], window)
-        if not last and not window.translate(None, ALPHABET):
+        # A search for a space, which prose has, costs next to nothing.
+        if not last and b" " not in window and not window.translate(None, ALPHABET):
             if self._open is None:
                 self._begin()
             self._add(window)

@@ -184,8 +184,12 @@ def _message(entry: Any, index: int) -> Message:
     said = entry.get("content", MISSING)
     if said is MISSING:
         raise BadRequest("must be a string", field=f"messages[{index}].content")
-    parts = read_parts("" if said is None else said, f"messages[{index}].content", openai_part)
-    return parts.message(role, f"messages[{index}].content", signature=read.signature(entry, f"messages[{index}]"))
+    at = f"messages[{index}]"
+    field = f"{at}.content"
+    if type(said) is str:
+        return Message(role=role, content=read.text(said, field), signature=read.signature(entry, at))
+    parts = read_parts("" if said is None else said, field, openai_part)
+    return parts.message(role, field, signature=read.signature(entry, at))
 
 
 def _profile(fields: dict[str, Any]) -> str | None:

@@ -214,6 +214,8 @@ class _Opening:
     def _split(self, output: int) -> Granted:
         """Return the hold with fewer output tokens: the tokens of a lost prompt must not count as output as well."""
         granted, lines = self._granted, self._held.claim.lines
+        if output == granted.output_tokens:
+            return granted
         less = (line.amount(granted.output_tokens) - line.amount(output) for line in lines)
         room = tuple(room + amount for room, amount in zip(granted.room, less, strict=True))
         return Granted(output_tokens=output, room=room)

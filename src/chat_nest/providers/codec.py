@@ -257,6 +257,8 @@ def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Re
 def number(value: object, name: str) -> object:
     """Return a field of a JSON object. An integer in a string, or with a fraction of zero, becomes an integer."""
     found = field(value, name)
+    if found is None or type(found) is int:
+        return found
     if isinstance(found, str):
         return int(found) if found.isdecimal() and len(found) <= MAX_DIGITS else found
     return int(found) if isinstance(found, float) and found.is_integer() else found

@@ -82,4 +82,5 @@ def _plan(kind: type[Struct]) -> list[tuple[str, str, Any, bool, bool]]:
 
 def field(value: object, name: str) -> object:
     """Return a field of a JSON object, else None."""
-    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
+    fields: Any = value
+    return fields.get(name) if isinstance(fields, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
