@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import selectors
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import pytest
+from counted_steps import CountingLoop, Steps, Wire
 from scripted_provider import DONE, END, chunk, finish, head, piece
 
 from chat_nest.pipeline import chat
@@ -35,67 +32,6 @@ MOST_STEPS = 14
 MOST_HANDLES = 0
 """Callbacks, timers and tasks together, a token: it goes from the provider's read to the client's write."""
 TOKENS = 100
-EVENT_LOOP = os.path.dirname(asyncio.__file__)
-
-
-class CountingLoop(asyncio.SelectorEventLoop):
-    """Counts what it is asked to do."""
-
-    def __init__(self) -> None:
-        super().__init__(selectors.EpollSelector())
-        self.handles = 0
-
-    def call_soon(self, *arguments: Any, **options: Any) -> Any:
-        self.handles += 1
-        return super().call_soon(*arguments, **options)
-
-    def call_at(self, *arguments: Any, **options: Any) -> Any:
-        self.handles += 1
-        return super().call_at(*arguments, **options)
-
-
-class NoSocket:
-    def fileno(self) -> int:
-        return -1
-
-
-class Wire(asyncio.Transport):
-    """A socket that takes everything."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2), "socket": NoSocket()})
-        self.written: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
-
-    def pause_reading(self) -> None:
-        pass
-
-    resume_reading = abort = close = pause_reading
-
-    def is_closing(self) -> bool:
-        return False
-
-
-class Steps:
-    """Counts the Python functions that are entered or gone on with: not the event loop's, nor this test's own."""
-
-    def __init__(self) -> None:
-        self.by_function: Counter[str] = Counter()
-        own = (*vars(CountingLoop).values(), *vars(Wire).values(), *vars(selectors.EpollSelector).values(), cost)
-        self._own = {function.__code__ for function in own if hasattr(function, "__code__")}
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code not in self._own and not code.co_filename.startswith(EVENT_LOOP):
-            self.by_function[code.co_qualname] += 1
 
 
 async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
@@ -123,7 +59,7 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     for _ in range(10):
         await asyncio.sleep(0)
     tokens = [piece(chunk(" word")) for _ in range(TOKENS)]
-    written, loop.handles, turns, steps = len(client.written), 0, 0, Steps()
+    written, loop.handles, turns, steps = len(client.written), 0, 0, Steps(cost)
     sys.setprofile(steps)
     try:
         for number, token in enumerate(tokens):
