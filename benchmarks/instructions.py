@@ -1,6 +1,6 @@
 """Count the instructions of a request and of a token with callgrind: other work on the machine changes nothing.
 
-    python -m benchmarks.instructions [--beside DIR]
+    scripts/bench instructions [--beside DIR]
 
 Everything is real, as in `chat-nest serve` with its defaults and a store in memory: the server's protocol, the
 pipeline, the HTTP client. Only the two sockets are not there, so that the kernel's part is not counted, and neither is
