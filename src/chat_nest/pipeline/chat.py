@@ -74,6 +74,10 @@ from chat_nest.runs.kept import Kept, recall
 log = logging.getLogger("chat_nest.pipeline")
 
 
+LONG_BODY = 1 << 17
+"""Bytes. A body that is longer takes milliseconds to read, and its prompt as many to count."""
+
+
 class Quotas(Struct, frozen=True):
     """The limits that a request draws on, and the known state of each."""
 
@@ -207,6 +211,8 @@ class Chat:
                 prepared = await self._prepare(arrival, body, earlier, caller, terms, turn, place, client)
                 caller, request, profile = prepared
                 del prepared
+                if len(body) > LONG_BODY:
+                    await asyncio.sleep(0)  # reading it took as long as counting it will: others go in between
                 request, refused = admitted(request, profile, upstream.takes(profile.model))  # images
                 prompt, tokens, kept = make_prompt(request, profile, upstream.counters)
                 dropped = Dropped(messages=kept.dropped, images=refused + kept.dropped_images)
