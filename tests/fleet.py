@@ -319,15 +319,17 @@ def body(caller: int, number: int = 0, profile: str = "balanced") -> Any:
     return {"messages": [{"role": "user", "content": text_of(caller, number)}], "profile": profile}
 
 
-async def storm(port: int, callers: Sequence[int], on_head: Any = None, profile: str = "balanced") -> list[Answer]:
+async def storm(
+    port: int, callers: Sequence[int], on_head: Any = None, profile: str = "balanced", *, patient: bool = False
+) -> list[Answer]:
     """Open a socket for each of the callers, then ask on all of them at once; the answers in their order.
 
-    On a busy machine the store may take longer than its second for some, who then ask again, as Retry-After says.
+    On a busy machine the store may take longer than its second for some. The `patient` ones then ask again.
     """
     everybody = asyncio.Barrier(len(callers))
 
     def head(reply: Reply) -> None:
-        if on_head is not None and reply.status != 503:
+        if on_head is not None and not (patient and reply.status == 503):
             on_head(reply)
 
     async def one(caller: int) -> Answer:
@@ -335,8 +337,8 @@ async def storm(port: int, callers: Sequence[int], on_head: Any = None, profile:
             await everybody.wait()
             client.send("POST", "/api/chat", body(caller, 0, profile), fields(caller))
             answer = await answered(client, caller, head)
-        while (answer.status, answer.code) == (503, "limiter_unavailable"):
-            await asyncio.sleep(int(answer.headers["retry-after"]))
+        while patient and (answer.status, answer.code) == (503, "limiter_unavailable"):
+            await asyncio.sleep(1)
             async with connect(port) as client:
                 client.send("POST", "/api/chat", body(caller, 0, profile), fields(caller))
                 answer = await answered(client, caller, head)

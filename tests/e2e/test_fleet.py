@@ -111,7 +111,7 @@ async def all_at_once(
         if len(told) == len(callers):
             provider.go_on.set()
 
-    return await storm(served.port, callers, on_head, profile)
+    return await storm(served.port, callers, on_head, profile, patient=True)
 
 
 async def used_by(served: Fleet, caller: int, limit: str = "tokens_per_day") -> int:

@@ -198,7 +198,7 @@ async def test_10_api_keys(provider, tmp_path, monkeypatch):
     environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": str(tmp_path / "keys.json"), "CHAT_NEST_IDENTITY_SECRET": secret}
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    made = CliRunner().invoke(chat_nest, ["keys", "create", "ada"])
+    made = await asyncio.to_thread(CliRunner().invoke, chat_nest, ["keys", "create", "ada"])
     assert made.exit_code == 0, made.output
     async with serve(load("10_api_keys").app) as port:
         assert (await ask(port)).status == 401
