@@ -80,7 +80,6 @@ ENVIRONMENT = {
     "CHAT_NEST_SERVER_DRAIN_SECONDS": "2",
     "CHAT_NEST_STORE_JOURNAL": "journal",
     "CHAT_NEST_PROVIDERS_P_COUNTING": "bytes",  # it begins sooner without a tokenizer, and without a list of prices
-    "CHAT_NEST_PROVIDERS_P_CONCURRENT_STREAMS": str(STREAMS),
 }
 BEFORE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
 """What a process is started by: root's may not write a file that it must not, as no other user's may."""
@@ -260,7 +259,9 @@ class Arena:
         (self._folder / "chat.toml").write_text(config(url, self._provider, sections, lease=LEASE))
 
     async def _new_worker(self) -> Command:
-        return await start(self._folder, "--config", "chat.toml", before=BEFORE, **ENVIRONMENT)
+        # The workers share the provider's streams: some wait for one.
+        most = {"CHAT_NEST_PROVIDERS_P_CONCURRENT_STREAMS": str(STREAMS * (1 if self._store is None else 2))}
+        return await start(self._folder, "--config", "chat.toml", before=BEFORE, **ENVIRONMENT, **most)
 
     async def aclose(self) -> None:
         for worker in self._workers:
