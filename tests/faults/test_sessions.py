@@ -32,7 +32,7 @@ SHAPES: dict[str, tuple[Any, str]] = {
     ),
     "/v1/responses": (
         {"model": "balanced", "input": "Hi"},
-        '{{"error":{{"message":"{text}","type":"authentication_error","param":null,"code":"{code}"',
+        '{{"error":{{"message":"{text}","type":"authentication_error","param":"","code":"{code}"',
     ),
     "/v1/messages": ({**OPENAI, "max_tokens": 9}, '{{"type":"error","error":{{"type":"authentication_error","message":"{text}"'),
     "/api/ai": ({"id": "c1", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}]}, "{text}"),
