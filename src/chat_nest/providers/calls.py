@@ -27,7 +27,7 @@ Index = int | str | None
 
 
 class _Call:
-    __slots__ = ("id", "index", "name", "number", "pieces")
+    __slots__ = ("id", "index", "name", "number", "pieces", "repeats")
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -37,11 +37,38 @@ class _Call:
         self.number = -1
         """The index of the call in the deltas; -1 until its name is known."""
         self.pieces: list[str] = []
+        self.repeats = False
+        """Whether each piece has all arguments so far."""
 
     def is_open(self) -> bool:
         """Return whether more arguments must follow: there are some, and they are not yet JSON."""
         text = "".join(self.pieces)
         return bool(text) and not (text.rstrip().endswith(("}", "]")) and _is_json(text))
+
+    def new_in(self, arguments: str) -> str:
+        """Return what a piece adds.
+
+        Some servers begin with `{}` or `null`, some send all arguments again at the end, and some in each piece. A
+        piece that begins like the arguments so far is no such repetition if a value may follow them, as in `{"a":`.
+        """
+        if not self.pieces:
+            return "" if arguments.strip() in ("", "{}", "null") else arguments
+        if not (arguments.startswith("{") and self.pieces[0].startswith("{")):
+            return arguments
+        if not self.is_open():
+            return ""
+        text = "".join(self.pieces)
+        if arguments.startswith(text) and (self.repeats or not text.rstrip().endswith((":", "[", ","))):
+            self.repeats = True
+            return arguments[len(text) :]
+        return arguments
+
+    def has_all(self, arguments: str) -> bool:
+        """Return whether these are the call's arguments, perhaps with other blanks."""
+        text = "".join(self.pieces)
+        return text == arguments or (
+            _is_json(text) and _is_json(arguments) and msgspec.json.decode(text) == msgspec.json.decode(arguments)
+        )
 
 
 class Calls:
@@ -79,6 +106,7 @@ class Calls:
             self._by_id.setdefault(id, call)
             call.id = call.id or id
         call.name = call.name or name
+        arguments = arguments and call.new_in(arguments)
         if arguments:
             call.pieces.append(arguments)
         if call.number < 0:
@@ -88,9 +116,14 @@ class Calls:
             deltas.append(ToolCallDelta(call.number, arguments))
 
     def whole(self, id: str, name: str, arguments: str, deltas: list[Delta]) -> None:
-        """Take a call that came in one piece."""
+        """Take a call that came in one piece. The same call with the same id is a repetition."""
+        known = self._by_id.get(id) if id else None
+        if known is not None and known.name == name and known.has_all(arguments):
+            return
         call = self._new(None)
         call.id, call.name = id, name
+        if id:
+            self._by_id.setdefault(id, call)
         call.pieces.append(arguments)
         if name:
             self._begin(call, deltas)
@@ -152,7 +185,7 @@ def _goes_on(call: _Call, name: str, arguments: str, *, named: bool) -> bool:
         return True
     if name != call.name:
         return False
-    return call.is_open() or (named and not (call.pieces and arguments.strip()))
+    return call.is_open() or (named and (not (call.pieces and arguments.strip()) or call.has_all(arguments)))
 
 
 # Parse the fields of a call in the forms that servers write.

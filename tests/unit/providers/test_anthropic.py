@@ -144,7 +144,6 @@ def test_thinking_and_tools_cut_at_every_byte() -> None:
             ToolCallDelta(0, '{"city": "Pa'),
             ToolCallDelta(0, 'ris é"}'),
             ToolCallDelta(1, "", "toolu_02", "time"),
-            ToolCallDelta(1, "{}"),
             usage(25, 89),
             FinishDelta("tool_calls"),
         ],

@@ -174,6 +174,51 @@ def test_two_calls_of_openai_s_format(body: bytes, reason: str) -> None:
     assert finish(deltas) == "tool_calls"
 
 
+@pytest.mark.parametrize(
+    "body",
+    {
+        # https://github.com/openai/openai-agents-js/pull/712: Bedrock's calls begin with no arguments
+        "{} first": calls(call("weather", "{}", index=0, id="x1")) + calls(call(None, '{"city"', index=0)) + calls(call(None, ':"Oslo"}', index=0)),
+        "{} first, and its name again": calls(call("weather", "{}", index=0)) + calls(call("weather", OSLO, index=0)),
+        "null first": calls(call("weather", "null", index=0, id="x1")) + calls(call(None, OSLO, index=0)),
+        # https://github.com/anomalyco/opencode/pull/17339, https://github.com/elizaOS/eliza/pull/16973
+        "all of them again at the end": calls(call("weather", '{"city"', index=0, id="x1")) + calls(call(None, ':"Oslo"}', index=0)) + calls(call(None, OSLO, index=0)),
+        "again, with other blanks": calls(call("weather", OSLO, index=0, id="x1")) + calls(call(None, '{ "city": "Oslo" }', index=0)),
+        "again, with id and name": calls(call("weather", OSLO, index=0, id="x1")) + calls(call("weather", OSLO, index=0, id="x1")),
+        "again, with id and name, without index": calls(call("weather", OSLO, id="x1")) + calls(call("weather", OSLO, id="x1")),
+        # https://github.com/NousResearch/hermes-agent/pull/35718: Qianfan
+        "all of them so far in each piece": b"".join(calls(call("weather" if at == 1 else None, OSLO[:at], index=0)) for at in (1, 3, 8, 9, 12, 15, 15)),
+        "all of them so far in each piece, with id and name": b"".join(calls(call("weather", OSLO[:at], index=0, id="x1")) for at in (2, 9, 9, 14, 15)),
+    }.values(),
+)  # fmt: skip
+def test_arguments_that_come_again_count_once(body: bytes) -> None:
+    deltas, failure = decode(openai_codec(), body + stop("tool_calls"))
+    assert (failure, made(deltas), finish(deltas)) == (None, TWO[:1], "tool_calls")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ['{"a":', '{"a":', '{"a":1}}}'],  # each begins like the arguments so far
+        ['{"a":[', '{"a":[', '{"a":[]}]}]}'],
+        ["{", '"a"', ":", "{", "}", "}"],
+        ['{"a":"x {} ', "{}", ' y"}'],  # https://github.com/mcowger/plexus/pull/759
+        ["{", "}"],
+    ],
+)
+def test_arguments_that_look_like_earlier_ones_are_kept(pieces: list[str]) -> None:
+    first, *rest = pieces
+    body = calls(call("f", first, index=0, id="x1")) + b"".join(calls(call(None, piece, index=0)) for piece in rest)
+    deltas, failure = decode(openai_codec(), body + stop())
+    assert (failure, made(deltas)) == (None, [("f", "".join(pieces))])
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", "null", " ", None])
+def test_a_call_without_arguments_has_none(arguments: object) -> None:
+    deltas, failure = decode(openai_codec(), calls(call("now", arguments, index=0, id="x1")) + stop())
+    assert (failure, made(deltas), finish(deltas)) == (None, [("now", "")], "tool_calls")
+
+
 def tool_use(index: int | None, id: object, name: object, input: object = None) -> bytes:
     return block(
         "content_block_start", index, content_block={"type": "tool_use", "id": id, "name": name, "input": input}
@@ -211,6 +256,21 @@ def test_two_calls_of_the_other_formats(make: Callable[[], Codec], body: bytes) 
         (name, json.loads(arguments)) for name, arguments in TWO
     ]
     assert finish(deltas) == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("make", "body"),
+    [
+        # https://github.com/NousResearch/hermes-agent/pull/25046
+        (gemini_codec, parts({"functionCall": {"name": "weather", "args": {"city": "Oslo"}, "id": "a"}}) * 2 + parts(finish="STOP")),
+        (ollama_codec, said(tool_calls=[call("weather", {"city": "Oslo"}, id="a")]) * 2 + done()),
+        (anthropic_codec, tool_use(0, "a", "weather", {}) + json_delta(0, "{}") + json_delta(0, OSLO) + stopped("tool_use")),
+    ],
+)  # fmt: skip
+def test_a_call_that_comes_again_in_the_other_formats_counts_once(make: Callable[[], Codec], body: bytes) -> None:
+    deltas, failure = decode(make(), body)
+    assert failure is None
+    assert [(name, json.loads(arguments)) for name, arguments in made(deltas)] == [("weather", {"city": "Oslo"})]
 
 
 def test_a_call_whose_name_never_comes_can_not_be_made() -> None:

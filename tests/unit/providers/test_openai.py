@@ -173,7 +173,7 @@ def test_calls_of_tools_cut_at_every_byte() -> None:
             ToolCallDelta(0, "", "call_a", "weather"),
             ToolCallDelta(0, '{"city":'),
             ToolCallDelta(0, ' "Paris \\u00e9"}'),
-            ToolCallDelta(1, "{}", "call_b", "time"),
+            ToolCallDelta(1, "", "call_b", "time"),
             FinishDelta("tool_calls"),
             USAGE,
         ],
@@ -190,9 +190,9 @@ def test_calls_of_tools_cut_at_every_byte() -> None:
         ),
         "no index": (
             call(id="a", function=function("f", "{")) + call(function=function(None, "}")) + call(id="b", function=function("g", "{}")),
-            [ToolCallDelta(0, "{", "a", "f"), ToolCallDelta(0, "}"), ToolCallDelta(1, "{}", "b", "g")],
+            [ToolCallDelta(0, "{", "a", "f"), ToolCallDelta(0, "}"), ToolCallDelta(1, "", "b", "g")],
         ),
-        "no id": (call(index=0, function=function("f", "{}")), [ToolCallDelta(0, "{}", "call_0", "f")]),
+        "no id": (call(index=0, function=function("f", "{}")), [ToolCallDelta(0, "", "call_0", "f")]),
         "nulls": (call(index=0, id="a", function=None) + call(index=0, function=function("f")), [ToolCallDelta(0, "", "a", "f")]),
     }.values(),
 )  # fmt: skip

@@ -263,4 +263,6 @@ def test_our_own_answers_are_understood() -> None:
     for kind in (TextDelta, ReasoningDelta):
         expected = "".join(each.text for batch in STORY for each in batch if isinstance(each, kind))
         assert "".join(each.text for each in deltas if isinstance(each, kind)) == expected
-    assert joined(deltas) == [("call-a", "weather", '{"city":"Bonn"}'), ("call-b", "clock", "{}")]
+    assert joined(deltas) == [("call-a", "weather", '{"city":"Bonn"}'), ("call-b", "clock", "")], (
+        "every dialect writes {} for no arguments"
+    )
