@@ -23,7 +23,7 @@ from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import read_count, read_usage
 from chat_nest.counting.tokens import base_name
 from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_name
-from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, says_stop, texts
+from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, says_stop, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer
@@ -255,9 +255,12 @@ class AnthropicReader:
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
-            if not data.strip():
-                continue
             event = parsed(data, _decode, _Event, self)
+            if event is None:
+                self.read(lines_of(data), deltas)
+                if self.over:
+                    return
+                continue
             match event.type:
                 case "content_block_delta" if event.delta is not None:
                     self._said = True

@@ -240,18 +240,36 @@ class Codec:
 # Functions with which readers look at values of any type.
 
 
-def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Reader) -> T:
+def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Reader) -> T | None:
     """Return the event from `decode`, else read it `loosely`, which the reader notes.
 
-    Raises UpstreamProtocol.
+    Returns None if it is not one event; the reader then reads `lines_of` it. Raises UpstreamProtocol.
     """
     try:
         return decode(event)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
         pass
-    value = loosely(event, kind)
+    if _is_no_event(event):
+        return None
+    try:
+        value = loosely(event, kind)
+    except UpstreamProtocol:
+        if b"\n" in event:
+            return None
+        raise
     reader.loose = True
     return value
+
+
+def lines_of(data: bytes) -> list[bytes]:
+    """Return the events in data that is not one: some servers leave out the blank lines between events."""
+    return [] if _is_no_event(data) else data.split(b"\n")
+
+
+def _is_no_event(data: bytes) -> bool:
+    """Return whether the data only marks the end, or keeps the connection alive: blanks, or a comment as data."""
+    word = data.strip()
+    return word in (b"", b"[DONE]") or (word.startswith(b":") and b"\n" not in word)
 
 
 def number(value: object, name: str) -> object:

@@ -26,7 +26,7 @@ from chat_nest.counting.reported import read_count, read_usage
 from chat_nest.counting.tokens import base_name, is_reasoning_model
 from chat_nest.providers.argument_pieces import ArgumentPieces
 from chat_nest.providers.calls import Calls, as_name, raw_arguments
-from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
+from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer
@@ -227,9 +227,10 @@ class GeminiReader:
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for event in events:
-            if not event.strip():
-                continue
             chunk = parsed(event, _decode, _Chunk, self)
+            if chunk is None:
+                self.read(lines_of(event), deltas)
+                continue
             if chunk.error is not None and (chunk.error or not chunk.candidates):
                 raise event_failure(chunk.error)
             for candidate in chunk.candidates or ():

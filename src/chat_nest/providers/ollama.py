@@ -17,7 +17,7 @@ from chat_nest.core.protocols import Prompt
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.counting.reported import read_usage
 from chat_nest.providers.calls import Calls, as_name, raw_arguments
-from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
+from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
 from chat_nest.providers.media import base64, moved_to_user, taken
 from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.ndjson import LineDecoder
@@ -156,9 +156,12 @@ class OllamaReader:
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
-            if not data.strip():
-                continue
             line = parsed(data, _decode, _Line, self)
+            if line is None:
+                self.read(lines_of(data), deltas)
+                if self.over:
+                    return
+                continue
             if line.error is not None and (line.error or line.message is None):
                 raise event_failure(line.error)
             message = _Message(content=line.message) if isinstance(line.message, str) else line.message

@@ -21,8 +21,8 @@ from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import newest, read_count, read_usage
 from chat_nest.counting.tokens import base_name, is_reasoning_model
 from chat_nest.providers.calls import Calls, as_arguments, as_index, as_name
-from chat_nest.providers.codec import Codec, Finish, WholeBody, number, texts
-from chat_nest.providers.loose import field, loosely
+from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
+from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, moved_to_user, taken
 from chat_nest.providers.presets import OPENAI, Preset
 from chat_nest.providers.refusals import event_failure
@@ -225,14 +225,16 @@ class OpenAIReader:
             try:
                 chunk = _decode(event)
             except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: invalid UTF-8
-                word = event.strip()
-                if word == b"[DONE]":
+                if event.strip() == b"[DONE]":
                     self.over = True
                     return
-                if not word:  # some servers keep a connection alive with empty data
+                known = parsed(event, _decode, _Chunk, self)
+                if known is None:
+                    self.read(lines_of(event), deltas)
+                    if self.over:
+                        return
                     continue
-                chunk = loosely(event, _Chunk)
-                self.loose = True
+                chunk = known
             if chunk.error is not None and (chunk.error or not chunk.choices):
                 raise event_failure(chunk.error)
             counts = chunk.usage

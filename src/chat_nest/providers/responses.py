@@ -22,7 +22,7 @@ from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import read_usage
 from chat_nest.counting.tokens import is_reasoning_model
 from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_name
-from chat_nest.providers.codec import Codec, Finish, WholeBody, number, parsed, texts
+from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, taken
 from chat_nest.providers.model_server import ModelServer
@@ -209,9 +209,12 @@ class ResponsesReader:
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
-            if not data.strip() or data.strip() == b"[DONE]":
-                continue
             event = parsed(data, _decode, _Event, self)
+            if event is None:
+                self.read(lines_of(data), deltas)
+                if self.over:
+                    return
+                continue
             at = as_index(event.output_index)
             if at is None:
                 at = as_index(event.item_id)

@@ -627,7 +627,7 @@ def test_fields_that_say_nothing_of_any_type(body: bytes) -> None:
 
 # The last event without its end.
 
-ENDS = {
+ENDS: dict[Callable[..., Codec], bytes] = {
     openai_codec: delta(content="a") + stop() + event({"choices": [], "usage": COUNTS}),
     anthropic_codec: block("content_block_delta", 0, delta={"text": "a"}) + stopped(input_tokens=40, output_tokens=7),
     gemini_codec: parts({"text": "a"}) + parts(finish="STOP", usageMetadata={"promptTokenCount": 40, "candidatesTokenCount": 7}),
@@ -654,6 +654,38 @@ def test_an_event_stream_may_end_within_its_first_line() -> None:
     assert decode(openai_codec(), stop()[:-2], whole=True) == ([FinishDelta("stop")], None)
     assert decode(openai_codec(), b"\xef\xbb\xbf" + stop()[:-2], whole=True) == ([FinishDelta("stop")], None)
     assert decode(openai_codec(), b"", whole=True)[1] is UpstreamTruncated
+
+
+@pytest.mark.parametrize("make", ENDS)
+def test_events_without_a_blank_line_between_them_are_read(make: Callable[[], Codec]) -> None:
+    """https://github.com/rexxars/eventsource-parser/pull/31: GLM and Kimi; as JSON, a proxy's type for these lines."""
+    expected = decode(make(), ENDS[make])
+    body = ENDS[make].replace(b"\n\n", b"\n")
+    for end in (b"", b"data: [DONE]", b"data: [DONE]\n"):
+        assert decode(make(), body + end, whole=True) == expected
+        assert decode(make(), body[:40], body[40:] + end, whole=True) == expected
+    lines = body.replace(b"data: ", b"")
+    assert decode(make(whole=True), lines, whole=True) == expected
+    last = ENDS[make][:-1] + b"data: [DONE]\n\n"
+    if make is not ollama_codec:
+        assert decode_cut_anywhere(make, last) == expected
+
+
+@pytest.mark.parametrize("make", [make for make in ENDS if make is not ollama_codec])
+@pytest.mark.parametrize(
+    "data",
+    # https://github.com/anomalyco/opencode/issues/50871: Vertex AI; https://github.com/mnfst/llm-gateway/issues/2053
+    [b": keepalive", b": OPENROUTER PROCESSING", b"", b" ", b"{}"],
+)
+def test_data_that_keeps_a_connection_alive_ends_no_answer(make: Callable[[], Codec], data: bytes) -> None:
+    event = b"data: " + data + b"\n\n"
+    expected = decode(make(), ENDS[make])
+    assert decode(make(), event + ENDS[make].replace(b"\n\n", b"\n\n" + event) + b"data: [DONE]\n\n") == expected
+
+
+def test_lines_that_are_no_events_are_an_error_after_what_was() -> None:
+    body = delta(content="a")[:-1] + b"data: x\n\n" + delta(content="b") + stop()
+    assert decode_cut_anywhere(openai_codec, body) == ([TextDelta("a")], UpstreamProtocol)
 
 
 # Characters in two pieces.

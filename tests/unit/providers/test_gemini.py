@@ -246,7 +246,7 @@ def test_an_error_in_the_stream_is_an_error_after_what_came(status: object, expe
         b"{",
         b"null",
         b"[]",
-        b"[DONE]",
+        b"[DONE",
         b'{"candidates":[{"content":{"parts":[{"text":"\xff"}]}}]}',
         b'{"x":' + b"[" * 10_000,
     ],
