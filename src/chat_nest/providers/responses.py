@@ -183,6 +183,8 @@ class _Event(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Event).decode
 _FAILED: Final = {"code": "server_error", "message": ""}
+_OTHER_ENDS: Final = ("incomplete", "failed", "cancelled")
+"""What the status of a response says though its event says `completed`: vLLM's, if it reached the limit."""
 
 
 def responses_codec(calls: str = "call", taken: Collection[str] = (), *, whole: bool = False) -> Codec:
@@ -194,8 +196,9 @@ class ResponsesReader:
     """See Reader. `response.completed` or `response.incomplete` ends an answer, and finishes it.
 
     Some servers send an item only when it is done, and some the whole answer only at the end: the reader then takes
-    from there what it has not got in pieces. Items are identified by index, because some servers change the id in each
-    event.
+    from there what it has not got in pieces. Until then items are identified by index, because some servers change the
+    id in each event; without one by id. At the end the indices may be others: calls are identified by id, and text is
+    taken if there was none.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -205,7 +208,9 @@ class ResponsesReader:
         self._calls = calls
         self._usage: Usage | None = None
         self._spoken: set[tuple[str, Index]] = set()
-        """The parts of each item that have come: `text`, `reasoning`, `encrypted`, `call`, `arguments`."""
+        """The parts of each open item that have come: `text`, `reasoning`, `encrypted`, `call`, `arguments`."""
+        self._told: set[str] = set()
+        """The parts that have come of any item, and the ids of calls."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for data in events:
@@ -235,10 +240,18 @@ class ResponsesReader:
                 case "response.function_call_arguments.done":
                     self._all_arguments(at, event.arguments, deltas)
                 case "response.output_item.added" if event.item is not None:
-                    self._begin(at, event.item, deltas)
+                    self._begin(_place(at, event.item), event.item, deltas)
                 case "response.output_item.done" if event.item is not None:
+                    at = _place(at, event.item)
                     self._item(at, event.item, deltas)
-                case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
+                    self._spoken = {part for part in self._spoken if part[1] != at}
+                case (
+                    "response.completed"
+                    | "response.incomplete"
+                    | "response.failed"
+                    | "response.cancelled"
+                    | "response.done"  # some servers' name
+                ):
                     self._end(event.response or _Response(), str(event.type).partition(".")[2], deltas)
                     return
                 case "error":
@@ -263,12 +276,16 @@ class ResponsesReader:
         said = [value] if type(value) is str and value else [text for _, text in texts(value)]
         if said:
             self._spoken.add((kind, at))
+            self._told.add(kind)
             deltas += [make(text) for text in said]
 
     def _begin(self, at: Index, item: _Item, deltas: list[Delta]) -> None:
         if item.type == "function_call":
+            id = _call_id(item)
             self._spoken.add(("call", at))
-            self._calls.piece(at, as_name(item.call_id) or as_name(item.id), as_name(item.name), "", deltas)
+            self._spoken.discard(("arguments", at))
+            self._told |= {"call", id}
+            self._calls.piece(at, id, as_name(item.name), "", deltas)
 
     def _arguments(self, at: Index, value: object, deltas: list[Delta]) -> None:
         if ("call", at) in self._spoken and value:
@@ -292,19 +309,43 @@ class ResponsesReader:
                 self._say("reasoning", at, item.summary or item.content, deltas)
             if ("encrypted", at) not in self._spoken and (encrypted := as_name(item.encrypted_content)):
                 self._spoken.add(("encrypted", at))
+                self._told.add("encrypted")
                 deltas.append(SignatureDelta(encrypted=encrypted))
 
     def _end(self, response: _Response, kind: str, deltas: list[Delta]) -> None:
         self.over = True
-        for index, item in enumerate(response.output or ()):
-            self._item(index, item, deltas)
+        self._rest(response.output or (), deltas)
         self._count(response.usage, deltas)
+        if kind in ("completed", "done") and response.status in _OTHER_ENDS:
+            kind = response.status
+        elif kind == "done":
+            kind = "completed"
         if kind == "failed" or (response.error and kind != "completed"):
             raise event_failure(response.error or _FAILED)
         if kind == "incomplete":
             self.finish.say(field(response.incomplete_details, "reason") or "length", deltas)
         else:
             self.finish.say(kind, deltas)
+
+    def _rest(self, output: Sequence[_Item], deltas: list[Delta]) -> None:
+        """Take from the whole answer what has not come."""
+        told = self._told.copy()
+        has_more = sum(item.type == "function_call" for item in output) > len(self._calls)
+        for index, item in enumerate(output):
+            if item.type == "function_call":
+                id = _call_id(item)
+                if ("call", index) in self._spoken and (id in told or not id):
+                    self._all_arguments(index, item.arguments, deltas)
+                elif has_more and id not in told:
+                    self._begin(index, item, deltas)
+                    self._all_arguments(index, item.arguments, deltas)
+            elif item.type == "message" and "text" not in told:
+                self._say("text", index, item.content, deltas)
+            elif item.type == "reasoning":
+                if "reasoning" not in told:
+                    self._say("reasoning", index, item.summary or item.content, deltas)
+                if "encrypted" not in told and (encrypted := as_name(item.encrypted_content)):
+                    deltas.append(SignatureDelta(encrypted=encrypted))
 
     def _count(self, counts: object, deltas: list[Delta]) -> None:
         usage = read_usage(
@@ -318,6 +359,14 @@ class ResponsesReader:
         if usage is not None and usage != self._usage:
             self._usage = usage
             deltas.append(UsageDelta(usage))
+
+
+def _place(at: Index, item: _Item) -> Index:
+    return as_name(item.id) or None if at is None else at
+
+
+def _call_id(item: _Item) -> str:
+    return as_name(item.call_id) or as_name(item.id)
 
 
 # The provider.

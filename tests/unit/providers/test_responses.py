@@ -26,6 +26,7 @@ from chat_nest.providers.responses import lacks, request_body, responses_codec, 
 
 Json = dict[str, Any]
 OSLO = '{"city":"Oslo"}'
+JST = '{"tz":"JST"}'
 COUNTS = {
     "input_tokens": 32,
     "input_tokens_details": {"cached_tokens": 16},
@@ -201,6 +202,87 @@ def test_what_did_not_come_in_pieces_is_taken_whole_and_once(stream: tuple[str, 
     assert joined(deltas) == [("c1", "weather", OSLO)]
     text = "".join(each.text for each in deltas if isinstance(each, TextDelta | ReasoningDelta))
     assert text in ("Hm.It is cold", "It is coldHm.")
+
+
+CALLS = [call(0, "c1", "weather", OSLO)["item"], call(0, "c2", "clock", JST)["item"]]
+
+
+def called(index: int | None, item: Json, *, in_pieces: bool = True) -> bytes:
+    place = {} if index is None else {"output_index": index}
+    pieces = event("response.function_call_arguments.delta", **place, item_id=item["id"], delta=item["arguments"])
+    return (
+        event("response.output_item.added", **place, item={**item, "arguments": ""})
+        + (pieces if in_pieces else b"")
+        + event("response.output_item.done", **place, item=item)
+    )
+
+
+@pytest.mark.parametrize(
+    "stream",
+    {
+        # https://github.com/invergent-ai/surogate/issues/175: the indices of the stream are not those of the end
+        "other indices": called(1, CALLS[0]) + called(2, CALLS[1]),
+        # https://github.com/teabranch/open-responses-server/pull/63
+        "one index": called(0, CALLS[0]) + called(0, CALLS[1]),
+        "one index, whole": called(0, CALLS[0], in_pieces=False) + called(0, CALLS[1], in_pieces=False),
+        "no index": called(None, CALLS[0]) + called(None, CALLS[1]),
+        "no index, whole": called(None, CALLS[0], in_pieces=False) + called(None, CALLS[1], in_pieces=False),
+        "the second only at the end": called(1, CALLS[0]),
+        "both only at the end": b"",
+        "ids that the end does not know": b"".join(called(3, {**each, "call_id": f"other{at}"}) for at, each in enumerate(CALLS)),
+    }.values(),
+)  # fmt: skip
+@pytest.mark.parametrize("output", [[*CALLS], []])
+def test_a_call_counts_once_whatever_its_index(stream: bytes, output: list[Json]) -> None:
+    deltas, failure = decode_cut_anywhere(responses_codec, stream + over(output=output))
+    assert failure is None
+    made = [(name, text) for _, name, text in joined(deltas)]
+    expected = [("weather", OSLO), ("clock", JST)]
+    assert made == (expected if output else expected[: stream.count(b'"response.output_item.done"')])
+
+
+@pytest.mark.parametrize("index", [{}, {"output_index": None}, {"output_index": 0}, {"output_index": 5}])
+def test_a_text_counts_once_whatever_its_index(index: Json) -> None:
+    streamed = event("response.output_text.delta", delta="It is cold", **index)
+    streamed += event("response.reasoning_text.delta", delta="Hm.", **index)
+    deltas, failure = decode(responses_codec(), streamed + over(output=WHOLE[:2]))
+    assert failure is None
+    assert "".join(each.text for each in deltas if isinstance(each, TextDelta)) == "It is cold"
+    assert "".join(each.text for each in deltas if isinstance(each, ReasoningDelta)) == "Hm."
+
+
+def test_two_messages_with_one_index_are_both_read() -> None:
+    done = event("response.output_item.done", output_index=0, item=WHOLE[1])
+    deltas, _ = decode(responses_codec(), done + done + over(output=[WHOLE[1], WHOLE[1]]))
+    assert "".join(each.text for each in deltas if isinstance(each, TextDelta)) == "It is coldIt is cold"
+
+
+def finished(kind: str, **response: Any) -> bytes:
+    return event(f"response.{kind}", response={"usage": COUNTS, **response})
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        # https://github.com/vllm-project/agentic-api/issues/273
+        (finished("completed", status="incomplete", incomplete_details={"reason": "max_output_tokens"}), "length"),
+        (finished("completed", status="incomplete"), "length"),
+        (finished("completed", status="incomplete", incomplete_details={"reason": "content_filter"}), "content_filter"),
+        (finished("completed", status="failed", error={"code": "server_error", "message": "x"}), UpstreamError),
+        (finished("completed", status="cancelled"), UpstreamError),
+        (finished("completed", status="in_progress"), "stop"),
+        (finished("completed"), "stop"),
+        # https://github.com/can1357/oh-my-pi/pull/4692
+        (finished("done", status="completed"), "stop"),
+        (finished("done"), "stop"),
+        (finished("done", status="incomplete"), "length"),
+        (finished("done", status="failed", error={"code": "server_error", "message": "x"}), UpstreamError),
+    ],
+)
+def test_the_status_says_more_than_the_name_of_the_event(end: bytes, expected: object) -> None:
+    deltas, failure = decode_cut_anywhere(responses_codec, said("a") + end)
+    assert any(isinstance(each, UsageDelta) for each in deltas)
+    assert (failure or [each.reason for each in deltas if isinstance(each, FinishDelta)][-1]) == expected
 
 
 def test_an_answer_that_is_sent_whole() -> None:
