@@ -227,6 +227,8 @@ def anthropic_codec(calls: str = "call", taken: Collection[str] = (), *, whole: 
 class AnthropicReader:
     """See Reader. An answer is over at `message_stop`, and finished if a stop reason came before it.
 
+    Some servers leave `message_stop` out: the end of a complete body then finishes the answer.
+
     The first event has the input count, so a stream that is cut has at least that; the output counts are totals so far.
     Events and blocks of unknown types are ignored, as the API's versioning policy asks.
 
@@ -245,7 +247,6 @@ class AnthropicReader:
         """Those that were open when the message's start was repeated, and still are."""
         self._said = False
         """Whether the message has said something."""
-        self._reason: object = None
         self._counts: dict[str, object] = {}
         self._usage: Usage | None = None
         self._calls = calls
@@ -274,9 +275,11 @@ class AnthropicReader:
                     if self.over:
                         return
                 case "message_delta":
-                    if event.delta is not None and not (self._reason and says_stop(event.delta.stop_reason)):
-                        self._reason = event.delta.stop_reason or self._reason
                     self._count(event.usage, _TOTALS, deltas)
+                    if event.delta is not None and event.delta.stop_reason:
+                        self._give_inputs(deltas)
+                        if not (self.finish.pending and says_stop(event.delta.stop_reason)):
+                            self.finish.pending = event.delta.stop_reason
                 case "message_stop":
                     if event.usage is not None:
                         self._count(event.usage, _TOTALS, deltas)
@@ -298,7 +301,7 @@ class AnthropicReader:
         after it lost the first: it replaces a message that said nothing. Raises UpstreamTruncated if that message said
         something, as the two would be mixed.
         """
-        if self._said and self._reason:
+        if self._said and self.finish.pending:
             self._end(deltas)
             return
         id = message.id or self._message
@@ -317,7 +320,8 @@ class AnthropicReader:
 
     def _end(self, deltas: list[Delta]) -> None:
         self.over = True
-        self.finish.say(self._reason, deltas)
+        self._give_inputs(deltas)
+        self.finish.say(self.finish.pending, deltas)
 
     def _read_message(self, message: _Event, deltas: list[Delta]) -> None:
         """Read a message that is not streamed."""
@@ -354,6 +358,7 @@ class AnthropicReader:
         if block.type == "tool_use":
             at = len(self._calls)
             block.partial_json = at  # from here on: the call's identity
+            self._give_inputs(deltas)
             self._blocks[as_index(index)] = self._block = block
             self._calls.piece(at, as_name(block.id), as_name(block.name), "", deltas)
         else:
@@ -367,11 +372,21 @@ class AnthropicReader:
         return self._block if key is None else self._blocks.get(key)
 
     def _end_block(self, index: object, deltas: list[Delta]) -> None:
-        """End a block. Some servers write a call's whole input at the block's start."""
+        """End a block."""
         self._open.discard(as_index(index))
         self._left.discard(as_index(index))
         block = self._of(index)
-        if block is not None and block.input:
+        if block is not None:
+            self._give_input(block, deltas)
+
+    def _give_inputs(self, deltas: list[Delta]) -> None:
+        """Give the inputs of the calls whose blocks some servers do not end."""
+        for block in self._blocks.values():
+            self._give_input(block, deltas)
+
+    def _give_input(self, block: _Part, deltas: list[Delta]) -> None:
+        """Give a call's input, if it came whole at the block's start."""
+        if block.input:
             self._calls.piece(as_index(block.partial_json), "", "", as_arguments(block.input), deltas)
             block.input = None
 

@@ -87,6 +87,8 @@ class Finish:
     def __init__(self, calls: Calls) -> None:
         self.said = ""
         """The provider's own reason; empty while there is none."""
+        self.pending: object = None
+        """A reason that waits for an end marker; it also counts if the body is complete without one."""
         self._calls = calls
         self._told: FinishReason | None = None
 
@@ -206,6 +208,7 @@ class Codec:
             try:
                 if whole:
                     self._read_rest(deltas)
+                    finish.say(finish.pending, deltas)
                 if deltas and not finish.said and self._is_whole:
                     finish.said = "stop"
                 finish.end(deltas)

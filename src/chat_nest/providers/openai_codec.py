@@ -219,6 +219,8 @@ class OpenAIReader:
         self._usage: Usage | None = None
         self._calls = calls
         self._spoke = False
+        self._several = False
+        """Whether an event had several choices; else the index is not the choice's: some servers count the events."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
         for event in events:
@@ -239,8 +241,10 @@ class OpenAIReader:
                 raise event_failure(chunk.error)
             counts = chunk.usage
             if chunk.choices:
+                if len(chunk.choices) > 1:
+                    self._several = True
                 for choice in chunk.choices:
-                    if not choice.index or choice.index == "0":  # the request asks for one answer
+                    if not (choice.index and self._several) or choice.index == "0":  # the request asks for one answer
                         self._read_choice(choice, deltas)
                         if choice.usage is not None:  # Moonshot's place for it
                             counts = counts or choice.usage
