@@ -37,13 +37,26 @@ _UNCERTAIN: Final = frozenset({408, 504, *range(520, 528)})
 _NO_MODEL: Final = frozenset({"model_not_found", "invalid_model", "model_decommissioned", "DeploymentNotFound"})
 """OpenAI's and Groq's code, Mistral's type, Groq's code for a retired model, Azure's code."""
 _MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
+_MODEL_UNKNOWN = re.compile(
+    r"\bmodel (?:does )?not exist|\bunknown model\b|\binvalid model name\b|\bmodel identifier is invalid", re.IGNORECASE
+)
+"""The texts of a 400 without a code for it: DeepSeek's and SiliconFlow's, Z.ai's, LiteLLM's, Bedrock's."""
 _KINDS: Final[Mapping[type[UpstreamError], tuple[tuple[str, ...], str]]] = {
     ContextLengthExceeded: (
-        ("context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"),
+        (
+            *("context_length_exceeded", "exceed_context_size_error", "context_window_exceeded", "1261"),
+            *("model_max_prompt_tokens_exceeded", "tokens_limit_reached"),
+        ),
         (
             r"(?:maximum|available|model'?s) context|context (?:length|window|size) (?:is |was )?exceed"
-            r"|exceeds? the (?:model'?s |available |maximum |max )?context|(?:prompt|input|request) (?:is|was) too long"
-            r"|input token count|tokens? limit exceeded|too large for model|reduce the length of the messages"
+            r"|exceed(?:s|ed)? (?:the |this )?(?:model'?s? |available |maximum |max )*context (?:length|window|size)"
+            r"|exceed context limit"
+            r"|(?:greater|longer) than the (?:model'?s |maximum )?(?:context|model) length|with context length of only"
+            r"|(?:prompt|input|request) (?:(?:is|was) )?too long|(?:input|prompt) token count|input tokens exceed"
+            r"|number of input tokens exceeds|tokens? limit exceeded|exceed(?:s|ed) (?:the )?(?:model )?token limit"
+            r"|maximum (?:prompt|model|allowed input) length|prompt exceeds max length|range of input length should be"
+            r"|inputs` tokens \+ `max_new_tokens` must be|total number of tokens in the prompt"
+            r"|too large for model|reduce the length of the messages"
         ),
     ),
     UpstreamQuota: (
@@ -256,8 +269,10 @@ def _is_unknown_model(status: int, problem: _Problem) -> bool:
     if any(isinstance(word, str) and word in _NO_MODEL for word in (problem.code, problem.type)):
         return True
     text = problem.message if isinstance(problem.message, str) else ""
+    if status == 404 and _MODEL.search(text) is not None:
+        return True
     # OpenRouter has only a text, with status 400.
-    return (status == 404 and _MODEL.search(text) is not None) or text.endswith(" is not a valid model ID")
+    return text.endswith(" is not a valid model ID") or (status == 400 and _MODEL_UNKNOWN.search(text) is not None)
 
 
 def _is_bad_key(problem: _Problem) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_nest.core.errors import (
+    ContextLengthExceeded,
     UpstreamAuth,
     UpstreamError,
     UpstreamForbidden,
@@ -23,7 +24,7 @@ from chat_nest.core.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from chat_nest.providers.refusals import refusal, retry_after
+from chat_nest.providers.refusals import event_failure, refusal, retry_after
 
 
 @pytest.fixture(autouse=True)
@@ -333,3 +334,76 @@ def test_a_limit_that_resets_as_google_says() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "95.5s"}]
     error = refusal(429, {}, json.dumps({"error": {"details": details}}).encode(), NOW)
     assert (error.resets_after, error.retry_after) == (95.5, 60)
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"),
+    [
+        # https://github.com/earendil-works/pi/issues/5677 and 4943, https://github.com/jin-bo/agentao/pull/88
+        ("Input length (265330) exceeds model's maximum context length (262144).", (265330, 262144)),
+        ("Input length 131393 exceeds the maximum allowed input length of 131040 tokens.", (131393, 131040)),
+        # Anthropic's other text, with max_tokens
+        ("input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease input length", (200000, 188240)),
+        # https://github.com/zhy0216/pigo has those of xAI, Kimi, MiniMax, Copilot and LM Studio
+        ("This model's maximum prompt length is 131072 but the request contains 537812 tokens.", (537812, 131072)),
+        ("Your request exceeded model token limit: 131072 (requested: 140000)", (140000, 131072)),
+        ("invalid params, context window exceeds limit (2013)", None),
+        ("prompt token count of 130000 exceeds the limit of 128000", (130000, 128000)),
+        ("The number of tokens to keep from the initial prompt is greater than the context length.", None),
+        ("Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens", (5000, 4096)),
+        # https://github.com/ValueCell-ai/ClawX/issues/658: oMLX
+        ("Prompt too long: 41911 tokens exceeds max context window of 32768 tokens", (41911, 32768)),
+        ("prompt too long; exceeded max context length by 123 tokens", None),
+        ("The decoder prompt (length 5000) is longer than the maximum model length of 4096.", (5000, 4096)),
+        ("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens and 100 `max_new_tokens`", (5000, 4096)),
+        ("Input Tokens Exceeded: Number of input tokens exceeds maximum length.", None),
+        ("The estimated number of input and maximum output tokens (10000) exceeded this model context window limit (8192).", (10000, 8192)),
+        ("Range of input length should be [1, 98304]", None),
+        ("Prompt exceeds max length", None),
+        ("too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 5000.", (5000, 4081)),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_too_long_in_the_words_of_many(said: str, counts: tuple[int, int] | None) -> None:
+    for error in (
+        refusal(400, {}, json.dumps({"error": {"message": said}}).encode(), NOW),
+        event_failure({"message": said}),
+    ):
+        assert type(error) is ContextLengthExceeded
+        if counts is not None:
+            assert (error.tokens, error.limit) == counts
+
+
+@pytest.mark.parametrize("code", ["model_max_prompt_tokens_exceeded", "tokens_limit_reached", "1261"])
+def test_a_prompt_that_is_too_long_by_code(code: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": "x"}}).encode()
+    assert type(refusal(413, {}, body, NOW)) is ContextLengthExceeded
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Too many tokens, please wait before trying again.",  # Bedrock's throttle
+        "max_tokens is too large: 100000. This model supports at most 16384 completion tokens",
+        "The maximum tokens you requested exceeds the model limit of 10000.",
+        "Token rate limit exceeded",
+        "temperature exceeds the maximum",
+    ],
+)
+def test_other_limits_are_no_prompt_that_is_too_long(said: str) -> None:
+    assert type(refusal(400, {}, json.dumps({"error": {"message": said}}).encode(), NOW)) is UpstreamRejected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # https://github.com/langbot-app/LangBot/issues/1643
+        {"error": {"message": "Model Not Exist", "type": "invalid_request_error", "param": None, "code": "invalid_request_error"}},
+        # https://github.com/ErlichLiu/DeepClaude/issues/111
+        {"code": 20012, "message": "Model does not exist. Please check it carefully.", "data": None},
+        {"error": {"code": "1211", "message": "Unknown Model, please check the model code."}},
+        {"error": {"message": "/chat/completions: Invalid model name passed in model=m", "type": "None", "code": "400"}},
+        {"message": "The provided model identifier is invalid."},
+    ],
+)  # fmt: skip
+def test_a_model_that_nobody_knows_with_status_400(body: object) -> None:
+    assert type(refusal(400, {}, json.dumps(body).encode(), NOW)) is UpstreamModelNotFound
