@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from chat_nest.core.attachments import segments
-from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, TextDelta, UsageDelta
+from chat_nest.core.deltas import Batch, Delta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
 from chat_nest.core.errors import UpstreamTruncated
 from chat_nest.core.messages import Attachment, Message
 from chat_nest.core.protocols import Prompt
@@ -200,6 +200,7 @@ class _Chunk(msgspec.Struct, gc=False, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+_SAID: Final = (TextDelta, ReasoningDelta, ToolCallDelta)
 
 
 def gemini_codec(calls: str = "call", taken: Collection[str] = (), *, whole: bool = False) -> Codec:
@@ -211,7 +212,7 @@ class GeminiReader:
     """See Reader. A finish reason, or a blocked prompt, finishes an answer; it is over at the end of its body.
 
     Every event has counts, but only those of the last one are reliable. They are reported from the finish on, so a
-    stream that is cut before has none.
+    stream that is cut before has none. If text without counts follows, they are reported before it.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -233,23 +234,27 @@ class GeminiReader:
                 continue
             if chunk.error is not None and (chunk.error or not chunk.candidates):
                 raise event_failure(chunk.error)
+            before = len(deltas)
             for candidate in chunk.candidates or ():
                 if not candidate.index or candidate.index == "0":  # the request asks for one answer
                     self._read_candidate(candidate, deltas)
-            if chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason:
+            blocked = chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason
+            if blocked and blocked != "BLOCK_REASON_UNSPECIFIED":
                 self.finish.say("content_filter", deltas)
             if chunk.usage_metadata is not None:
                 self._counts.append(chunk.usage_metadata)
+            elif self._counts and any(isinstance(delta, _SAID) for delta in deltas[before:]):
+                self._report(deltas, before)
             if self.finish.said and self._counts:
                 self._report(deltas)
 
-    def _report(self, deltas: list[Delta]) -> None:
-        """Report the newest counts that are possible."""
+    def _report(self, deltas: list[Delta], at: int | None = None) -> None:
+        """Report the newest counts that are possible, as the last delta or before what came after them."""
         usage = next((usage for counts in reversed(self._counts) if (usage := _usage(counts)) is not None), None)
         self._counts.clear()
         if usage is not None and usage != self._reported:
             self._reported = usage
-            deltas.append(UsageDelta(usage))
+            deltas.insert(len(deltas) if at is None else at, UsageDelta(usage))
 
     def _read_candidate(self, candidate: _Candidate, deltas: list[Delta]) -> None:
         for part in (candidate.content.parts if candidate.content is not None else None) or ():

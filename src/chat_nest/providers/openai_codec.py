@@ -298,8 +298,11 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
     """Return the provider's totals; None if the counts that matter are missing or impossible."""
     details = field(counts, "prompt_tokens_details")
     cached = number(details, "cached_tokens")
-    if not cached:  # DeepSeek's and Moonshot's names
+    if not cached:  # DeepSeek's and Moonshot's names, and Anthropic's, which gateways carry over
         cached = number(counts, "prompt_cache_hit_tokens") or number(counts, "cached_tokens")
+        cached = cached or number(counts, "cache_read_input_tokens")
+    written = number(details, "cache_write_tokens")  # OpenRouter's name, LiteLLM's and Anthropic's
+    written = written or number(details, "cache_creation_tokens") or number(counts, "cache_creation_input_tokens")
     # The names of OpenAI's Responses, which gateways carry over.
     prompt = _either(counts, "prompt_tokens", "input_tokens")
     answer = _either(counts, "completion_tokens", "output_tokens")
@@ -310,7 +313,7 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
         total=number(counts, "total_tokens"),
         reasoning=number(field(counts, "completion_tokens_details"), "reasoning_tokens") or thoughts,
         cached=cached,
-        cache_write=number(details, "cache_write_tokens"),  # OpenRouter's
+        cache_write=written,
         known=known,
     )
     cited = read_count(number(counts, "citation_tokens"))

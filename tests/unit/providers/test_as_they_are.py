@@ -472,6 +472,40 @@ def test_counts_stand_in_several_places(body: bytes, cached: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # https://github.com/BerriAI/litellm/issues/39505: Anthropic's names in OpenAI's format
+        ({**COUNTS, "cache_read_input_tokens": 30}, Usage(input_tokens=40, output_tokens=7, cached_input_tokens=30)),
+        ({**COUNTS, "cache_creation_input_tokens": 30}, Usage(input_tokens=40, output_tokens=7, cache_write_tokens=30)),
+        ({**COUNTS, "prompt_tokens_details": {"cached_tokens": 8, "cache_creation_tokens": 30}}, Usage(input_tokens=40, output_tokens=7, cached_input_tokens=8, cache_write_tokens=30)),
+        # not in the input, but in the total: they are no output
+        ({**COUNTS, "total_tokens": 1_047, "cache_read_input_tokens": 1_000}, Usage(input_tokens=1_040, output_tokens=7, cached_input_tokens=1_000)),
+        ({**COUNTS, "total_tokens": 1_047, "cache_creation_input_tokens": 1_000}, Usage(input_tokens=1_040, output_tokens=7, cache_write_tokens=1_000)),
+    ],
+)  # fmt: skip
+def test_cached_tokens_by_the_names_of_another_format(counts: object, expected: Usage) -> None:
+    deltas, failure = decode(openai_codec(), delta(content="a") + stop() + event({"choices": [], "usage": counts}))
+    assert (failure, last_usage(deltas)) == (None, expected)
+
+
+def test_gemini_s_counts_are_of_what_came_until_then() -> None:
+    """A last event may have none: https://github.com/microsoft/semantic-kernel/pull/13944."""
+    counts = {"promptTokenCount": 9, "candidatesTokenCount": 1}
+    usage = UsageDelta(Usage(input_tokens=9, output_tokens=1))
+    body = parts({"text": "a"}, usageMetadata=counts) + parts({"text": "b"}) + parts({"text": "c"}, finish="STOP")
+    expected = [TextDelta("a"), usage, TextDelta("b"), TextDelta("c"), FinishDelta("stop")]
+    assert decode_cut_anywhere(gemini_codec, body) == (expected, None)
+    body = parts({"text": "a"}, usageMetadata=counts) + parts(finish="STOP")
+    assert decode_cut_anywhere(gemini_codec, body) == ([TextDelta("a"), FinishDelta("stop"), usage], None)
+
+
+def test_a_reason_for_a_block_that_is_none_blocks_nothing() -> None:
+    feedback = {"blockReason": "BLOCK_REASON_UNSPECIFIED"}
+    assert finish(decode(gemini_codec(), parts({"text": "a"}, finish="STOP", promptFeedback=feedback))[0]) == "stop"
+    assert finish(decode(gemini_codec(), event({"promptFeedback": {"blockReason": "OTHER"}}))[0]) == "content_filter"
+
+
+@pytest.mark.parametrize(
     ("make", "body", "expected"),
     [
         (openai_codec, event({"usage": {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "completion_tokens_details": {"reasoning_tokens": 94}}}) + stop(), (32, 103)),
