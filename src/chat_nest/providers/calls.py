@@ -120,6 +120,8 @@ class Calls:
         known = self._by_id.get(id) if id else None
         if known is not None and known.name == name and known.has_all(arguments):
             return
+        if not (id or name) and arguments in ("", "{}"):
+            return
         call = self._new(None)
         call.id, call.name = id, name
         if id:

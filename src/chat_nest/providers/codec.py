@@ -14,7 +14,7 @@ import msgspec
 
 from chat_nest.core.deltas import Delta, FinishDelta, FinishReason
 from chat_nest.core.errors import UpstreamError, UpstreamOverloaded, UpstreamProtocol, UpstreamTruncated
-from chat_nest.core.sse import EventTooLong
+from chat_nest.core.sse import Decoder, EventTooLong
 from chat_nest.providers.calls import Calls
 from chat_nest.providers.halves import Halves
 from chat_nest.providers.loose import MAX_DIGITS, field, loosely
@@ -164,6 +164,7 @@ class Codec:
         self._reader = reader
         self._splitter = splitter
         self._is_whole = isinstance(splitter, WholeBody)
+        self._begun = self._is_whole
         self._halves: Halves | None = None
         self._failure: UpstreamError | None = None
 
@@ -176,6 +177,8 @@ class Codec:
         if not self.over:
             failure: UpstreamError | None = None
             reader = self._reader
+            if not self._begun:
+                self._begin(data)
             try:
                 events = self._splitter.feed(data)
             except EventTooLong as error:
@@ -195,6 +198,14 @@ class Codec:
         if self._failure is not None and not deltas:
             raise copy(self._failure)  # the traceback of the original would hold this object in a cycle
         return deltas
+
+    def _begin(self, data: bytes) -> None:
+        """Look at the beginning: some servers send JSON, such as an error, with the media type of a stream."""
+        start = data.lstrip()[:1]
+        self._begun = bool(start)
+        if start in (b"{", b"[") and isinstance(self._splitter, Decoder):
+            self._splitter = WholeBody()
+            self._is_whole = True
 
     def end(self, *, whole: bool = True) -> list[Delta]:
         """Handle the end of the body, and return its deltas, if any. `whole` is whether its framing is complete.

@@ -58,7 +58,7 @@ def _struct(value: dict[str, object], kind: type[T]) -> T:
         elif wanted is Raw:
             fields[name] = Raw(json_text(found).encode())
         elif many and not (isinstance(found, str) and texts):
-            items = cast("list[object]", found) if isinstance(found, list) else [found]
+            items = cast("list[object]", found) if isinstance(found, list) else [found] if found else []
             fields[name] = [_struct(cast("Any", item), wanted) for item in items if isinstance(item, dict)]
         elif isinstance(found, dict):
             fields[name] = _struct(cast("dict[str, object]", found), wanted)

@@ -209,6 +209,8 @@ class ResponsesReader:
         self._usage: Usage | None = None
         self._spoken: set[tuple[str, Index]] = set()
         """The parts of each open item that have come: `text`, `reasoning`, `encrypted`, `call`, `arguments`."""
+        self._places: dict[str, Index] = {}
+        """The index of each item that was added, by id: some servers give another one in a later event."""
         self._told: set[str] = set()
         """The parts that have come of any item, and the ids of calls."""
 
@@ -221,6 +223,8 @@ class ResponsesReader:
                     return
                 continue
             at = as_index(event.output_index)
+            if type(event.item_id) is str:
+                at = self._places.get(event.item_id, at)
             if at is None:
                 at = as_index(event.item_id)
             match event.type:
@@ -240,9 +244,10 @@ class ResponsesReader:
                 case "response.function_call_arguments.done":
                     self._all_arguments(at, event.arguments, deltas)
                 case "response.output_item.added" if event.item is not None:
-                    self._begin(_place(at, event.item), event.item, deltas)
+                    at = self._places[as_name(event.item.id)] = _place(at, event.item)
+                    self._begin(at, event.item, deltas)
                 case "response.output_item.done" if event.item is not None:
-                    at = _place(at, event.item)
+                    at = self._places.get(as_name(event.item.id), _place(at, event.item))
                     self._item(at, event.item, deltas)
                     self._spoken = {part for part in self._spoken if part[1] != at}
                 case (

@@ -401,6 +401,12 @@ def test_blocks_that_nobody_ends_keep_their_input(end: bytes, index: bool) -> No
     assert (failure, made(deltas), finish(deltas)) == (None, TWO, "tool_calls")
 
 
+@pytest.mark.parametrize("calls", [{}, [], {"a": 1}, [{}], [None], [{"function": {}}], "", None])
+def test_tool_calls_that_call_nothing(calls: object) -> None:
+    deltas, failure = decode(ollama_codec(), said("a", tool_calls=calls) + done())
+    assert (failure, text(deltas), made(deltas), finish(deltas)) == (None, "a", [], "stop")
+
+
 @pytest.mark.parametrize("first", [0, 1, "1", 7])
 def test_an_index_that_counts_the_events_is_no_other_choice(first: object) -> None:
     """TGI and Foundry Local: https://github.com/huggingface/text-generation-inference/pull/1648."""
@@ -863,6 +869,18 @@ def test_a_whole_message_in_a_stream_counts_unless_it_repeats_what_came() -> Non
     message = event({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]})
     assert text(decode(openai_codec(), message)[0]) == "Hi"
     assert text(decode(openai_codec(), delta(content="Hi") + message)[0]) == "Hi"
+
+
+@pytest.mark.parametrize("make", [make for make in WHOLE if make is not ollama_codec])
+def test_json_with_the_media_type_of_a_stream_is_read(make: Callable[..., Codec]) -> None:
+    """https://github.com/decolua/9router/pull/3301."""
+    body = b"\n" + json.dumps(WHOLE[make], indent=2).encode()
+    expected = decode(make(whole=True), body, whole=True)
+    for at in (0, 1, 2, 9):
+        assert decode(make(), body[:at], body[at:], whole=True) == expected
+    error = json.dumps({"error": {"code": "context_length_exceeded", "message": "x"}}).encode()
+    assert decode(make(), error, whole=True)[1] is ContextLengthExceeded
+    assert decode(make(), b'{"a":', whole=True)[1] is UpstreamProtocol
 
 
 # Errors in a stream.

@@ -251,6 +251,28 @@ def test_a_text_counts_once_whatever_its_index(index: Json) -> None:
     assert "".join(each.text for each in deltas if isinstance(each, ReasoningDelta)) == "Hm."
 
 
+@pytest.mark.parametrize("index", [None, 3, "odd", [], 1.5])
+def test_an_item_is_known_by_its_id_if_its_index_changes(index: object) -> None:
+    """https://github.com/invergent-ai/surogate/issues/175."""
+    message, weather = WHOLE[1], CALLS[0]
+    for other in ("response.output_text.delta", "response.output_item.done"):
+        place: Json = {"output_index": 0}
+        moved: Json = {"output_index": index}
+        delta, done = (moved, place) if other.endswith("delta") else (place, moved)
+        body = (
+            event("response.output_item.added", output_index=0, item={**message, "content": []})
+            + event("response.output_text.delta", **delta, item_id=message["id"], delta="It is cold")
+            + event("response.output_item.done", **done, item=message)
+            + event("response.output_item.added", output_index=1, item={**weather, "arguments": ""})
+            + event("response.function_call_arguments.delta", **delta, item_id=weather["id"], delta=OSLO)
+            + event("response.output_item.done", **done, item=weather)
+        )
+        deltas, failure = decode(responses_codec(), body + over(output=[message, weather]))
+        assert failure is None
+        assert "".join(each.text for each in deltas if isinstance(each, TextDelta)) == "It is cold"
+        assert joined(deltas) == [("c1", "weather", OSLO)]
+
+
 def test_two_messages_with_one_index_are_both_read() -> None:
     done = event("response.output_item.done", output_index=0, item=WHOLE[1])
     deltas, _ = decode(responses_codec(), done + done + over(output=[WHOLE[1], WHOLE[1]]))
