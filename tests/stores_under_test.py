@@ -60,7 +60,8 @@ async def postgres(now):
 
 @asynccontextmanager
 async def redis(now):
-    store = RedisStore(shared_redis_url(), prefix=secrets.token_hex(8), timeout=0.99, _now=now)
+    store = RedisStore(shared_redis_url(), prefix=secrets.token_hex(8), _now=now)
+    store._timeout = 60.0  # a busy machine is no outage
     try:
         yield store
     finally:
@@ -69,7 +70,8 @@ async def redis(now):
 
 @asynccontextmanager
 async def cluster(now):
-    store = RedisStore(shared_cluster().url, prefix=secrets.token_hex(8), timeout=0.99, _now=now)
+    store = RedisStore(shared_cluster().url, prefix=secrets.token_hex(8), _now=now)
+    store._timeout = 60.0  # a busy machine is no outage
     try:
         yield store
     finally:
