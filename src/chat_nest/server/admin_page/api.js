@@ -46,9 +46,6 @@ export async function open(path, options = {}) {
 /** @param {string} path @param {AbortSignal} [signal] @returns {Promise<any>} */
 export const read = async (path, signal) => (await open(path, { signal })).json();
 
-/** @returns {Promise<Record<string, any>>} the paths of the server's API: some servers have more than others */
-export const paths = async () => (await read("../../openapi.json")).paths;
-
 /** @param {string} path @param {Record<string, any>} body @param {string} [method] @returns {Promise<any>} */
 export const post = async (path, body, method = "POST") =>
   (await open(path, { method, headers: { "content-type": "application/json" }, body: JSON.stringify(body) })).json();

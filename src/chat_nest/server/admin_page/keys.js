@@ -1,7 +1,7 @@
 // The keys of callers, if the server issues some.
 
 import * as acts from "./acts.js";
-import { paths, read as ask } from "./api.js";
+import { read as ask } from "./api.js";
 import { byId } from "./dom.js";
 import { Table, buttons } from "./tables.js";
 import { moment, word } from "./words.js";
@@ -47,8 +47,7 @@ function drawActs(cell, row) {
 /** Ask the server, and again each minute while the page is in sight. */
 export async function read() {
   clearTimeout(again);
-  const described = await paths().catch(() => ({}));
-  const found = described["/admin/v1/keys"] ? await ask("keys").catch(() => null) : null;
+  const found = await ask("keys").catch(() => null);
   keys = found && found.kept_in !== null ? found.keys : null;
   draw();
   if (keys) again = setTimeout(() => (document.hidden ? addEventListener("visibilitychange", () => read(), { once: true }) : read()), AGAIN_MS);

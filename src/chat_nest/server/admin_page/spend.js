@@ -1,7 +1,7 @@
 // What was spent: a chart and a table for each day, and the callers with the highest cost. Read when it is asked for.
 
 import * as acts from "./acts.js";
-import { Failure, paths, read as ask } from "./api.js";
+import { Failure, read as ask } from "./api.js";
 import { drawCaller, expect } from "./board.js";
 import { Chart } from "./charts.js";
 import { byId, element } from "./dom.js";
@@ -92,10 +92,9 @@ export async function read() {
   again = setTimeout(() => (document.hidden ? addEventListener("visibilitychange", () => read(), { once: true }) : read()), AGAIN_MS);
 }
 
-/** Ask what the limits will be used of, if this server knows. @param {AbortSignal} signal */
+/** Ask how much of the limits will be used. @param {AbortSignal} signal */
 async function readForecast(signal) {
-  const described = await paths().catch(() => ({}));
-  const found = described["/admin/v1/forecast"] ? await ask("forecast", signal).catch(() => null) : null;
+  const found = await ask("forecast", signal).catch(() => null);
   if (found) expect(found.forecasts);
 }
 
