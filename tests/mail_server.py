@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import email
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult
@@ -52,5 +52,7 @@ async def mail_server(inbox, *, tls="starttls", login=False):
         server.close()
         for each in sessions:
             if each.transport is not None:
-                each.transport.abort()
+                # Before Python 3.11.4 a TLS transport that was closed already has no abort.
+                with suppress(AttributeError):
+                    each.transport.abort()
         await asyncio.sleep(0)

@@ -257,6 +257,7 @@ async def test_a_long_answer_that_comes_at_once_is_made_in_slices_between_charac
     page = await visit()
     await say(page, "Smile")
     await expect(words(page)).to_have_text(text)
+    await expect(page.locator(".cost")).to_be_visible()  # the end has come, so all of it is kept
     await page.reload()
     await expect(words(page).locator("p")).to_have_text(text)
 
