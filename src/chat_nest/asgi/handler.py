@@ -1,4 +1,7 @@
-"""The chat endpoint as an ASGI application."""
+"""The chat endpoint as an ASGI application.
+
+The file is long because one class has the routes and the life of the handler: each request depends on both.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import msgspec
 from msgspec.structs import replace
 
 from chat_nest.asgi.cors import PROGRAM
 from chat_nest.asgi.figures import HandlerFigures
 from chat_nest.asgi.kept_routes import KeptRoutes, asked_kept
 from chat_nest.asgi.parts import Parts, make_parts
-from chat_nest.asgi.quota_headers import quota_headers
 from chat_nest.asgi.reader import attend
-from chat_nest.asgi.request import Receive, Send, idempotency_key, query_fields, read_json_body
+from chat_nest.asgi.request import Receive, Send, idempotency_key, read_json_body
 from chat_nest.asgi.response import error_headers, longest_wait, respond
 from chat_nest.asgi.response_stream import ResponseStream
 from chat_nest.asgi.routing import Found, is_literal, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
 from chat_nest.asgi.session_routes import SessionRoutes, asked_session, check_grant, follows
 from chat_nest.asgi.settings import CAN_CHANGE, Changes
+from chat_nest.asgi.stopping import Stopping
+from chat_nest.asgi.usage_route import USAGE_METHODS, USAGE_PATHS, usage
 from chat_nest.asgi.visitor_routes import METHODS, VisitorRoutes
-from chat_nest.controls.gate import Address, Running
+from chat_nest.controls.gate import Address
 from chat_nest.controls.grants import Grants
 from chat_nest.controls.live import LiveControls
 from chat_nest.core.claims import Line, Standing
@@ -38,17 +41,14 @@ from chat_nest.core.errors import (
     NotFound,
     OriginNotAllowed,
     Overloaded,
-    SessionRevoked,
     Shutdown,
-    Stopped,
 )
 from chat_nest.core.messages import Caller
 from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, ReadsHeld, Route, Scope
 from chat_nest.core.request_log import CURRENT, RequestLog
-from chat_nest.core.usage import NANO
 from chat_nest.dialects.built_in import name_of
-from chat_nest.identity.sessions import Sessions, session_of
+from chat_nest.identity.sessions import Sessions
 from chat_nest.identity.visitors import ANSWER_HEADERS
 from chat_nest.ledger.ledger import Ledger
 from chat_nest.pipeline.admission import Arrival
@@ -58,15 +58,10 @@ from chat_nest.pipeline.terms import close
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-USAGE_METHODS = "GET, OPTIONS"
-USAGE_PATHS = ("/api/usage", "/usage")
-
-AGAIN_SECONDS = 0.25
 RETRY_SECONDS = 2.0
 """Retry-After of a server that is full or shuts down; another server may have room at once."""
 
 log = logging.getLogger("chat_nest.asgi")
-_json = msgspec.json.Encoder().encode
 
 
 class ChatHandler:
@@ -99,6 +94,7 @@ class ChatHandler:
         self._started = False
         self._use(parts)
         self._runs: dict[str, Lifecycle] = {}
+        self._stopping = Stopping(chat.gate, self._runs)
         self._run_routes = RunRoutes(chat, self._runs, self._timeouts, self._admit_reader, self._refused_reader)
         self._kept_routes = KeptRoutes(chat, self._run_routes)
         chat.queue.limit_worker(self._streams_of_worker)
@@ -218,7 +214,7 @@ class ChatHandler:
             elif path in USAGE_PATHS and is_literal(scope, path):
                 facts.route = path
                 if not await self._preflight(scope, send, id, USAGE_METHODS):
-                    body, quotas = await self._usage(scope)
+                    body, quotas = await usage(self._callers, scope)
                     await respond(send, Answer(status=200, body=body), [*headers, *quotas])
             elif self._visitor_routes is not None and path in METHODS and is_literal(scope, path):
                 if not await self._preflight(scope, send, id, METHODS[path]):
@@ -291,7 +287,7 @@ class ChatHandler:
         send: Send,
     ) -> None:
         name, began_at = name_of(dialect), asyncio.get_running_loop().time()
-        self._chat.arrive(id, name, scope)
+        self._chat.observing.arrived(id, name, scope)
         try:
             self._cors.check(scope)
             self._admit()
@@ -299,7 +295,7 @@ class ChatHandler:
             body = await self._body(dialect, scope, receive) if route.body is None else route.body(scope)
             self._admit()  # again, since that may have taken a while
         except ChatError as error:
-            self._chat.refuse(id, name, error, began_at)
+            self._chat.observing.turned_away(id, name, error, began_at)
             raise
         if body is None:
             await respond(send, Answer(status=204, body=b""), headers)
@@ -372,60 +368,18 @@ class ChatHandler:
         return self._ledger.draws_on_allowance
 
     def _obey(self) -> None:
-        """End the running answers that an operator stopped, and those of revoked sessions; each is settled once."""
-        for life in list(self._runs.values()) if self._chat.gate.stops_any else ():
-            running = _running(life)
-            if running is not None and self._chat.gate.stops(running):
-                life.end(Stopped("The answer was stopped by the operator"))
+        """End the answers, and the readers of others, that an operator stopped, and those of revoked sessions."""
+        self._stopping.obey(self._sessions)
         self._run_routes.obey()
-        if self._sessions is not None and self._runs:
-            self._end_revoked(self._sessions, asyncio.get_running_loop().time())
 
     def _refused_reader(self, caller: Caller, address: Address | None) -> ChatError | None:
-        """Return why a reader may not follow an answer any more; None if it may."""
-        if self._sessions is not None and self._sessions.is_revoked(session_of(caller)):
-            return SessionRevoked()
-        gate = self._chat.gate
-        if gate.stops_any and gate.stops(Running(run="", caller=caller, profile="", model="", address=address)):
-            return Stopped("The answer was stopped by the operator")
-        return None
-
-    def _end_revoked(self, sessions: Sessions, known_at: float) -> None:
-        """End them. A request that was identified before the revocation, `known_at`, may still be admitted."""
-        early = False
-        for life in list(self._runs.values()):
-            if life.admission is None:
-                early |= life.began_at <= known_at and life.ended_by is None
-            elif sessions.is_revoked(session_of(life.admission.caller)):
-                life.end(SessionRevoked())
-        if early:
-            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._end_revoked, sessions, known_at)
+        return self._stopping.refused_reader(caller, address, self._sessions)
 
     def _forget(self, life: Lifecycle, stream: ResponseStream) -> None:
         stream.close()
         del self._runs[life.id]
         if life.log is not None and life.admission is not None:
             self._chat.logs.ended(life.id, life.admission.names)
-
-    async def _usage(self, scope: Scope) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """Return what the caller's own limits have left, as JSON and as headers. Amounts of money are in dollars."""
-        standings = await self._callers.standing(scope, query_fields(scope).get("profile"))
-        limits: list[dict[str, object]] = []
-        for line, standing in standings:
-            amounts = {"limit": line.limit, "used": standing.used, "held": standing.held, "remaining": standing.room}
-            in_usd = line.unit == "nanousd"
-            limits.append(
-                {
-                    "name": line.name,
-                    **({} if line.scope == "caller" else {"scope": line.scope}),
-                    "unit": "usd" if in_usd else line.unit,
-                    **({name: amount / NANO for name, amount in amounts.items()} if in_usd else amounts),
-                    "resets_at": int(standing.resets_at) or None,
-                }
-            )
-        return _json({"limits": limits}), quota_headers(
-            [line for line, _ in standings], self._callers.quotas(standings)
-        )
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -497,13 +451,3 @@ def _log_facts(id: str) -> RequestLog:
         CURRENT.set(facts)
     facts.id = id
     return facts
-
-
-def _running(life: Lifecycle) -> Running | None:
-    """Return what decides whether an operator's act concerns this answer; None before it is admitted."""
-    admission, held = life.admission, life.held
-    if admission is None:
-        return None
-    model = (held.model if held is not None else "") or admission.profile.model
-    caller, profile = admission.caller, admission.profile.name
-    return Running(run=life.id, caller=caller, profile=profile, model=model, address=life.address)

@@ -18,7 +18,7 @@ from chat_nest.core.errors import ChatError, ClientGone, SlowReader
 from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, Encoder, HasQuotaHeaders, TellsPosition
 from chat_nest.core.timeouts import Timeouts
-from chat_nest.pipeline.chat import NO_QUOTAS, Quotas
+from chat_nest.pipeline.client import NO_QUOTAS, Quotas
 from chat_nest.pipeline.deadlines import Deadlines
 from chat_nest.pipeline.lifecycle import Lifecycle, State
 

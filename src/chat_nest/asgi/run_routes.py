@@ -23,7 +23,8 @@ from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, Encoder, FollowedRun, Resumable, Scope
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.pipeline.admission import chat_name
-from chat_nest.pipeline.chat import Attached, Chat
+from chat_nest.pipeline.chat import Chat
+from chat_nest.pipeline.client import Attached
 from chat_nest.pipeline.lifecycle import Lifecycle
 
 METHODS = {"stream": "GET, OPTIONS", "stop": "POST, OPTIONS"}

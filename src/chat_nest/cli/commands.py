@@ -148,7 +148,7 @@ def check(file: Path | None, public: bool) -> None:
     """
     from chat_nest.cli.check import table  # noqa: PLC0415 - as above
     from chat_nest.cli.store import emptied  # noqa: PLC0415 - as above
-    from chat_nest.server.config.settings import load_stored  # noqa: PLC0415 - as above
+    from chat_nest.server.config.excerpts import load_stored  # noqa: PLC0415 - as above
 
     color = has_color()
     if public:
@@ -198,7 +198,7 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
     be read.
     """  # noqa: D301 - as above
     from chat_nest.cli.usage import Asked, Unanswerable, answer  # noqa: PLC0415 - as above
-    from chat_nest.server.config.settings import load_shared_limits, load_store  # noqa: PLC0415 - as above
+    from chat_nest.server.config.excerpts import load_shared_limits, load_store  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:

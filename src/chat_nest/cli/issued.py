@@ -18,7 +18,7 @@ from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import HasControls
 from chat_nest.identity.api_key import ID, ApiKey, NotRotatable, UnknownKey, WrongKey
 from chat_nest.identity.key_issuers import KeyIssuer
-from chat_nest.server.config.settings import KeySettings, load_keys, load_stored
+from chat_nest.server.config.excerpts import KeySettings, load_keys, load_stored
 from chat_nest.server.config.sources import ConfigError
 from chat_nest.server.issuing import issuer_of
 from chat_nest.server.operator import Rejected

@@ -19,8 +19,9 @@ from chat_nest.core.controls import Act, Control
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
 from chat_nest.core.protocols import HasControls, Store
 from chat_nest.core.records import Record
-from chat_nest.server.config.settings import load_store, load_stored, read
+from chat_nest.server.config.excerpts import load_store, load_stored
 from chat_nest.server.config.sources import ConfigError
+from chat_nest.server.config.values import read
 from chat_nest.server.operator import Operator, Rejected, listed, window_lines
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence

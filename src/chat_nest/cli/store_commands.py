@@ -31,7 +31,7 @@ def backup(to: Path, file: Path | None) -> None:
     Exits with 2 if the configuration is wrong, with 1 if the copy could not be made. It replaces no file.
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
     from chat_nest.cli.copies import back_up  # noqa: PLC0415 - so that --help is quick
-    from chat_nest.server.config.settings import load_stored  # noqa: PLC0415 - as above
+    from chat_nest.server.config.excerpts import load_stored  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
     from chat_nest.stores.sqlite.copies import CopyFailed  # noqa: PLC0415 - as above
 
@@ -64,7 +64,7 @@ def restore(backup_file: Path, file: Path | None, accept_loss: bool) -> None:
     Exits with 2 if the configuration is wrong, with 1 if nothing was restored.
     """  # noqa: D301 - as above
     from chat_nest.cli.copies import restore as put_back  # noqa: PLC0415 - as above
-    from chat_nest.server.config.settings import load_stored  # noqa: PLC0415 - as above
+    from chat_nest.server.config.excerpts import load_stored  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
     from chat_nest.stores.sqlite.copies import CopyFailed  # noqa: PLC0415 - as above
 
@@ -88,7 +88,7 @@ def accept_empty(file: Path | None) -> None:
     """
     from chat_nest.cli.store import Unaccepted  # noqa: PLC0415 - as above
     from chat_nest.cli.store import accept_empty as accept  # noqa: PLC0415 - as above
-    from chat_nest.server.config.settings import load_stored  # noqa: PLC0415 - as above
+    from chat_nest.server.config.excerpts import load_stored  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:

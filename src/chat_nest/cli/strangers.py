@@ -12,7 +12,8 @@ from chat_nest.limits.counters import is_closed
 from chat_nest.limits.exposure import Exposure, Most, longest_day
 from chat_nest.limits.prices import how_to_add
 from chat_nest.limits.spec import Profile
-from chat_nest.server.config.settings import Config, is_on_loopback
+from chat_nest.server.config.server_section import is_on_loopback
+from chat_nest.server.config.settings import Config
 
 UNLIMITED = "unlimited"
 

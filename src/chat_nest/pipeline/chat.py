@@ -1,4 +1,7 @@
-"""The pipeline of one request, top to bottom: from the body's bytes to the settlement."""
+"""The pipeline of one request, top to bottom: from the body's bytes to the settlement.
+
+The file is long so that the story of a request is read in one place.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from chat_nest.controls.gate import Gate
 from chat_nest.controls.grants import Grants
 from chat_nest.core.attachments import all_needs
-from chat_nest.core.claims import Line, Quota
+from chat_nest.core.claims import Quota
 from chat_nest.core.deltas import AskedDelta, FinishReason
 from chat_nest.core.errors import (
     BadRequest,
@@ -30,39 +31,34 @@ from chat_nest.core.errors import (
     UpstreamError,
 )
 from chat_nest.core.messages import Caller, ChatRequest
-from chat_nest.core.parts import KnownBugs, failure_text, offers
+from chat_nest.core.parts import failure_text, offers
 from chat_nest.core.protocols import (
     Dialect,
     Encoder,
-    FollowedRun,
-    FollowsSteps,
     NamesOptions,
     Now,
     Observer,
     Prompt,
     Recallable,
     RefersToAnswers,
-    Report,
-    Reported,
     RunLog,
     RunLogs,
-    Scope,
-    Sink,
     TellsInput,
 )
 from chat_nest.core.records import Record
-from chat_nest.core.steps import Steps
 from chat_nest.ledger.ledger import AlreadyEnded, Ledger, Reservation
 from chat_nest.ledger.store_queue import Turn
 from chat_nest.limits.spec import Profile
 from chat_nest.pipeline.admission import Admission, Arrival, Dropped, admission_of
 from chat_nest.pipeline.callers import Callers
+from chat_nest.pipeline.client import Attached, Client, Quotas
 from chat_nest.pipeline.conversation import in_conversation
 from chat_nest.pipeline.fair_queue import FairQueue, Place
 from chat_nest.pipeline.fleet import SharedControls
 from chat_nest.pipeline.images import admitted
 from chat_nest.pipeline.ladder import Ladder
 from chat_nest.pipeline.lifecycle import Lifecycle, State
+from chat_nest.pipeline.observing import Observing
 from chat_nest.pipeline.outcome import Outcome, Times, finale_of, make_ending, make_record, replayed_ending
 from chat_nest.pipeline.prompt import input_bound, make_prompt, parse
 from chat_nest.pipeline.relay import relay
@@ -76,49 +72,6 @@ log = logging.getLogger("chat_nest.pipeline")
 
 LONG_BODY = 1 << 17
 """Bytes. A body that is longer takes milliseconds to read, and its prompt as many to count."""
-
-
-class Quotas(Struct, frozen=True):
-    """The limits that a request draws on, and the known state of each."""
-
-    lines: Sequence[Line] = ()
-    known: Sequence[Quota] = ()
-    ladder_below: float | None = None
-    """The rung of the profile's ladder that the request is answered on."""
-
-
-NO_QUOTAS = Quotas()
-
-
-class Attached(Struct, frozen=True):
-    """The kept run that a request repeats by its Idempotency-Key. The request follows that run instead."""
-
-    caller: Caller
-    followed: FollowedRun
-
-
-class Client(Sink, Protocol):
-    """The response to the reader, as the pipeline needs it. Nothing is sent after the request has lost its reader."""
-
-    def expect(self, encoder: Encoder, model: str, quotas: Quotas = NO_QUOTAS, *, replayed: bool = False) -> None:
-        """Start the clocks: the provider is being called. The stream may open before the provider answers."""
-        ...
-
-    async def queued(self, encoder: Encoder, model: str, position: int, estimate: int | None) -> None:
-        """Tell the reader of a stream that its request waits; the stream opens for it."""
-        ...
-
-    async def start(self, model: str) -> None:
-        """Send the headers and the first event, unless they were already sent."""
-        ...
-
-    async def fail(self, error: ChatError, quotas: Quotas | None = None, number: int = 0) -> None:
-        """End with an error: a status if nothing was sent yet, else an event with this number in its log."""
-        ...
-
-    async def finish(self, data: bytes) -> None:
-        """Send the last bytes and end the response."""
-        ...
 
 
 class Chat:
@@ -139,17 +92,13 @@ class Chat:
     ) -> None:
         self.callers = callers
         self.logs = logs
+        self.observing = Observing(observers)
         self.terms = CurrentTerms(terms)
         self.queue = FairQueue(shared=shared)
         self.gate = gate
         self._grants = grants
         self._ledger = ledger
-        self._observers = observers
-        # By their classes: an observer's attributes may raise anything.
-        self._reported = [cast(Reported, each) for each in observers if issubclass(type(each), Reported)]
-        self._follow = [cast(FollowsSteps, each) for each in observers if issubclass(type(each), FollowsSteps)]
         self._now = now
-        self._bugs = KnownBugs()
 
     @property
     def upstream(self) -> Upstream:
@@ -177,6 +126,7 @@ class Chat:
         return None
 
     async def _story(self, arrival: Arrival, body: bytes, client: Client, life: Lifecycle, terms: Terms) -> Outcome:
+        """Identify, prepare, reserve, relay, settle. It is one function, as each step holds what the next needs."""
         upstream = terms.upstream
         dialect, loop, pulse, steps = arrival.dialect, asyncio.get_running_loop(), life.pulse, life.steps
         caller: Caller | None = None
@@ -231,14 +181,14 @@ class Chat:
                     self.gate.check_address(life.address)  # again: `stop_running` stops what was admitted before
                     self.gate.check(caller, profile.name)
                     life.log = self._begin_log(admission)
-                    self._observe(_started(admission))
+                    self.observing.started(admission)
                     quotas = Quotas(admission.claim.lines, held.quotas(admission.started_at), request.ladder_below)
                     _expect_input(admission.encoder, tokens)
                     client.expect(admission.encoder, split_model(profile.model)[1], quotas)
                     if profile.signed_turns and terms.signatures is not None:
                         answer = terms.signatures.start(caller, request, admission.encoder)
                     steps.asked_at = loop.time()
-                    self._asking(admission)
+                    self.observing.asking(admission)
                     opening = upstream.open(prompt, models, held, place, self.gate.pauses)
                     del earlier, request, prompt, kept, body  # no prompt is kept in memory while its stream runs
                     async with opening as batches:  # retries and fallbacks, only up to here
@@ -303,8 +253,8 @@ class Chat:
             life.steps.gone_at = life.ended_at
         if ending is None or admission is None:
             return await self._refuse(outcome, error or ChatError(), arrival, client, life)
-        self._observe(lambda observer: observer.finished(ending))
-        self._report(life.id, arrival.name, life.steps, "ok" if error is None else error.code, outcome)
+        self.observing.finished(ending)
+        self.observing.report(life.id, arrival.name, life.steps, "ok" if error is None else error.code, outcome)
         number = 0 if life.log is None else life.log.end(finale_of(ending))
         if error is None:
             data = admission.encoder.finish(ending)
@@ -323,17 +273,17 @@ class Chat:
             with contextlib.suppress(RunsUnavailable):
                 followed = await self.logs.find(admission.claim.id)
                 if followed is not None:
-                    self._report(life.id, arrival.name, life.steps, "followed", outcome)
+                    self.observing.report(life.id, arrival.name, life.steps, "followed", outcome)
                     return Attached(admission.caller, followed)
         if isinstance(error, AlreadyEnded) and admission is not None:
-            self._report(life.id, arrival.name, life.steps, "replayed", outcome)
+            self.observing.report(life.id, arrival.name, life.steps, "replayed", outcome)
             await _replay(admission.encoder, error.record, client)
             return None
         error = self.callers.instead(caller, error)
         if caller is not None:
             self.callers.count_refused(caller, error)
-        self._observe(lambda observer: observer.refused(life.id, caller, error))
-        self._report(life.id, arrival.name, life.steps, error.code, outcome)
+        self.observing.refused(life.id, caller, error)
+        self.observing.report(life.id, arrival.name, life.steps, error.code, outcome)
         quotas = await self._quotas_of(caller, admission, error, life)
         await client.fail(error, quotas)
         return None
@@ -374,47 +324,6 @@ class Chat:
             run_log.append([AskedDelta(asked)])
         return run_log
 
-    def _observe(self, call: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
-            self._call(observer, call, observer)
-
-    def arrive(self, id: str, dialect: str, scope: Scope) -> None:
-        """Pass on to the observers that a request has come, before its body is read."""
-        for observer in self._follow:
-            self._call(observer, observer.arrived, id, dialect, scope)
-
-    def refuse(self, id: str, dialect: str, error: ChatError, began_at: float) -> None:
-        """Report to the observers a request that never got as far as `serve`."""
-        steps = Steps(began_at)
-        steps.ended_at = asyncio.get_running_loop().time()
-        self._observe(lambda observer: observer.refused(id, None, error))
-        self._report(id, dialect, steps, error.code, Outcome(error=error))
-
-    def _asking(self, admission: Admission) -> None:
-        for observer in self._follow:
-            self._call(observer, observer.asking, admission.run, admission.profile.model)
-
-    def _report(self, id: str, dialect: str, steps: Steps, code: str, outcome: Outcome) -> None:
-        if not self._reported:
-            return
-        report = Report(
-            id=id,
-            dialect=dialect,
-            code=code,
-            steps=steps,
-            profile="" if outcome.admission is None else outcome.admission.profile.name,
-            ending=outcome.ending,
-            error=outcome.error,
-        )
-        for observer in self._reported:
-            self._call(observer, observer.reported, report)
-
-    def _call(self, observer: object, call: Callable[..., None], *arguments: object) -> None:
-        try:
-            call(*arguments)
-        except Exception as failure:
-            log.error("an observer failed: %s", self._bugs.explain(observer, failure))  # noqa: TRY400 - no values in logs
-
     async def count(self, dialect: Dialect, body: bytes, caller: Caller) -> tuple[int, bool]:
         """Return an upper bound of the request's input tokens, untrimmed, and whether the count of its texts is exact.
 
@@ -446,11 +355,6 @@ def _let_go(failure: BaseException) -> BaseException:
 def _expect_input(encoder: Encoder, tokens: int) -> None:
     if offers(encoder, TellsInput):
         encoder.expect_input(tokens)
-
-
-def _started(admission: Admission) -> Callable[[Observer], None]:
-    caller, profile = admission.caller, admission.profile
-    return lambda observer: observer.started(admission.run, caller, profile.name, profile.model)
 
 
 async def _replay(encoder: Encoder, record: Record | None, client: Client) -> None:

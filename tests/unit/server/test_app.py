@@ -20,7 +20,8 @@ from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.core.records import Record
 from chat_nest.asgi.settings import HandlerSettings
 from chat_nest.server import app as app_module
-from chat_nest.server.app import ServerApp, build, make_provider
+from chat_nest.server.app import ServerApp, build
+from chat_nest.server.providers import make_provider
 from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.providers import ProviderConfig, Secret
 from chat_nest.server.page_files import packaged

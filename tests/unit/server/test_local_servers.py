@@ -16,7 +16,7 @@ from scripted_provider import CLOSE, HANG, Script, ScriptedProvider, failure, he
 from chat_nest.cli.commands import chat_nest
 from chat_nest.providers.presets import PRESETS
 from chat_nest.server import local_servers
-from chat_nest.server.app import make_provider
+from chat_nest.server.providers import make_provider
 from chat_nest.server.config.settings import Config, load
 from chat_nest.server.local_servers import LOCAL, LocalServer, find_local_server
 

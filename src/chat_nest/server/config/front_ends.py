@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from chat_nest.asgi.handler import USAGE_PATHS
 from chat_nest.asgi.routing import Routes
+from chat_nest.asgi.usage_route import USAGE_PATHS
 from chat_nest.core.protocols import Dialect
 from chat_nest.dialects.blog import Blog
 from chat_nest.dialects.built_in import DIALECTS as BUILT_IN

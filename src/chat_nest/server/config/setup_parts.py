@@ -8,7 +8,7 @@ from typing import Any
 
 from chat_nest.runs.urls import REDIS
 from chat_nest.server.config.providers import resolve_providers
-from chat_nest.server.config.settings import read
+from chat_nest.server.config.values import read
 
 POSTGRES = ("postgresql:", "postgres:")
 USD = "usd_per_"

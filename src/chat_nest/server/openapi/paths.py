@@ -13,8 +13,9 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_nest import __version__
-from chat_nest.asgi.handler import USAGE_PATHS, ChatHandler
+from chat_nest.asgi.handler import ChatHandler
 from chat_nest.asgi.session_routes import SESSION_PATHS
+from chat_nest.asgi.usage_route import USAGE_PATHS
 from chat_nest.asgi.visitor_routes import VISIT_PATH
 from chat_nest.challenges.settings import PATH as CHALLENGE_PATH
 from chat_nest.core.errors import (

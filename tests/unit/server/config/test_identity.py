@@ -9,15 +9,16 @@ import pytest
 from scripted_provider import ScriptedProvider, answer
 from signing_keys import EC_KEY, RSA_KEY, pem
 
+from chat_nest.identity.api_key import Rights
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.jwt import JsonWebTokens
-from chat_nest.identity.api_key import Rights
 from chat_nest.identity.key_file import create_key, revoke_keys
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.server.app import build
-from chat_nest.server.config.settings import Config, load, load_keys
+from chat_nest.server.config.excerpts import load_keys
 from chat_nest.server.config.identity import make_identify, make_keys
+from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.sources import ConfigError
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"

@@ -14,7 +14,7 @@ from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.providers.presets import PRESETS
-from chat_nest.server.app import make_provider
+from chat_nest.server.providers import make_provider
 from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.providers import ProviderConfig, Secret
 from chat_nest.server.config.sources import ConfigError

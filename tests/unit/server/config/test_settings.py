@@ -12,14 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat_nest.limits.counters import COUNTERS, LIMITS
 from chat_nest.core.extras import install
 from chat_nest.core.limits import Limits
-from chat_nest.limits.spec import BALANCED, BUILT_IN_PROFILES, EXPANDED, HARD_CAPS, Allowance
 from chat_nest.core.timeouts import Timeouts
+from chat_nest.limits.counters import COUNTERS, LIMITS
 from chat_nest.limits.prices import price
-from chat_nest.server.config.settings import Config, load, load_store
+from chat_nest.limits.spec import BALANCED, BUILT_IN_PROFILES, EXPANDED, HARD_CAPS, Allowance
+from chat_nest.server.config.excerpts import load_store
 from chat_nest.server.config.schema import PROVIDER_KINDS
+from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.sources import ConfigError
 
 KEY = "sk-canary-0123456789"

@@ -109,7 +109,7 @@ def test_dollars_need_a_price(tmp_path):
 def test_visitors_that_are_not_accepted(tmp_path):
     only = loaded(tmp_path, VISITORS + '[identity]\naccept = ["address"]\n')
     assert only.identity.ways == ("address",)
-    assert build(only)._prepared.visitors is None
+    assert build(only)._prepared.ways.visitors is None
 
 
 def test_what_one_stranger_can_spend_is_what_its_address_can(tmp_path):
@@ -138,9 +138,9 @@ async def test_a_reload_changes_limits_and_challenge(tmp_path):
     before = app._prepared
     changed = loaded(tmp_path, text.replace("3_000", "4_000").replace("before =", 'when = "always"\nbefore ='))
     app.adopt(app.prepare(changed))
-    assert app._prepared.visitors is not None
-    assert app._prepared.visitors is not before.visitors
-    assert app._prepared.visitors.addresses.tokens_per_day == 4_000
+    assert app._prepared.ways.visitors is not None
+    assert app._prepared.ways.visitors is not before.ways.visitors
+    assert app._prepared.ways.visitors.addresses.tokens_per_day == 4_000
     assert app._prepared.parts.settings.challenge.when == "always"
     app.adopt(app.prepare(loaded(tmp_path, "")))
-    assert app._prepared.visitors is None
+    assert app._prepared.ways.visitors is None
