@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import forked_command
 import pytest
 from ports import free_port
 from processes import children
@@ -33,7 +33,6 @@ from scripted_provider import DONE, END, Connection, Request, ScriptedProvider, 
 from chat_nest.core.messages import Message
 from chat_nest.counting.tokens import counter_for, prompt_bound
 
-COMMAND = Path(sys.executable).with_name("chat-nest")
 LISTENING = re.compile(r"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
 NGINX = re.findall(
     r"^```nginx\n(.*?)^```$",
@@ -219,8 +218,8 @@ async def fleet(folder: Path, text: str, *, workers: int = 4, seconds: float | N
     (folder / "chat.toml").write_text(text)
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     with (folder / "serve.out").open("wb") as said, (folder / "serve.log").open("wb") as logged:
-        process = await asyncio.create_subprocess_exec(
-            *(COMMAND, "serve", "--port", "0", "--workers", str(workers), "--config", "chat.toml"),
+        process = await forked_command.run(
+            *("serve", "--port", "0", "--workers", str(workers), "--config", "chat.toml"),
             cwd=folder,
             env=clean,
             stdout=said,

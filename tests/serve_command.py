@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
-COMMAND = Path(sys.executable).with_name("chat-nest")
+from forked_command import COMMAND, Process, run
+
 LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)\n")
 
 
 class Command:
     """A running server. `said` is all that it wrote so far, on either output."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | Process) -> None:
         self.process = process
         self.said = b""
         self.port = 0
@@ -56,13 +58,9 @@ class Command:
 async def start(folder: Path, *options: str, before: Sequence[str] = (), **environ: str) -> Command:
     """Begin to serve in `folder`; `before` is a command that runs the server's."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(*before, COMMAND, "serve", "--port", "0", *options),
-        cwd=folder,
-        env={**clean, **environ},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    execute = partial(asyncio.create_subprocess_exec, *before, COMMAND) if before else run
+    words = ("serve", "--port", "0", *options)
+    process = await execute(*words, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=STDOUT)
     return Command(process)
 
 

@@ -7,14 +7,13 @@ import os
 import re
 import secrets
 import signal
-import sys
 from asyncio.subprocess import PIPE
 from contextlib import asynccontextmanager
 
+import forked_command
 from raw_client import JSON, ask, connect
 from redis_servers import shared_redis_url
 
-COMMAND = (sys.executable, "-m", "chat_nest.cli.main", "serve", "--port", "0")
 LISTENING = re.compile(rb"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
 
 
@@ -48,8 +47,8 @@ async def drain(stream):
 
 async def start(folder, *arguments, **environ):
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
+    process = await forked_command.run(
+        "serve", "--port", "0", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
     )
     return Worker(process)
 

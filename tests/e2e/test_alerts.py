@@ -8,12 +8,13 @@ import sqlite3
 from asyncio.subprocess import PIPE, STDOUT
 from contextlib import closing
 
+import forked_command
 import pytest
 from mail_server import Inbox, mail_server
 from raw_client import ask
 from redis_servers import RedisServer
 from scripted_provider import ScriptedProvider, answer
-from serve_command import COMMAND, command
+from serve_command import command
 from webhook_receiver import SECRET, Receiver
 
 CONFIG = """
@@ -54,8 +55,8 @@ def serving(folder, *options):
 async def run(folder, *arguments):
     """The exit code and the output of a command."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, *arguments, "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
+    process = await forked_command.run(
+        *(*arguments, "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
     )
     said, _ = await process.communicate()
     return process.returncode, said.decode()

@@ -8,9 +8,10 @@ import re
 import stat
 from pathlib import Path
 
+import forked_command
 from raw_client import JSON, ask, connect
 from scripted_provider import ScriptedProvider, answer
-from serve_command import COMMAND, Command, command
+from serve_command import Command, command
 
 from chat_nest.core.messages import Caller
 
@@ -20,8 +21,8 @@ NAMES = re.compile(rb"caller=(\S+)")
 
 async def named(folder: Path, *arguments: str, **environ: str) -> tuple[int, list[str]]:
     """`chat-nest caller ...`: its exit code, and the first word of each line."""
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "caller", *arguments),
+    process = await forked_command.run(
+        *("caller", *arguments),
         cwd=folder,
         env={"PATH": os.environ["PATH"], "OPENAI_API_KEY": "k", **environ},
         stdout=asyncio.subprocess.PIPE,

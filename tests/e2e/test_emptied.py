@@ -6,16 +6,15 @@ import asyncio
 import os
 import shlex
 import signal
-import sys
 from pathlib import Path
 
+import forked_command
 import pytest
 from raw_client import HELLO, connect
 from redis_servers import RedisServer
 from scripted_provider import ScriptedProvider, answer
 from serve_command import command
 
-COMMAND = Path(sys.executable).with_name("chat-nest")
 ACCEPT = "chat-nest store accept-empty --config 'my chat.toml'"
 BUSY = 503, "limiter_unavailable"
 
@@ -47,8 +46,8 @@ async def ask(port: int) -> tuple[int, str]:
 async def run(folder: Path, *arguments: str) -> tuple[int | None, str]:
     """The exit code of a command, and all that it wrote."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, *arguments), cwd=folder, env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    process = await forked_command.run(
+        *arguments, cwd=folder, env=clean, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     said, _ = await process.communicate()
     return process.returncode, said.decode()

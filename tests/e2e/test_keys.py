@@ -6,10 +6,11 @@ import asyncio
 import json
 import re
 
+import forked_command
 import pytest
 from raw_client import JSON, ask, connect
 from scripted_provider import ScriptedProvider, answer
-from serve_command import COMMAND, command
+from serve_command import command
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
 ADMIN = re.compile(rb"Admin +at http://127\.0\.0\.1:(\d+)")
@@ -44,8 +45,8 @@ KEPT = {"file": 'keys_file = "{folder}/keys.json"', "store": 'keys = "store"'}
 
 async def keys(folder, *arguments, code=0):
     """What the command writes."""
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "keys", *arguments, "--config", "chat.toml"),
+    process = await forked_command.run(
+        *("keys", *arguments, "--config", "chat.toml"),
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

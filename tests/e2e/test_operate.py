@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from asyncio.subprocess import PIPE
 
+import forked_command
 from raw_client import HELLO, ask, connect
 from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
 from serve_command import command
@@ -16,8 +16,8 @@ from serve_command import command
 async def operate(folder, *words, code=0):
     """Run `chat-nest` beside the server, with its store; return its output."""
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "chat_nest.cli.main", *words),
+    process = await forked_command.run(
+        *words,
         cwd=folder,
         env={**environ, "CHAT_NEST_STORE_URL": f"sqlite:///{folder}/store.db"},
         stdout=PIPE,

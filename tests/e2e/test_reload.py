@@ -12,6 +12,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+import forked_command
 import pytest
 from processes import children, until
 from raw_client import HELLO, ask, connect, settled, standing
@@ -46,8 +47,8 @@ def serving(folder: Path, *options: str, **environ: str):
 async def reload(folder: Path) -> tuple[int, str]:
     """The exit code and the output of the command."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "reload", "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
+    process = await forked_command.run(
+        *("reload", "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
     )
     said, _ = await process.communicate()
     return process.returncode, said.decode()

@@ -15,9 +15,12 @@ import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked_command
+from forked_command import COMMAND
 import pytest
 from asgi_servers import serve
 from processes import state, until
@@ -27,7 +30,6 @@ from scripted_provider import DONE, ScriptedProvider, answer, chunk, failure, fi
 from chat_nest import create_chat_handler
 from chat_nest.providers import demo_server
 
-COMMAND = Path(sys.executable).with_name("chat-nest")
 KEY = "sk-canary-0123456789"
 PROMPT = "canary-prompt"
 LISTENING = re.compile(r"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
@@ -69,11 +71,11 @@ class Served:
         return await self.end()
 
 
-async def start(folder: Path, *arguments: str, command: Sequence[str | Path] = (COMMAND,), **environ: str) -> Served:
+async def start(folder: Path, *arguments: str, command: Sequence[str | Path] = (), **environ: str) -> Served:
+    """Serve in `folder`; `command` is executed instead of a fork."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        *command, "serve", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
-    )
+    execute = partial(asyncio.create_subprocess_exec, *command) if command else forked_command.run
+    process = await execute("serve", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE)
     return Served(process)
 
 

@@ -7,12 +7,12 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import forked_command
 import pytest
 from raw_client import HELLO, connect
 from redis_servers import RedisServer
@@ -25,7 +25,6 @@ from chat_nest.core.messages import Caller
 from chat_nest.limits.profiles import Profiles
 from chat_nest.stores.redis import RedisStore
 
-COMMAND = Path(sys.executable).with_name("chat-nest")
 LISTENING = re.compile(rb"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
 BUDGET = 100_000
 SPENT = 8
@@ -58,8 +57,8 @@ async def serving(folder: Path, provider: ScriptedProvider, store: int, **enviro
         "CHAT_NEST_STORE_URL": f"redis://127.0.0.1:{store}",
         "CHAT_NEST_LIMITS_TOKENS_PER_DAY": str(BUDGET),
     }
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "serve", "--port", "0"), cwd=folder, env=clean | environ, stdout=PIPE, stderr=DEVNULL
+    process = await forked_command.run(
+        *("serve", "--port", "0"), cwd=folder, env=clean | environ, stdout=PIPE, stderr=DEVNULL
     )
     said = b""
     while not (found := LISTENING.search(said)):

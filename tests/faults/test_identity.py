@@ -14,10 +14,11 @@ from pathlib import Path
 from time import time
 
 import jwt
+import forked_command
 import pytest
 from raw_client import HELLO, JSON, Client, Reply, ask, connect, settled
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
-from serve_command import COMMAND, command
+from serve_command import command
 from signing_keys import EC_KEY, RSA_KEY, pem
 
 from chat_nest.core.watched_file import LOOK_SECONDS
@@ -38,8 +39,8 @@ SHAPES = {
 
 async def keys(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """`chat-nest keys ...` in a process of its own: its exit code and what it wrote."""
-    process = await asyncio.create_subprocess_exec(
-        *(COMMAND, "keys", *arguments),
+    process = await forked_command.run(
+        *("keys", *arguments),
         cwd=folder,
         env={"PATH": os.environ["PATH"], **ENVIRON},
         stdout=asyncio.subprocess.PIPE,

@@ -12,10 +12,10 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import forked_command
 import pytest
 from raw_client import HELLO, JSON, Reply, ask, connect, settled, standing
 from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
-from serve_command import COMMAND
 from served_workers import Worker, settings, workers
 
 from chat_nest import Sessions
@@ -309,8 +309,8 @@ async def revoked(how: str, folder: Path, port: int, operator: str, id: str, env
             assert (reply.status, await reply.body()) == (204, b"")
         return
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, "sessions", "revoke", id, cwd=folder, env={**clean, **environ}, stdout=asyncio.subprocess.PIPE
+    process = await forked_command.run(
+        "sessions", "revoke", id, cwd=folder, env={**clean, **environ}, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     assert (process.returncode, out.decode()) == (0, f"Revoked {id}.\n")

@@ -10,11 +10,11 @@ import asyncio
 import itertools
 import os
 import shutil
-import sys
 from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import forked_command
 import pytest
 import pytest_asyncio
 from playwright.async_api import async_playwright
@@ -144,8 +144,8 @@ class Served:
         self.url = ""
 
     async def start(self, port: int = 0) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "chat_nest.cli.main", "serve", "--port", str(port), "--config", "chat-nest.toml"),
+        self.process = await forked_command.run(
+            *("serve", "--port", str(port), "--config", "chat-nest.toml"),
             cwd=self._folder,
             env=self._environ,
             stdout=PIPE,
