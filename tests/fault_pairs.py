@@ -57,7 +57,8 @@ from store_servers import Claimed
 
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.messages import Caller, Message, hashed
-from chat_nest.counting.tokens import ByteCounter, prompt_bound
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import ByteCounter
 from chat_nest.identity.sessions import Session, Sessions
 from chat_nest.server.operator import Operator
 from chat_nest.stores.urls import open_store

@@ -27,11 +27,12 @@ import forked_command
 import pytest
 from ports import free_port
 from processes import children
-from raw_client import Reply, JSON, Client, Cut, connect
+from raw_client import JSON, Client, Cut, Reply, connect
 from scripted_provider import DONE, END, Connection, Request, ScriptedProvider, chunk, finish, head, piece, usage
 
 from chat_nest.core.messages import Message
-from chat_nest.counting.tokens import counter_for, prompt_bound
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import counter_for
 
 LISTENING = re.compile(r"chat-nest: listening on http://127\.0\.0\.1:(\d+)\n")
 NGINX = re.findall(

@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from chat_nest import BALANCED, create_chat_handler
 from chat_nest.core.deltas import FinishDelta, TextDelta, UsageDelta
-from chat_nest.stores.memory import MemoryStore
-from chat_nest.testing import FakeClock, ScriptedProvider, collect
-from chat_nest.counting.tokens import counter_for, prompt_bound
 from chat_nest.core.messages import Message
 from chat_nest.core.usage import Usage
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import counter_for
+from chat_nest.stores.memory import MemoryStore
+from chat_nest.testing import FakeClock, ScriptedProvider, collect
 
 MODEL = "claude-opus-4-8"
 ODD = "~" * 900

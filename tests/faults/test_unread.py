@@ -34,7 +34,7 @@ from scripted_provider import Connection as ProviderSide
 from chat_nest import HardCaps, Profile, Timeouts, create_chat_handler
 from chat_nest.core.protocols import Ending
 from chat_nest.counting.tokens import counter_for
-from chat_nest.ledger.ledger import Reservation
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.pipeline.lifecycle import Lifecycle
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.http import HTTPStream

@@ -17,7 +17,8 @@ from chat_nest.identity.bearer import FOLLOWS, has_credential
 from chat_nest.identity.session_fields import BadField
 from chat_nest.identity.session_token import READ, Grant
 from chat_nest.identity.sessions import Sessions
-from chat_nest.limits.profiles import Profiles, find_name
+from chat_nest.limits.profile_names import find_name
+from chat_nest.limits.profiles import Profiles
 from chat_nest.pipeline.callers import Callers
 
 SESSION_PATHS = ("/api/sessions", "/sessions")

@@ -8,17 +8,14 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cache, lru_cache
 from typing import Literal
 
-import msgspec
-
-from chat_nest.core.messages import Message, Tool
 from chat_nest.core.protocols import TokenCounter
-from chat_nest.counting.families import UNKNOWN, Encoding, Family, base_name, encoding_of, family_of, is_reasoning_model
-from chat_nest.counting.images import UNKNOWN_IMAGES, ImageRule, attachment_bound, image_rule
+from chat_nest.counting.families import Encoding, Family, base_name, encoding_of, family_of, is_reasoning_model
+from chat_nest.counting.images import UNKNOWN_IMAGES, ImageRule, image_rule
 
 __all__ = [
     "LEARNED_MOST",
@@ -27,27 +24,18 @@ __all__ = [
     "Counting",
     "ExactCounter",
     "FamilyCounter",
-    "OutputMeter",
     "TokenCounter",
     "TokenCounters",
     "base_name",
     "counter_for",
     "is_reasoning_model",
-    "message_bound",
-    "prompt_bound",
 ]
 
 Counting = Literal["auto", "bytes"]
 """How a provider's models are counted before they answer: by the tightest bound there is, or by bytes."""
 
-MESSAGE_OVERHEAD = 8
-"""Tokens that a chat template adds to one message (OpenAI's adds 4)."""
-PROMPT_OVERHEAD = 32
-"""Tokens that a chat template adds once: the start of the answer, a default system text."""
 LONGEST_TOKEN = 128
 """The longest token of the vocabularies in use, in bytes."""
-TOOL_OVERHEAD = 32
-"""Tokens that a chat template adds to one tool, or to one call of it."""
 
 _EVERYTHING = 1 << 60
 _QUICK = 4_096
@@ -58,15 +46,6 @@ _SLOW_RUNS = tuple(character * 96 for character in "-=/#*")
 _UNUSUAL_ALLOWED = 3_072
 """The excess of tokens over ordinary text at which the rest of a text counts as bytes: such text is slow to count."""
 _LONGEST_WORD = 512
-_BATCH = 2_048
-"""Bytes of an answer that are counted in one step."""
-_TAIL = 1_024
-_SURPLUS = 5
-"""How many times too high a family's bound can be: for words that are one token in its vocabulary, not in o200k."""
-_TYPICAL, _TYPICAL_OF_BYTES = 125, 300
-"""How much too high a bound usually is, in hundredths."""
-_DOUBT, _DOUBT_OF_BYTES = 2, 16
-"""The most times too high that the bound of a known family, or of bytes, is for a whole answer in any language."""
 _BREAKS = frozenset(" \n,.;:!?\u3001\u3002\uff0c\uff01\uff1f")
 _DIGITS = b"0123456789"
 _CHEAP = _DIGITS + b" \n\"',:.;(){}[]="
@@ -93,6 +72,18 @@ class ByteCounter:
 
     def count(self, text: str) -> int:
         return _byte_length(text)
+
+
+def last_break(text: str, within: int | None = None) -> int:
+    """Return the last index where a cut does not change the text's tokens, else its end; `within` its last characters.
+
+    Letters and digits never join a break that follows them, in any of the splitting patterns, and these patterns don't
+    look back.
+    """
+    for index in range(len(text) - 1, 0 if within is None else max(0, len(text) - within), -1):
+        if text[index] in _BREAKS and text[index - 1].isalnum():
+            return index
+    return len(text)
 
 
 class ExactCounter:
@@ -133,7 +124,7 @@ class ExactCounter:
             end = start + _SLICE
             part = text[start:end]
             if end < len(text):
-                part = part[: _last_break(part, _LONGEST_WORD)]
+                part = part[: last_break(part, _LONGEST_WORD)]
             start += len(part)
             size = _byte_length(part)
             if unusual > _UNUSUAL_ALLOWED or _has_slow_runs(part):
@@ -264,147 +255,3 @@ class TokenCounters:
         counter = self._counters.get(model)
         if isinstance(counter, FamilyCounter):
             counter.learned = max(counter.learned, min(learned, LEARNED_MOST))
-
-
-def _family(counter: TokenCounter) -> Family | None:
-    return counter.family if isinstance(counter, FamilyCounter) else None
-
-
-def message_bound(message: Message, counter: TokenCounter) -> int:
-    """Return an upper bound of the input tokens that a provider will bill for one message."""
-    family = _family(counter)
-    bound = (MESSAGE_OVERHEAD if family is None else family.message) + counter.count(message.content)
-    for attachment in message.attachments:
-        bound += attachment_bound(attachment, getattr(counter, "images", UNKNOWN_IMAGES))
-    for call in message.tool_calls:
-        bound += TOOL_OVERHEAD + counter.count(call.name) + counter.count(call.arguments) + counter.count(call.id)
-    for thought in message.thoughts:  # the signature holds the whole thought, of which the text may be a summary
-        bound += counter.count(thought.text) + counter.count(thought.signature + thought.redacted + thought.encrypted)
-    return bound + counter.count(message.tool_call_id) if message.tool_call_id else bound
-
-
-def prompt_bound(messages: Iterable[Message], counter: TokenCounter, tools: Iterable[Tool] = ()) -> int:
-    """Return an upper bound of the input tokens that a provider will bill for `messages` and `tools`."""
-    family = _family(counter)
-    bound = PROMPT_OVERHEAD if family is None else family.chat
-    bound += sum(message_bound(message, counter) for message in messages)
-    tools_before = bound
-    for tool in tools:
-        bound += TOOL_OVERHEAD + _schema_bound(tool, counter)
-    return bound + (family.tools if family is not None and bound > tools_before else 0)
-
-
-def _schema_bound(tool: Tool, counter: TokenCounter) -> int:
-    """Return the bound for tools. Providers rewrite a tool's JSON into a form of their own."""
-    family = _family(counter)
-    if family is None and not counter.exact:
-        return 2 * (len(tool.name.encode()) + len(tool.description.encode()) + len(bytes(tool.parameters)))
-    count = counter.count(msgspec.json.encode(tool).decode())
-    # `schema` already includes what the counter adds for the family's text.
-    return 2 * count if family is None else -(-count * family.schema // family.text)
-
-
-class OutputMeter:
-    """Counts one answer as it streams, to cut it at `cap` tokens and to charge it when it ends early.
-
-    Text is counted a batch at a time, and when it could have passed the cap since the last count. Text before a word
-    break is counted once and dropped, so that neither work nor memory grow with the answer. A counter that is only a
-    bound cuts an answer once it has more than `cap` tokens in any language: far above the cap, because the provider was
-    given the cap as its own limit. A byte counter keeps no text, and cuts at the most bytes that so many tokens can
-    have.
-    """
-
-    def __init__(self, counter: TokenCounter, cap: int, *, teaches: bool = True) -> None:
-        self._teaches = teaches
-        """True if the prompt is text only, so that its reported count measures the counter."""
-        self.bytes = 0
-        """UTF-8 bytes so far."""
-        self._counter = counter
-        self._keeps_text = not isinstance(counter, ByteCounter)
-        self._cut_at = cap * (1 if counter.exact else _SURPLUS if self._keeps_text else LONGEST_TOKEN)
-        self._doubt = _DOUBT if isinstance(counter, FamilyCounter) and counter.family is not UNKNOWN else _SURPLUS
-        self._settled = 0
-        """Tokens of the text that was dropped."""
-        self._pieces: list[str] = []
-        """The text that was not dropped."""
-        self._produced = 0
-        """Tokens of the first `_counted` bytes."""
-        self._counted = 0
-        self._count_at = min(self._cut_at, _BATCH) if self._keeps_text else self._cut_at
-        """How many bytes may come before the next count."""
-        self._mark = 0
-        """The number of pieces before the mark, as long as `_before_mark` is None."""
-        self._before_mark: int | None = 0
-        """Tokens before the mark."""
-        self._mark_bytes = 0
-
-    def add(self, text: str) -> bool:
-        """Take one piece; True once the answer certainly exceeds the cap."""
-        self.bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        if not self._keeps_text:
-            return self.bytes > self._count_at
-        self._pieces.append(text)
-        return self.bytes > self._count_at and self._recount()
-
-    def produced(self) -> int:
-        """Return the tokens so far: exact if the counter is, else an upper bound."""
-        if not self._keeps_text:
-            return self.bytes
-        if self._counted != self.bytes:
-            self._recount()
-        return self._produced
-
-    def charged(self, tokens: int, granted: int) -> int:
-        """Return the charge for `tokens` of `produced` or `since`, if the provider's limit was `granted`.
-
-        A bound above `granted` is cut to it, unless the answer certainly has more tokens than that.
-        """
-        if self._counter.exact:
-            return tokens
-        doubt, typical = (_DOUBT_OF_BYTES, _TYPICAL_OF_BYTES) if not self._keeps_text else (self._doubt, _TYPICAL)
-        return min(tokens, granted) if tokens <= doubt * granted else tokens * 100 // typical
-
-    def mark(self) -> None:
-        """Remember this point for `since`. Counts nothing, so that a provider may report with every piece."""
-        self._mark, self._mark_bytes = len(self._pieces), self.bytes
-        self._before_mark = None if self._keeps_text else self.bytes
-
-    def since(self) -> int:
-        """Return the tokens since the mark, as in `produced`; 0 only if no text came."""
-        if self.bytes == self._mark_bytes:
-            return 0
-        if self._before_mark is None:
-            self._recount()
-        return max(1, self.produced() - (self._before_mark or 0))
-
-    def learn(self, counted: int, reported: int) -> None:
-        """Pass on that the provider reported `reported` tokens of a prompt that the counter counted as `counted`."""
-        if self._teaches and isinstance(self._counter, FamilyCounter):
-            self._counter.learn(counted, reported)
-
-    def _recount(self) -> bool:
-        count = self._counter.count
-        if self._before_mark is None:
-            self._before_mark = self._settled + count("".join(self._pieces[: self._mark]))
-        tail = "".join(self._pieces)
-        if len(tail) > _TAIL:
-            end = _last_break(tail)
-            self._settled += count(tail[:end])
-            tail = tail[end:]
-        self._pieces = [tail]
-        self._produced, self._counted = self._settled + count(tail), self.bytes
-        room = self._cut_at - self._produced
-        self._count_at = self.bytes + min(max(room, 0), _BATCH)
-        return room < 0
-
-
-def _last_break(text: str, within: int | None = None) -> int:
-    """Return the last index where a cut does not change the text's tokens, else its end; `within` its last characters.
-
-    Letters and digits never join a break that follows them, in any of the splitting patterns, and these patterns don't
-    look back.
-    """
-    for index in range(len(text) - 1, 0 if within is None else max(0, len(text) - within), -1):
-        if text[index] in _BREAKS and text[index - 1].isalnum():
-            return index
-    return len(text)

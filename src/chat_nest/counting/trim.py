@@ -9,7 +9,7 @@ from msgspec import Struct
 from chat_nest.core.attachments import first_new, without
 from chat_nest.core.messages import Message, Tool
 from chat_nest.core.protocols import TokenCounter
-from chat_nest.counting.tokens import message_bound, prompt_bound
+from chat_nest.counting.bounds import message_bound, prompt_bound
 
 _CHARACTERS = 4
 """Characters of a token of plain text, about."""

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 from zoneinfo import ZoneInfo
 
-from msgspec.structs import astuple, replace
+from msgspec.structs import astuple
 
 from chat_nest.core.claims import Line, LineKind, Scope, Unit
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
 from chat_nest.core.limits import Limits, Share
 from chat_nest.core.messages import Caller, ChatRequest, hashed
 from chat_nest.core.usage import most_it_can_cost
-from chat_nest.limits.counters import COUNTERS, LIMITS, MONEY, RATES, check_numbers, is_closed
+from chat_nest.limits.counters import COUNTERS, MONEY, RATES, check_numbers, is_closed
 from chat_nest.limits.ladder import check_ladder
+from chat_nest.limits.lowering import asked, capped, lowered
 from chat_nest.limits.prices import Prices, how_to_add, nano_limit
-from chat_nest.limits.spec import HardCaps, OnDisconnect, Profile
+from chat_nest.limits.profile_names import default_name, find_name, plain_name
+from chat_nest.limits.spec import HardCaps, Profile
 from chat_nest.limits.windows import calendar_window
-
-OLD_NAMES = {"budget": "constrained", "moderate": "balanced", "free": "expanded"}
-"""chat-nest-server's names of the built-in profiles before version 1."""
 
 MINUTE = 60
 """Seconds."""
@@ -36,10 +35,6 @@ NO_SYSTEM = "not accepted from this caller: see allow_system_prompt of the profi
 NO_TOOLS = "not accepted from this caller: see allow_tools of the profile"
 MAX_SHOWN = 10
 """The most models that a refusal lists."""
-_PATIENCE: tuple[OnDisconnect, ...] = ("cancel", "grace", "finish")
-"""The ways to treat an answer without a reader, from the cheapest to the most expensive."""
-
-Number = TypeVar("Number", int, float)
 
 
 class Profiles:
@@ -73,7 +68,7 @@ class Profiles:
             check_numbers(f"group {group!r}", shared)
         for section, shared in (visitors or {}).items():
             check_numbers(section, shared)
-        self._profiles = {_name(name): _capped(profile, hard_caps) for name, profile in profiles.items()}
+        self._profiles = {plain_name(name): capped(profile, hard_caps) for name, profile in profiles.items()}
         self._default = self._profiles[name]
         self._open = {name: profile for name, profile in self._profiles.items() if self._is_open(profile)}
         self._limits = limits
@@ -134,7 +129,7 @@ class Profiles:
         if caller.profile is None:
             profile = chosen or self._default_of(caller)
         else:
-            profile = offered[0] if chosen is None else _lowered(offered[0], chosen)
+            profile = offered[0] if chosen is None else lowered(offered[0], chosen)
         if is_closed(profile) or any(map(is_closed, self._shared(caller))) or _is_spent(caller):
             raise Closed
         _check_roles(request, profile)
@@ -142,7 +137,7 @@ class Profiles:
             raise BadRequest(f"is {NO_SYSTEM}", field=request.system_field)
         if request.tools and not profile.allow_tools:
             raise BadRequest(f"are {NO_TOOLS}", field="tools")
-        return _asked(profile, request)
+        return asked(profile, request)
 
     def lines(self, caller: Caller, profile: Profile, prompt_tokens: int, now: float) -> tuple[Line, ...]:
         """Return the lines that the request draws on, in the order in which a refusal names them: the request's own
@@ -292,7 +287,7 @@ class Profiles:
             return self._profiles
         if caller.profiles is None:
             return self._open
-        return {_name(profile.name): profile for profile in map(self._existing, caller.profiles)}
+        return {plain_name(profile.name): profile for profile in map(self._existing, caller.profiles)}
 
     def _default_of(self, caller: Caller) -> Profile:
         """Return the profile of a request that names none, for a caller without a ceiling."""
@@ -300,36 +295,6 @@ class Profiles:
 
     def _is_open(self, profile: Profile) -> bool:
         return profile is self._default if profile.open is None else profile.open
-
-
-def default_name(profiles: Mapping[str, Profile], named: str | None = None) -> str:
-    """Return the lower-case name of the default profile, which a caller without a profile of its own gets.
-
-    It is `named`, else `balanced`, else the only profile, else the only one with `open=True`. Raises ValueError, which
-    names `default_profile`, if that is no profile, or is closed while another profile is open.
-    """
-    names = [_name(name) for name in profiles]
-    open_names = [_name(name) for name, profile in profiles.items() if profile.open]
-    if named is not None:
-        name = find_name(names, named)
-        if name is None:
-            raise ValueError(f"default_profile must name one of the profiles: {', '.join(names)}")
-    else:
-        only = next((each[0] for each in (names, open_names) if len(each) == 1), None)
-        name = "balanced" if "balanced" in names else only
-        if name is None:
-            said = f"default_profile must name the profile of a caller without its own: {', '.join(names)}"
-            raise ValueError(f'{said}; write default_profile="{names[0]}", for example')
-    if open_names and any(_name(each) == name and profile.open is False for each, profile in profiles.items()):
-        msg = f"default_profile is {name}, which is closed, while {open_names[0]} is open: name an open one"
-        raise ValueError(f"{msg}, or close every profile")
-    return name
-
-
-def find_name(names: Collection[str], asked: str) -> str | None:
-    """Return the profile's name for `asked`, in any case and by chat-nest-server's old names."""
-    name = _name(asked)
-    return next((each for each in (name, OLD_NAMES.get(name, name)) if each in names), None)
 
 
 def _is_spent(caller: Caller) -> bool:
@@ -379,78 +344,9 @@ def _models(profile: Profile) -> Sequence[str]:
     return (profile.model, *profile.fallbacks)
 
 
-def _name(name: str) -> str:
-    return name.strip().lower()
-
-
-def _least(*values: Number | None) -> Number | None:
-    return min((value for value in values if value is not None), default=None)
-
-
-def _capped(profile: Profile, caps: HardCaps) -> Profile:
-    max_output_tokens = _lower(profile.max_output_tokens, caps.max_output_tokens)
-    return replace(
-        profile,
-        max_output_tokens=max_output_tokens,
-        min_output_tokens=min(profile.min_output_tokens, max_output_tokens),
-        max_messages=_lower(profile.max_messages, caps.max_messages),
-        temperature=min(profile.temperature, caps.temperature),
-        tokens_per_request=_least(profile.tokens_per_request, caps.tokens_per_request),
-        tokens_per_day=_least(profile.tokens_per_day, caps.tokens_per_day),
-        requests_per_minute=_least(profile.requests_per_minute, caps.requests_per_minute),
-    )
-
-
-def _lower(number: int, cap: int | None) -> int:
-    return number if cap is None else min(number, cap)
-
-
-def _lowered(ceiling: Profile, chosen: Profile) -> Profile:
-    """Return the ceiling, with each number no higher than in `chosen`."""
-    numbers: dict[str, Any] = {name: _least(getattr(ceiling, name), getattr(chosen, name)) for name in LIMITS}
-    return replace(
-        ceiling,
-        **numbers,
-        on_disconnect=min(ceiling.on_disconnect, chosen.on_disconnect, key=_PATIENCE.index),
-        grace_seconds=min(ceiling.grace_seconds, chosen.grace_seconds),
-        max_output_tokens=min(ceiling.max_output_tokens, chosen.max_output_tokens),
-        min_output_tokens=min(ceiling.min_output_tokens, chosen.min_output_tokens),
-        max_messages=min(ceiling.max_messages, chosen.max_messages),
-        temperature=min(ceiling.temperature, chosen.temperature),
-        allow_system_prompt=ceiling.allow_system_prompt and chosen.allow_system_prompt,
-        allow_tools=ceiling.allow_tools and chosen.allow_tools,
-        signed_turns=ceiling.signed_turns or chosen.signed_turns,
-        allow_images=ceiling.allow_images and chosen.allow_images,
-        allow_image_urls=ceiling.allow_image_urls and chosen.allow_image_urls,
-        max_images=min(ceiling.max_images, chosen.max_images),
-        max_image_bytes=min(ceiling.max_image_bytes, chosen.max_image_bytes),
-    )
-
-
-def _asked(profile: Profile, request: ChatRequest) -> Profile:
-    """Return the profile, with the request's own numbers if they are lower."""
-    asked = (request.max_output_tokens, request.temperature, request.tokens_per_request, request.tokens_per_day)
-    if asked == (None, None, None, None):
-        return profile
-    max_output_tokens = profile.max_output_tokens
-    if request.max_output_tokens is not None:
-        max_output_tokens = min(max_output_tokens, request.max_output_tokens)
-    temperature = profile.temperature
-    if request.temperature is not None:
-        temperature = min(temperature, request.temperature)
-    return replace(
-        profile,
-        max_output_tokens=max_output_tokens,
-        min_output_tokens=min(profile.min_output_tokens, max_output_tokens),
-        temperature=temperature,
-        tokens_per_request=_least(profile.tokens_per_request, request.tokens_per_request),
-        tokens_per_day=_least(profile.tokens_per_day, request.tokens_per_day),
-    )
-
-
 def _model_names(profiles: Sequence[Profile]) -> tuple[str, ...]:
     models = [profile.model.partition(":")[2] for profile in profiles]
-    return tuple(dict.fromkeys([*models, *(_name(profile.name) for profile in profiles)]))
+    return tuple(dict.fromkeys([*models, *(plain_name(profile.name) for profile in profiles)]))
 
 
 def _check_roles(request: ChatRequest, profile: Profile) -> None:

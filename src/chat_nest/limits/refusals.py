@@ -9,7 +9,8 @@ from chat_nest.core.claims import Claim, Line, Refused, Scope, Unit
 from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
 from chat_nest.core.messages import Message
 from chat_nest.core.usage import NANO
-from chat_nest.counting.tokens import counter_for, prompt_bound
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import counter_for
 
 NAMES: Mapping[str, str] = {
     "minute": "",

@@ -46,7 +46,8 @@ from chat_nest.core.protocols import (
     TellsInput,
 )
 from chat_nest.core.records import Record
-from chat_nest.ledger.ledger import AlreadyEnded, Ledger, Reservation
+from chat_nest.ledger.ledger import AlreadyEnded, Ledger
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.ledger.store_queue import Turn
 from chat_nest.limits.spec import Profile
 from chat_nest.pipeline.admission import Admission, Arrival, Dropped, admission_of

@@ -8,15 +8,9 @@ from typing import Protocol
 from msgspec import Struct
 
 from chat_nest.core.claims import Line, Quota
-from chat_nest.core.errors import (
-    ChatError,
-)
+from chat_nest.core.errors import ChatError
 from chat_nest.core.messages import Caller
-from chat_nest.core.protocols import (
-    Encoder,
-    FollowedRun,
-    Sink,
-)
+from chat_nest.core.protocols import Encoder, FollowedRun, Sink
 
 
 class Quotas(Struct, frozen=True):

@@ -16,13 +16,14 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from math import ceil, inf
+from math import ceil
 from types import TracebackType
 from typing import Self
 
 from chat_nest.core.errors import ChatError, Overloaded, Shutdown
 from chat_nest.core.messages import hashed
 from chat_nest.limits.spec import Queue
+from chat_nest.pipeline.bottleneck import Bottleneck
 from chat_nest.pipeline.fleet import Fleet, SharedControls
 
 TICK = 1.0
@@ -32,46 +33,12 @@ REPEAT = 10
 RETRY_SECONDS = 2.0
 FULL_SPEED = 64
 """After a pause one request calls the provider, after its success two, and so on; from this many on all may."""
-WEIGHT = 0.2
-"""The weight of the newest answer in the mean duration of answers."""
 
 MOST_SHOWN = 64
 """How many waiting requests a worker shows to the others: those whose turns come next."""
 
 Tell = Callable[[int, int | None], Awaitable[None]]
 """`await tell(position, estimate_seconds)`, from position 1."""
-
-
-class Bottleneck:
-    """The streams of one provider, and its pause after a refusal."""
-
-    __slots__ = ("fleet", "mean", "most", "opening", "paused_until", "running", "window")
-
-    def __init__(self, most: int | None, fleet: Fleet | None) -> None:
-        self.most = most
-        self.fleet = fleet
-        """The streams are shared with other workers if it is not None."""
-        self.running = 0
-        self.opening = 0
-        """Those of them that the provider has not accepted yet."""
-        self.window: int | None = None
-        """How many may be opening at once, after a pause."""
-        self.paused_until = 0.0
-        self.mean: float | None = None
-        """The mean duration of a stream, in seconds."""
-
-    def has_room(self, now: float) -> bool:
-        most = self.most if self.fleet is None else self.fleet.room
-        return (most is None or self.running < most) and self.may_open(now) > 0
-
-    def may_open(self, now: float) -> float:
-        """Return how many more requests may call the provider, as far as its pause is concerned."""
-        if now < self.paused_until:
-            return 0
-        return inf if self.window is None else self.window - self.opening
-
-    def ended(self, seconds: float) -> None:
-        self.mean = seconds if self.mean is None else self.mean + WEIGHT * (seconds - self.mean)
 
 
 class FairQueue:

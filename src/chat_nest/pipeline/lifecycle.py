@@ -12,7 +12,7 @@ from chat_nest.core.deltas import FinishReason
 from chat_nest.core.errors import ChatError, ClientGone, Shutdown, SlowReader, UpstreamTruncated
 from chat_nest.core.protocols import RunLog
 from chat_nest.core.steps import Steps
-from chat_nest.ledger.ledger import Reservation
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.pipeline.admission import Admission
 
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Ending, Finale
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Usage
-from chat_nest.ledger.ledger import Reservation
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.limits.prices import Prices
 from chat_nest.pipeline.admission import Admission
 

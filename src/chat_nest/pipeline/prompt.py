@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import ChatRequest, Message, Tool
 from chat_nest.core.protocols import Dialect, Prompt
-from chat_nest.counting.tokens import TokenCounters, prompt_bound
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import TokenCounters
 from chat_nest.counting.trim import Trimmed, trim
 from chat_nest.limits.spec import Profile
 from chat_nest.pipeline.upstream import split_model

@@ -15,7 +15,7 @@ from chat_nest.core.deltas import Batch, FinishDelta, FinishReason, UsageDelta
 from chat_nest.core.errors import UpstreamTruncated
 from chat_nest.core.parts import offers
 from chat_nest.core.protocols import BatchEncoder, PushSource, RunLog, Sink
-from chat_nest.ledger.ledger import Reservation
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.pipeline.lifecycle import Pulse
 
 

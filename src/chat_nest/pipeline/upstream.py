@@ -12,14 +12,13 @@ import asyncio
 import inspect
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import cast
 
 from msgspec.structs import replace
 
 from chat_nest.core.claims import Granted
-from chat_nest.core.deltas import Batch, Delta, UsageDelta
+from chat_nest.core.deltas import Batch
 from chat_nest.core.errors import (
     LimiterUnavailable,
     UpstreamAuth,
@@ -29,14 +28,16 @@ from chat_nest.core.errors import (
     UpstreamRejected,
     UpstreamTruncated,
 )
-from chat_nest.core.parts import PartMisused, failure_text, kind_of, offers, part_name
-from chat_nest.core.protocols import BillsAborts, Choosy, Prompt, Provider, PushSource, ReadsAhead, TakesImages
+from chat_nest.core.parts import PartMisused, kind_of, offers, part_name
+from chat_nest.core.protocols import BillsAborts, Choosy, Prompt, Provider, TakesImages
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Usage
-from chat_nest.counting.tokens import OutputMeter, TokenCounters, is_reasoning_model
-from chat_nest.ledger.ledger import Reservation
+from chat_nest.counting.meter import OutputMeter
+from chat_nest.counting.tokens import TokenCounters, is_reasoning_model
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.pipeline.breaker import RETRY_COST, UNCERTAIN_RETRY_COST, Breaker, Outcome, RetryBudget
 from chat_nest.pipeline.fair_queue import Place
+from chat_nest.pipeline.opened_stream import OpenedStream
 
 log = logging.getLogger("chat_nest.pipeline")
 
@@ -273,7 +274,7 @@ class _Opening:
         asked = replace(self._prompt, model=model_name, max_output_tokens=output)
         try:
             async with AsyncExitStack() as attempt:
-                opened = _Opened(held, lost)
+                opened = OpenedStream(held, lost)
                 attempt.callback(opened.drop)  # called when the provider is closed, which waits for nothing
                 opening = provider.open(asked, self._timeouts)
                 _check_opening(opening, provider)
@@ -297,83 +298,6 @@ def log_failure(held: Reservation, model: str, error: UpstreamError) -> None:
     log.warning("request %s: provider %s: %s for model %s%s", held.claim.owner, provider, error.code, name, detail)
 
 
-class _Opened:
-    """A stream from its beginning, read up to its first delta. `lost` input tokens are part of its usage.
-
-    `__anext__` is no coroutine of its own: it returns the provider's.
-    """
-
-    def __init__(self, held: Reservation, lost: int) -> None:
-        self._held = held
-        self._lost = lost
-        self._waiting: list[Batch] = []
-        self._drop: Callable[[Callable[[Batch], None]], bool] | None = None
-
-    async def begin(self, batches: AsyncIterator[Batch]) -> None:
-        """Wait for the first delta that is not a count. Raises what the stream raises, after its counts are noted."""
-        self._next = batches.__anext__
-        self._straight = batches.pass_on if offers(batches, PushSource) and not self._lost else None
-        self._drop = batches.drop if offers(batches, ReadsAhead) else None
-        while True:
-            try:
-                batch = await self._next()
-            except StopAsyncIteration:
-                break
-            _check_batch(batch)
-            self._waiting.append(batch)
-            for delta in self._with_lost(batch):
-                if not isinstance(delta, UsageDelta):
-                    return
-                self._held.report(delta.usage, last=False)
-        raise UpstreamTruncated
-
-    def drop(self) -> None:
-        """Count what came and was not taken, unless the answer was complete, and keep nothing of it."""
-        held, drop, waiting = self._held, self._drop, self._waiting
-        self._drop, self._waiting = None, []
-        try:
-            count: Callable[[Batch], None] = _ignore if held.finished else self._count
-            for batch in waiting:
-                count(batch)
-            if drop is not None:
-                held.unseen = drop(count)
-        except Exception as bug:
-            held.unseen = True
-            log.error("request %s: %s", held.claim.owner, failure_text(bug))  # noqa: TRY400 - no values in logs
-
-    def _count(self, batch: Batch) -> None:
-        self._held.count(self._with_lost(batch))
-
-    def __aiter__(self) -> AsyncIterator[Batch]:
-        return self
-
-    def __anext__(self) -> Awaitable[Batch]:
-        return self._again() if self._waiting or self._lost else self._next()
-
-    async def pass_on(self, take: Callable[[Batch], bool]) -> bool:
-        """See protocols.PushSource."""
-        while self._waiting:
-            if not take(self._with_lost(self._waiting.pop(0))):
-                return True
-        if self._straight is not None:
-            return await self._straight(take)
-        async for batch in self:
-            if not take(batch):
-                return True
-        return False
-
-    async def _again(self) -> Batch:
-        return self._with_lost(self._waiting.pop(0) if self._waiting else await self._next())
-
-    def _with_lost(self, batch: Batch) -> Batch:
-        if not self._lost:
-            return batch
-        return [UsageDelta(self._sum(delta.usage)) if isinstance(delta, UsageDelta) else delta for delta in batch]
-
-    def _sum(self, usage: Usage) -> Usage:
-        return replace(usage, input_tokens=usage.input_tokens + self._lost)
-
-
 def _abort_bills(provider: Provider) -> str:
     return provider.abort_bills if offers(provider, BillsAborts) else "unknown"
 
@@ -383,10 +307,6 @@ def _asked_strictly(prompt: Prompt) -> Sequence[str]:
     options = prompt.options
     asked = {"format": options.format, "stop": options.stop, "parallel_calls": options.parallel_calls is False}
     return [name for name, value in asked.items() if value]
-
-
-def _ignore(_batch: Batch) -> None:
-    """Count nothing: the answer was complete."""
 
 
 def _check_opening(opening: object, provider: Provider) -> None:
@@ -406,16 +326,6 @@ def _check_batches(batches: object, provider: Provider) -> None:
         raise PartMisused(
             f"provider {part_name(provider)}: open yielded {kind_of(batches)}; yield an async iterator of batches"
         )
-
-
-def _check_batch(batch: object) -> None:
-    """Check the first batch only: the path of a token has no checks."""
-    came = kind_of(batch)
-    if not isinstance(batch, list | tuple):
-        raise PartMisused(f"the provider's iterator yielded {came}; yield a list of deltas")
-    for delta in cast("Sequence[object]", batch):
-        if not isinstance(delta, Delta):
-            raise PartMisused(f"the provider's iterator yielded {came} with {kind_of(delta)}; yield a list of deltas")
 
 
 def _told_by(error: UpstreamError) -> Outcome:

@@ -14,7 +14,8 @@ from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Controls
 from chat_nest.identity.api_key import ADMIN, MAX_OVERLAP, ApiKey, Rights
 from chat_nest.identity.key_issuers import FileIssuer, KeyIssuer, StoreIssuer
-from chat_nest.limits.profiles import OTHERS, find_name
+from chat_nest.limits.profile_names import find_name
+from chat_nest.limits.profiles import OTHERS
 from chat_nest.server.config.identity import Identity
 from chat_nest.server.operator import Rejected
 

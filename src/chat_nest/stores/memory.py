@@ -14,17 +14,8 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
-from chat_nest.stores.rules import (
-    Book,
-    Counter,
-    Reservation,
-    check_actual,
-    check_claim,
-    check_line,
-    check_record,
-    lease_us,
-    newest_first,
-)
+from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, lease_us
+from chat_nest.stores.rules import Book, Counter, Reservation, newest_first
 
 _STEPS = 32
 """The most claims or counters that one reserve forgets: more than it adds, so memory shrinks under load too."""

@@ -9,17 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from chat_nest.counting import tokens
 from chat_nest.core.messages import Message, Tool
+from chat_nest.counting import tokens
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.meter import OutputMeter
 from chat_nest.counting.tokens import (
     ByteCounter,
-    TokenCounters,
     ExactCounter,
     FamilyCounter,
-    OutputMeter,
+    TokenCounters,
     counter_for,
     is_reasoning_model,
-    prompt_bound,
 )
 
 CL100K = ExactCounter("cl100k_base")
@@ -268,7 +268,7 @@ def stream(meter: OutputMeter, pieces: list[str]) -> int | None:
 
 @given(awkward, st.data())
 def test_a_cut_before_a_break_changes_no_token(text: str, data: st.DataObject) -> None:
-    at = tokens._last_break(text)
+    at = tokens.last_break(text)
     for counter in (CL100K, O200K):
         assert counter.count(text[:at]) + counter.count(text[at:]) == counter.count(text)
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_nest.core.messages import Message, Role
-from chat_nest.counting.tokens import ByteCounter, prompt_bound
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import ByteCounter
 from chat_nest.counting.trim import trim
 
 LETTERS: dict[str, Role] = {"s": "system", "d": "developer", "u": "user", "a": "assistant", "t": "tool"}

@@ -10,7 +10,8 @@ import pytest
 from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, SignatureDelta, TextDelta, ToolCallDelta
 from chat_nest.core.messages import ChatRequest, Message, Thought
 from chat_nest.core.protocols import Prompt
-from chat_nest.counting.tokens import counter_for, message_bound
+from chat_nest.counting.bounds import message_bound
+from chat_nest.counting.tokens import counter_for
 from chat_nest.dialects.anthropic import Anthropic
 from chat_nest.dialects.openai import OpenAI
 from chat_nest.providers.anthropic import anthropic_codec, request_body

@@ -10,16 +10,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from chat_nest.core.errors import BudgetExceeded, ChatError, InProgress, LimiterUnavailable, RateLimited
-from chat_nest.ledger.journal import Journal
-from chat_nest.ledger.delivery import Delivery
-from chat_nest.ledger.ledger import AlreadyEnded, Ledger, Reservation
 from chat_nest.core.claims import Claim, Duplicate, Granted, Line
+from chat_nest.core.errors import BudgetExceeded, ChatError, InProgress, LimiterUnavailable, RateLimited
 from chat_nest.core.records import Record
+from chat_nest.core.usage import Usage
+from chat_nest.counting.meter import OutputMeter
+from chat_nest.counting.tokens import ByteCounter, ExactCounter
+from chat_nest.ledger.delivery import Delivery
+from chat_nest.ledger.journal import Journal
+from chat_nest.ledger.ledger import AlreadyEnded, Ledger
+from chat_nest.ledger.reservation import Reservation
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.testing import FakeClock
-from chat_nest.counting.tokens import ByteCounter, ExactCounter, OutputMeter
-from chat_nest.core.usage import Usage
 
 
 def line(limit: int = 100, fixed: int = 10, kind="window", name="tokens_per_day", unit="tokens") -> Line:

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chat_nest.limits.counters import COUNTERS, LIMITS, OWN as OWN_LIMITS, RATES
+from chat_nest.core.claims import Line
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
+from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
+from chat_nest.limits.counters import COUNTERS, LIMITS, RATES
+from chat_nest.limits.counters import OWN as OWN_LIMITS
+from chat_nest.limits.prices import Prices, price
+from chat_nest.limits.profile_names import default_name
+from chat_nest.limits.profiles import Profiles
 from chat_nest.limits.spec import (
     BALANCED,
     BUILT_IN_PROFILES,
@@ -21,10 +27,6 @@ from chat_nest.limits.spec import (
     Limits,
     Profile,
 )
-from chat_nest.core.claims import Line
-from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
-from chat_nest.limits.prices import Prices, price
-from chat_nest.limits.profiles import Profiles, default_name
 
 WIDE = HardCaps(
     max_output_tokens=10**6,

@@ -5,18 +5,19 @@ import math
 import pytest
 from msgspec.structs import replace
 
-from chat_nest.dialects.native import Native
-from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
-from chat_nest.limits.refusals import limit_error
-from chat_nest.core.limits import Limits
-from chat_nest.limits.spec import BALANCED, HardCaps, Profile
 from chat_nest.core.claims import Claim, Line, Refused
+from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
+from chat_nest.core.limits import Limits
 from chat_nest.core.messages import Caller, Message
-from chat_nest.counting.tokens import counter_for, prompt_bound
-from chat_nest.limits.prices import Prices, price
-from chat_nest.limits.profiles import Profiles
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Usage
+from chat_nest.counting.bounds import prompt_bound
+from chat_nest.counting.tokens import counter_for
+from chat_nest.dialects.native import Native
+from chat_nest.limits.prices import Prices, price
+from chat_nest.limits.profiles import Profiles
+from chat_nest.limits.refusals import limit_error
+from chat_nest.limits.spec import BALANCED, HardCaps, Profile
 
 NOON = 1_772_366_400.0  # 2026-03-01 12:00 UTC
 CALLER = Caller(id="203.0.113.5", group="acme")

@@ -7,14 +7,14 @@ from itertools import cycle, product
 
 import pytest
 
+from chat_nest.core.claims import Claim, Granted
 from chat_nest.core.deltas import Batch, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
 from chat_nest.core.errors import UpstreamTruncated
-from chat_nest.ledger.ledger import Reservation
-from chat_nest.core.claims import Claim, Granted
-from chat_nest.pipeline.relay import Pulse, relay
-from chat_nest.counting.tokens import ByteCounter, ExactCounter, OutputMeter, TokenCounter, counter_for
 from chat_nest.core.usage import Usage
-
+from chat_nest.counting.meter import OutputMeter
+from chat_nest.counting.tokens import ByteCounter, ExactCounter, TokenCounter, counter_for
+from chat_nest.ledger.reservation import Reservation
+from chat_nest.pipeline.relay import Pulse, relay
 
 BYTES = ByteCounter()
 

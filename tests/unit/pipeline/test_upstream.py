@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chat_nest.pipeline.breaker import CAPACITY, RETRY_COST, STORM, Breaker
+from chat_nest.core.claims import Claim, Granted, Line
 from chat_nest.core.deltas import FinishDelta, TextDelta, UsageDelta
 from chat_nest.core.errors import (
     UpstreamAuth,
@@ -24,15 +24,15 @@ from chat_nest.core.errors import (
     UpstreamTruncated,
     UpstreamUnavailable,
 )
-from chat_nest.ledger.ledger import Reservation
-from chat_nest.core.claims import Claim, Granted, Line
-from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.messages import Message
-from chat_nest.limits.prices import Prices, price
 from chat_nest.core.protocols import Prompt
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.core.usage import Price, Rates, Usage
+from chat_nest.ledger.reservation import Reservation
+from chat_nest.limits.prices import Prices, price
+from chat_nest.pipeline.breaker import CAPACITY, RETRY_COST, STORM, Breaker
 from chat_nest.pipeline.outcome import cost_of
 from chat_nest.pipeline.upstream import Upstream
-from chat_nest.core.usage import Price, Rates, Usage
 
 PROMPT = Prompt(model="", messages=(Message(role="user", content="hi"),), max_output_tokens=4_000)
 

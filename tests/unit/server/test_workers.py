@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chat_nest.server.workers import LONGEST_PAUSE, STEADY_SECONDS, Place
+from chat_nest.server.worker_place import LONGEST_PAUSE, STEADY_SECONDS, Place
 
 
 def test_pauses_grow_to_a_longest_one_while_workers_end_soon():

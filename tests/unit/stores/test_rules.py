@@ -7,15 +7,12 @@ import re
 
 import pytest
 from msgspec.structs import replace
+from stores_under_test import START, claim, gauge, rate, request, window
 
 from chat_nest.core.claims import Conflict, Duplicate, Granted, Refused, Standing
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Usage
-from chat_nest.stores.rules import (
-    Book,
-    Counter,
-    Hold,
-    Reservation,
+from chat_nest.stores.checks import (
     check_actual,
     check_claim,
     check_line,
@@ -24,7 +21,7 @@ from chat_nest.stores.rules import (
     check_text,
     lease_us,
 )
-from stores_under_test import START, claim, gauge, rate, request, window
+from chat_nest.stores.rules import Book, Counter, Hold, Reservation
 
 US = 1_000_000
 NOW = int(START) * US

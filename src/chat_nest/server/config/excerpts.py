@@ -12,17 +12,9 @@ from chat_nest.core.limits import Limits
 from chat_nest.core.protocols import Store
 from chat_nest.limits.spec import BUILT_IN_PROFILES
 from chat_nest.server.config.identity import Identity, check_kept_keys, resolve_identity
-from chat_nest.server.config.schema import (
-    ServerSection,
-    StoreSection,
-)
+from chat_nest.server.config.schema import ServerSection, StoreSection
 from chat_nest.server.config.server_section import check_server
-from chat_nest.server.config.storage import (
-    accept_command,
-    check_store,
-    journal_directory,
-    state_directory,
-)
+from chat_nest.server.config.storage import accept_command, check_store, journal_directory, state_directory
 from chat_nest.server.config.values import read
 from chat_nest.stores.urls import open_store
 

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from chat_nest.limits.numbers import DEMO_CONTEXT, PresetName
-from chat_nest.limits.profiles import default_name
+from chat_nest.limits.profile_names import default_name
 from chat_nest.limits.spec import Profile, built_in_profiles, fitted
 from chat_nest.server.config.providers import NAME, ProviderConfig, Tables, unused_keys
 from chat_nest.server.config.sources import MODEL_VARIABLE, Sources, hint

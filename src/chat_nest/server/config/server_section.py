@@ -14,9 +14,7 @@ from chat_nest.asgi.cors import Cors
 from chat_nest.asgi.hosts import LOOPBACK_HOSTS, Hosts
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.trusted_header import TrustedHeader
-from chat_nest.server.config.schema import (
-    ServerSection,
-)
+from chat_nest.server.config.schema import ServerSection
 from chat_nest.server.config.sources import Sources, hint
 
 

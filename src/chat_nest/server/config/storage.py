@@ -9,10 +9,7 @@ from chat_nest.ledger.allowance import check_allowance
 from chat_nest.ledger.journal import Journal
 from chat_nest.limits.spec import Allowance
 from chat_nest.runs.urls import open_runs
-from chat_nest.server.config.schema import (
-    RunsSection,
-    StoreSection,
-)
+from chat_nest.server.config.schema import RunsSection, StoreSection
 from chat_nest.server.config.sources import Sources
 from chat_nest.stores.epochs import ACCEPT
 from chat_nest.stores.urls import keeps_records, open_store

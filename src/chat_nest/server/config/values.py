@@ -8,13 +8,7 @@ from typing import Any
 import msgspec
 
 from chat_nest.core.limits import NO_LIMIT
-from chat_nest.server.config.schema import (
-    NAMED,
-    SECTIONS,
-    TOP,
-    Keys,
-    Rule,
-)
+from chat_nest.server.config.schema import NAMED, SECTIONS, TOP, Keys, Rule
 from chat_nest.server.config.sources import Path, Sources, hint, is_table
 
 ABOVE = "put it above the first [section]: in TOML a key belongs to the section that it follows"

@@ -12,7 +12,7 @@ from chat_nest.challenges.settings import Challenge, check_challenge
 from chat_nest.core.limits import Limits
 from chat_nest.identity.api_key import checked_secret
 from chat_nest.identity.visitors import Visitors
-from chat_nest.limits.profiles import find_name
+from chat_nest.limits.profile_names import find_name
 from chat_nest.limits.spec import Profile
 from chat_nest.server.config.identity import Identity
 from chat_nest.server.config.providers import Secret

@@ -19,15 +19,7 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US, gcra_wait
-from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
-from chat_nest.stores.places import addresses
-from chat_nest.stores.postgres.connection import PostgresLink, Row
-from chat_nest.stores.postgres.controls import PostgresControls
-from chat_nest.stores.reports import NO_ERRORS, POSTGRES, question, records_us, usage_rows
-from chat_nest.stores.rules import (
-    Book,
-    Counter,
-    State,
+from chat_nest.stores.checks import (
     check_actual,
     check_claim,
     check_line,
@@ -35,8 +27,13 @@ from chat_nest.stores.rules import (
     check_record,
     check_text,
     lease_us,
-    newest_first,
 )
+from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
+from chat_nest.stores.places import addresses
+from chat_nest.stores.postgres.connection import PostgresLink, Row
+from chat_nest.stores.postgres.controls import PostgresControls
+from chat_nest.stores.reports import NO_ERRORS, POSTGRES, question, records_us, usage_rows
+from chat_nest.stores.rules import Book, Counter, State, newest_first
 
 _RESERVE = (
     "SELECT chat_nest.guard(%s, %s), v_outcome, v_output, v_room, v_line, v_at, v_mark, v_record::text"

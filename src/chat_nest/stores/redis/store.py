@@ -22,21 +22,14 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
+from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
 from chat_nest.stores.places import sentence
 from chat_nest.stores.redis.codec import kept_record, line_words, not_granted, record_word, standing
 from chat_nest.stores.redis.controls import ControlScript, RedisControls
 from chat_nest.stores.redis.resp import Broken, Denied, Word, tls_context
 from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers, read_url
-from chat_nest.stores.rules import (
-    check_actual,
-    check_claim,
-    check_line,
-    check_record,
-    check_text,
-    lease_us,
-    newest_first,
-)
+from chat_nest.stores.rules import newest_first
 
 _log = logging.getLogger(__name__)
 

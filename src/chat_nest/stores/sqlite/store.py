@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
-import msgspec
-from msgspec import Struct
-
 from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
-from chat_nest.core.errors import LimiterUnavailable, StoreEmptied
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
+from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.epochs import ACCEPT, Epochs
 from chat_nest.stores.reports import question, records_us, usage_rows
-from chat_nest.stores.rules import (
-    Book,
-    Reservation,
-    check_actual,
-    check_claim,
-    check_line,
-    check_record,
-    check_text,
-    lease_us,
-    newest_first,
-)
-from chat_nest.stores.sqlite.controls import Execute, SQLiteControls
+from chat_nest.stores.rules import newest_first
+from chat_nest.stores.sqlite.controls import SQLiteControls
 from chat_nest.stores.sqlite.file import SQLiteFile, read_usage
-
-_log = logging.getLogger(__name__)
-_MOST_CALLS = 512
-"""Calls in one transaction."""
-_PAUSE = 0.001
-"""Seconds between two attempts to lock the file."""
-
-_RUNNING = (
-    "SELECT json(record) FROM reservations WHERE state = 'open' AND expires_at > ? AND record IS NOT NULL"
-    " ORDER BY seq DESC LIMIT ?"
-)
-
-_decode_record = msgspec.json.Decoder(Record).decode
+from chat_nest.stores.sqlite.writer import Call, Page, Writer, unavailable
 
 Answer = TypeVar("Answer")
 
@@ -104,7 +73,7 @@ class SQLiteStore:
         self._retention_us = int(retention * US)
         self._records_us = records_us(records_days)
         self._lock_timeout = lock_timeout
-        self._writer: _Writer | None = None
+        self._writer: Writer | None = None
         self.controls = SQLiteControls(
             lambda step: self._call(lambda page: step(page.execute, page.now_us)),
             lambda step: self._call(lambda page: step(page.execute, page.now_us), writes=False),
@@ -163,7 +132,7 @@ class SQLiteStore:
         try:
             await asyncio.to_thread(file.accept)
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         await self.ping()
 
     async def usage(
@@ -180,7 +149,7 @@ class SQLiteStore:
         try:
             return usage_rows(asked, await asyncio.to_thread(read_usage, self.path, asked))
         except (sqlite3.Error, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     async def aclose(self) -> None:
         """Run the waiting calls, then close the file and end the thread."""
@@ -189,7 +158,7 @@ class SQLiteStore:
 
     async def _call(
         self,
-        run: Callable[[_Page], Answer],
+        run: Callable[[Page], Answer],
         ids: Sequence[str] = (),
         keys: Sequence[str] = (),
         *,
@@ -197,159 +166,13 @@ class SQLiteStore:
     ) -> Answer:
         if self._writer is None or self._writer.stopping:
             file = SQLiteFile(self.path, self._retention_us, self._records_us, self.epochs)
-            self._writer = _Writer(file, self._now, self._lock_timeout)
+            self._writer = Writer(file, self._now, self._lock_timeout)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._writer.calls.put(_Call(run, ids, keys, writes, answer))
+        self._writer.calls.put(Call(run, ids, keys, writes, answer))
         return await answer
 
 
-class _Page(Struct):
-    """The data that one transaction works on."""
-
-    book: Book
-    now_us: int
-    overdue: Sequence[Reservation]
-    """Expired leases without a charge: none if the transaction writes."""
-    execute: Execute
-    charged: int = 0
-    """Leases that this transaction charged."""
-    swept: bool = False
-
-    def running(self, most: int) -> list[Record]:
-        """Return the records of open claims."""
-        return [_decode_record(text) for (text,) in self.execute(_RUNNING, (self.now_us, most))]
-
-
-def _sweep(page: _Page) -> int:
+def _sweep(page: Page) -> int:
     charged, page.charged = page.charged, 0
     page.swept = True
     return charged
-
-
-class _Call(Struct, frozen=True):
-    run: Callable[[_Page], Any]
-    ids: Sequence[str]
-    """The reservations that it needs."""
-    keys: Sequence[str]
-    """The counters that it needs, besides those of its reservations."""
-    writes: bool
-    answer: asyncio.Future[Any]
-
-
-class _Writer:
-    """The thread that runs calls: all that wait in one transaction, answered after its commit."""
-
-    def __init__(self, file: SQLiteFile, now: Now, lock_timeout: float) -> None:
-        self.calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self.stopping = False
-        self._file = file
-        self._now = now
-        self._lock_timeout = lock_timeout
-        self._failing = False
-        self._stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
-        # A daemon, so that a store left open does not keep the process alive; to stop at any point is safe.
-        threading.Thread(target=self._work, name="chat-nest-sqlite", daemon=True).start()
-
-    async def stop(self) -> None:
-        if not self.stopping:
-            self.stopping = True
-            self.calls.put(None)
-        await asyncio.shield(asyncio.wrap_future(self._stopped))
-
-    def _work(self) -> None:
-        more = True
-        while more:
-            calls: list[_Call] = []
-            while more and len(calls) < _MOST_CALLS and not (calls and self.calls.empty()):
-                call = self.calls.get()
-                if call is None:
-                    more = False
-                else:
-                    calls.append(call)
-            if calls:
-                _deliver(calls, self._answer(calls))
-        with contextlib.suppress(sqlite3.Error):
-            self._file.close()
-        self._stopped.set_result(None)
-
-    def _answer(self, calls: Sequence[_Call]) -> list[Any]:
-        """Return an answer or an exception for each call."""
-        give_up = time.monotonic() + self._lock_timeout
-        while True:
-            try:
-                answers = self._transact(calls)
-            except Exception as error:
-                busy = _is_busy(error)
-                with contextlib.suppress(sqlite3.Error):
-                    self._file.rollback() if busy else self._file.close()
-                if busy and time.monotonic() < give_up:
-                    time.sleep(_PAUSE)
-                    continue
-                if not self._failing:
-                    _log.warning("The SQLite store %s does not answer: %s", self._file, _name(error))
-                self._failing = True
-                return [_unavailable(error) for _ in calls]
-            if self._failing and any(call.writes for call in calls):  # reading may work all along
-                _log.warning("The SQLite store %s answers again", self._file)
-                self._failing = False
-            return answers
-
-    def _transact(self, calls: Sequence[_Call]) -> list[Any]:
-        file = self._file
-        writes = any(call.writes for call in calls)
-        file.begin(writes=writes)
-        now_us = int(self._now() * US)
-        ids = {id for call in calls for id in call.ids}
-        book, overdue = file.load(ids, {key for call in calls for key in call.keys}, now_us)
-        page = _Page(book, now_us, overdue, file.execute)
-        if writes:
-            book.expire(overdue, now_us)
-            page.charged, page.overdue = len(overdue), ()
-        answers: list[Any] = []
-        for call in calls:
-            try:
-                answers.append(call.run(page))
-            except sqlite3.Error:
-                raise
-            except Exception as error:  # a Book changes nothing before it is sure: the other calls stand
-                answers.append(error)
-        if writes:
-            file.save(book)
-            file.purge(now_us, now=page.swept)
-        file.commit()
-        return answers
-
-
-def _deliver(calls: Sequence[_Call], answers: Sequence[Any]) -> None:
-    pairs = zip(calls, answers, strict=True)
-    for loop, group in groupby(pairs, key=lambda pair: pair[0].answer.get_loop()):
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits
-            loop.call_soon_threadsafe(_resolve, list(group))
-
-
-def _resolve(pairs: Sequence[tuple[_Call, Any]]) -> None:
-    for call, answer in pairs:
-        if call.answer.done():
-            continue  # cancelled
-        if isinstance(answer, Exception):
-            call.answer.set_exception(answer)
-        else:
-            call.answer.set_result(answer)
-
-
-def _is_busy(error: Exception) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def _name(error: Exception) -> str:
-    if isinstance(error, StoreEmptied):
-        return error.advice
-    return str(getattr(error, "sqlite_errorname", "")) or type(error).__name__
-
-
-def _unavailable(cause: Exception) -> LimiterUnavailable:
-    if isinstance(cause, StoreEmptied):
-        return cause
-    error = LimiterUnavailable()
-    error.__cause__ = cause
-    return error
