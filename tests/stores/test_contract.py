@@ -468,16 +468,62 @@ async def test_an_extended_lease_runs_out_in_the_end(store, clock):
     assert await standing(store, line) == (100, 0)
 
 
-async def test_extending_never_shortens_a_lease(store, clock):
+async def test_an_extended_lease_lasts_from_then_on_whatever_it_was_before(store, clock):
     one = claim("a", gauge(1))
     await store.reserve(one, LEASE)
-    assert await store.extend([one], 1.0) == frozenset("a")
-    clock.advance(LEASE - 1)
-    assert await store.sweep() == 0, "or it is charged, and only held again below"
-    assert await store.extend([one, one], LEASE) == frozenset("a")
+    assert await store.extend([one, one], 2 * LEASE) == frozenset("a")
     assert await store.extend([], LEASE) == frozenset()
+    clock.advance(2 * LEASE - 1)
+    assert await store.sweep() == 0
+    assert await store.extend([one], 2.0) == frozenset("a")
+    clock.advance(2)
+    assert await store.sweep() == 1
+
+
+@pytest.mark.parametrize("ahead", [3_600.0, 86_400.0])
+async def test_who_renews_after_a_clock_was_set_back_does_not_hold_until_the_wrong_time(store, clock, ahead):
+    one, day, streams = claim("a", window(1_000), gauge(1)), window(1_000), gauge(1)
+    clock.advance(ahead)
+    await store.reserve(one, LEASE)
+    clock.advance(-ahead)
+    assert await store.extend([one], LEASE) == frozenset("a")
     clock.advance(LEASE - 1)
     assert await store.sweep() == 0
+    assert await standing(store, streams) == (0, 1)
+    clock.advance(1)
+    assert isinstance(await store.reserve(claim("b", gauge(1)), LEASE), Granted)
+    assert await standing(store, day) == (100, 0)
+
+
+@pytest.mark.parametrize("ahead", [120.0, 3_600.0, 86_400.0])
+@pytest.mark.parametrize("renewed", [False, True])
+async def test_a_lease_that_a_clock_ahead_gave_ends_a_lease_after_it_is_right(store, clock, ahead, renewed):
+    one, day, streams = claim("a", window(1_000), gauge(1)), window(1_000), gauge(1)
+    if renewed:
+        await store.reserve(one, LEASE)
+    clock.advance(ahead)
+    if renewed:
+        assert await store.extend([one], LEASE) == frozenset("a"), "its lease had ended, and it holds again"
+    else:
+        await store.reserve(one, LEASE)
+    clock.advance(-ahead)
+    assert await store.sweep() == 0, "who reserved it may be dead"
+    clock.advance(LEASE - 1)
+    assert await store.sweep() == 0
+    assert await standing(store, streams) == (0, 1)
+    assert isinstance(await store.reserve(claim("b", gauge(1)), LEASE), Refused)
+    clock.advance(1)
+    assert isinstance(await store.reserve(claim("c", gauge(1)), LEASE), Granted)
+    assert await standing(store, day) == (100, 0)
+
+
+async def test_sweeping_leaves_a_long_lease_as_it_is(store, clock):
+    await store.reserve(claim("a", gauge(2)), 7_200.0)
+    clock.advance(7_100)
+    assert await store.sweep() == 0
+    assert await standing(store, gauge(2)) == (0, 1)
+    clock.advance(100)
+    assert await store.sweep() == 1
 
 
 async def test_sweeping_charges_expired_leases_in_full(store, clock):

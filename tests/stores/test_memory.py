@@ -30,7 +30,7 @@ async def test_a_flood_of_made_up_callers_is_forgotten(clock):
         await store.settle(one, {"tokens": 10}, "reported")
         clock.advance(10)  # 8,640 callers a day
         most = max(most, len(store))
-    assert most < 2 * 8_640  # of a day's callers one window each, and a few rates
+    assert most < 2 * 8_640 + 1_000  # of two days' callers one window each, and a few rates
     clock.advance(2 * 86_400)
     for _ in range(20):
         await store.sweep()
@@ -53,6 +53,25 @@ async def test_with_too_many_counters_new_ones_are_refused_and_known_ones_are_no
     assert await store.settle(known, None, "reported")
     clock.advance(3_660)  # the rates have drained, and the retention is over
     assert isinstance(await store.reserve(claim("z", window(1_000, key="new")), LEASE), Granted)
+
+
+async def test_without_room_only_windows_that_ended_long_ago_are_forgotten(clock):
+    store = MemoryStore(clock, max_keys=4, retention=10.0)
+    indebted = claim("a", rate(600, 0, 1, unit="tokens", key="debt"))
+    await store.reserve(indebted, LEASE)
+    await store.settle(indebted, {"tokens": 600_000}, "reported")
+    for id, key, ends in (("b", "long ago", 1), ("c", "used", 1), ("d", "just now", 995)):
+        one = claim(id, window(1_000, key=key, resets_at=START + ends))
+        await store.reserve(one, 2_000.0)
+        if key != "used":
+            await store.settle(one, {"tokens": 5}, "reported")
+    clock.advance(1_000)
+    assert isinstance(await store.reserve(claim("e", window(1_000, key="new")), LEASE), Granted)
+    with pytest.raises(LimiterUnavailable):
+        await store.reserve(claim("f", window(1_000, key="newer")), LEASE)
+    assert await standing(store, window(1_000, key="used")) == (0, 100)
+    assert await standing(store, window(1_000, key="just now")) == (5, 0)
+    assert (await store.peek([rate(600, unit="tokens", key="debt")]))[0].room == 0
 
 
 async def test_remembered_claims_are_bounded_too(clock):
@@ -138,7 +157,7 @@ async def test_a_window_in_use_is_kept_after_its_end(clock):
     assert await standing(store, line) == (0, 100)
     await store.settle(claim("a", line), {"tokens": 5}, "reported")
     assert await standing(store, line) == (5, 0)
-    clock.advance(100)
+    clock.advance(90_000)
     await store.sweep()
     assert len(store) == 0
 
@@ -166,10 +185,16 @@ async def test_a_finished_claim_is_forgotten_exactly_an_hour_later(clock):
 
 
 @pytest.mark.parametrize(
-    ("line", "over"), [(window(1_000, resets_at=START + 20), 30), (rate(2), 40), (window(1_000, resets_at=START), 10)]
+    ("line", "retention", "over"),
+    [
+        (rate(2), 10.0, 40),
+        (window(1_000, resets_at=START + 20), 10.0, 90_020),
+        (window(1_000, resets_at=START), 10.0, 90_000),
+        (window(1_000, resets_at=START + 20), 100_000.0, 100_020),
+    ],
 )
-async def test_a_counter_is_forgotten_exactly_the_retention_after_it_means_nothing(clock, line, over):
-    store = MemoryStore(clock, retention=10.0)
+async def test_a_counter_is_forgotten_exactly_its_time_after_it_means_nothing(clock, line, retention, over):
+    store = MemoryStore(clock, retention=retention)
     await store.reserve(claim("a", line), LEASE)
     await store.settle(claim("a", line), None, "reported")
     clock.advance(over - 0.5)

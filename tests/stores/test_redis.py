@@ -348,6 +348,14 @@ async def test_a_window_stays_an_hour_beyond_the_latest_end_that_was_told(server
     assert await standing(store, los_angeles) == (90, 0)
 
 
+@pytest.mark.parametrize(("period", "hours"), [(60, 1), (3_600, 25), (86_400, 25), (31 * 86_400, 25)])
+async def test_a_window_outlives_a_clock_that_is_a_day_ahead(server, opened, period, hours):
+    store, line = opened(server.url), replace(window(1_000, resets_at=time.time() + 3_600), period=period)
+    await store.reserve(claim("a", line), LEASE)
+    kept = server.ask("PTTL", "{chat-nest:0}:window:day") / 3_600_000
+    assert kept == pytest.approx(1 + hours, abs=0.1)
+
+
 async def test_a_key_is_remembered_for_an_hour_after_its_last_attempt(server, opened):
     store = opened(server.url)
     first, paid = (replace(claim("a", DAY), owner=owner) for owner in ("first", "paid"))

@@ -15,7 +15,7 @@ from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
 from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, lease_us
-from chat_nest.stores.rules import Book, Counter, Reservation, newest_first
+from chat_nest.stores.rules import KEPT_US, SET_BACK_US, Book, Counter, Reservation, newest_first
 
 _STEPS = 32
 """The most claims or counters that one reserve forgets: more than it adds, so memory shrinks under load too."""
@@ -25,16 +25,18 @@ class MemoryStore:
     """A Store for one process and one event loop; its data ends with the process.
 
     No call waits, so every call is atomic. A finished claim is remembered for `retention` seconds: for that time its id
-    is a Duplicate, and a late settlement can correct it. A window is kept that long after its end, and a rate that long
-    after it has drained, so a clock set back by less finds them still there. With `max_keys` live counters or
-    remembered claims, a claim that needs one more raises LimiterUnavailable. A claim, line, amount or lease that breaks
-    a rule raises ValueError.
+    is a Duplicate, and a late settlement can correct it. A rate is kept that long after it has drained, and a window
+    for at least 25 hours after its end: a clock that is a day wrong, and then right, finds it still there. With
+    `max_keys` live counters or remembered claims, windows that ended longer ago than `retention` are forgotten; if none
+    has, a claim that needs one more raises LimiterUnavailable. A claim, line, amount or lease that breaks a rule raises
+    ValueError.
     """
 
     def __init__(self, now: Now = time.time, max_keys: int = 1_000_000, *, retention: float = 3_600.0) -> None:
         self._now = now
         self._max_keys = max_keys
         self._retention_us = int(retention * US)
+        self._kept_us = max(KEPT_US, self._retention_us)
         self._book = Book({}, {}, self._soonest)
         self._leases: list[tuple[int, str]] = []
         self._finished: deque[tuple[int, str]] = deque()
@@ -62,10 +64,14 @@ class MemoryStore:
         return answer
 
     async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
-        us = lease_us(lease)
-        live = self._book.extend(claims, us, self._charge_overdue())
+        us, now_us, known = lease_us(lease), self._charge_overdue(), self._book.reservations
+        later = {claim.id for claim in claims if claim.id in known and known[claim.id].expires_at > now_us + us}
+        live = self._book.extend(claims, us, now_us)
         self._note_changes()
-        self._book.extended.clear()  # the old entry in _leases comes up first and finds the new time
+        for reservation in self._book.extended:  # else the old entry in _leases comes up first and finds the new time
+            if reservation.id in later:
+                heappush(self._leases, (reservation.expires_at, reservation.id))
+        self._book.extended.clear()
         return live
 
     async def settle(
@@ -99,6 +105,7 @@ class MemoryStore:
         now_us = int(self._now() * US)
         overdue = self._take_overdue(now_us)
         self._book.expire(overdue, now_us)
+        self._shorten_leases(now_us)
         self._note_changes()
         self._forget(now_us, 100 * _STEPS)
         return len(overdue)
@@ -130,7 +137,7 @@ class MemoryStore:
     def _take_overdue(self, now_us: int) -> list[Reservation]:
         """Take the open reservations with expired leases from the heap; drop outdated entries."""
         leases, reservations = self._leases, self._book.reservations
-        overdue: list[Reservation] = []
+        overdue: dict[str, Reservation] = {}
         while leases and leases[0][0] <= now_us:
             reservation = reservations.get(heappop(leases)[1])
             if reservation is None or reservation.state != "open":
@@ -138,8 +145,18 @@ class MemoryStore:
             if reservation.expires_at > now_us:
                 heappush(leases, (reservation.expires_at, reservation.id))
             else:
-                overdue.append(reservation)
-        return overdue
+                overdue[reservation.id] = reservation
+        return list(overdue.values())
+
+    def _shorten_leases(self, now_us: int) -> None:
+        """Let leases that a clock ahead of this one has given last as long from now as they were to last then."""
+        for id in {id for ends, id in self._leases if ends > now_us + SET_BACK_US}:
+            reservation = self._book.reservations.get(id)
+            ahead = 0 if reservation is None or reservation.state != "open" else reservation.leased_at - now_us
+            if reservation is not None and ahead > SET_BACK_US:
+                reservation.leased_at = now_us
+                reservation.expires_at -= ahead
+                heappush(self._leases, (reservation.expires_at, id))
 
     def _note_changes(self) -> None:
         book = self._book
@@ -187,6 +204,8 @@ class MemoryStore:
         self._forget(now_us, 100 * _STEPS)
         new = sum(line.kind != "request" and line.key not in counters for line in claim.lines)
         if len(counters) + new > self._max_keys:
+            self._forget_early(now_us)
+        if len(counters) + new > self._max_keys:
             raise LimiterUnavailable
 
     def _forget(self, now_us: int, steps: int) -> None:
@@ -221,5 +240,22 @@ class MemoryStore:
         else:
             del self._book.counters[key]
 
+    def _forget_early(self, now_us: int) -> None:
+        """Forget windows that ended longer ago than `retention`: without room that matters more than a wrong clock."""
+        counters, others = self._book.counters, list[tuple[int, str]]()
+        for _ in range(100 * _STEPS):
+            if not self._dying or self._dying[0][0] > now_us - self._retention_us + self._kept_us:
+                break
+            entry = heappop(self._dying)
+            counter = counters[entry[1]]
+            if counter.kind == "window" and not counter.held and counter.ends_at <= now_us - self._retention_us:
+                del counters[counter.key]
+            else:
+                others.append(entry)
+        for entry in others:
+            heappush(self._dying, entry)
+
     def _dies_at(self, counter: Counter) -> int:
+        if counter.kind == "window":
+            return counter.ends_at + self._kept_us
         return max(counter.tat, counter.ends_at) + self._retention_us

@@ -19,6 +19,11 @@ from chat_nest.limits.windows import US, gcra_cost, gcra_drawn_at, gcra_give, gc
 
 State = Literal["open", "settled", "expired", "released"]
 
+KEPT_US = 25 * 3_600 * US
+"""The least time that a window is kept after its end, so that a clock which is a day wrong and then right finds it."""
+SET_BACK_US = 60 * US
+"""A lease that was given more than this in the future was given by a clock that has been set back since."""
+
 
 class Counter(Struct, array_like=True, gc=False):
     """The state of one line. A window has `used` and `held`, a gauge `held`, a rate `tat`."""
@@ -63,7 +68,8 @@ class Reservation(Struct, array_like=True, gc=False):
     fingerprint: str
     state: State
     output: int
-    reserved_at: int
+    leased_at: int
+    """When its lease was given, or renewed last."""
     expires_at: int
     finished_at: int | None
     source: Source | None
@@ -140,7 +146,7 @@ class Book:
                 continue
             if reservation.state == "expired":
                 self._revive(reservation)
-            reservation.expires_at = max(reservation.expires_at, now_us + lease_us)
+            reservation.leased_at, reservation.expires_at = now_us, now_us + lease_us
             self.extended.append(reservation)
             live.add(claim.id)
         return frozenset(live)

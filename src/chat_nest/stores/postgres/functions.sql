@@ -503,7 +503,7 @@ BEGIN
   END IF;
   WITH renewed AS (
     UPDATE chat_nest.reservations AS r
-    SET expires_at = greatest(r.expires_at, v_at + p_lease)
+    SET reserved_at = v_at, expires_at = v_at + p_lease
     FROM unnest(p_ids, p_fingerprints, p_owners) AS asked (id, fingerprint, owner)
     WHERE r.id = asked.id AND r.fingerprint = asked.fingerprint AND r.state = 'open'
       AND r.owner = coalesce(asked.owner, '')
@@ -547,6 +547,14 @@ DECLARE
 BEGIN
   v_reached := p_after;
   v_charged := chat_nest.charge_overdue('{}', '{}', v_at, p_most);
+  -- Leases that a clock ahead of this one has given last as long from now as they were to last then.
+  UPDATE chat_nest.reservations AS r
+  SET expires_at = r.expires_at - (r.reserved_at - v_at), reserved_at = v_at
+  WHERE r.id = ANY (ARRAY(
+    SELECT o.id FROM chat_nest.reservations AS o
+    WHERE o.state = 'open' AND o.expires_at > v_at + 60000000 AND o.reserved_at > v_at + 60000000
+    ORDER BY o.expires_at DESC LIMIT p_most FOR UPDATE SKIP LOCKED
+  ));
   IF v_charged = p_most THEN
     RETURN;
   END IF;

@@ -53,7 +53,7 @@ _RUNNING = (
     "SELECT chat_nest.guard(%s, %s), coalesce((SELECT json_agg(o.record) FROM (SELECT r.record"
     " FROM chat_nest.reservations AS r"
     " WHERE r.state = 'open' AND r.record IS NOT NULL AND r.expires_at > chat_nest.now_us(%s)"
-    " ORDER BY r.reserved_at DESC LIMIT %s) AS o), '[]')::text"
+    " ORDER BY (r.record ->> 'started_at')::double precision DESC LIMIT %s) AS o), '[]')::text"
 )
 _ACCEPT = "SELECT chat_nest.accept(%s)"
 

@@ -15,7 +15,7 @@ CREATE TABLE chat_nest.reservations (
   state text NOT NULL CHECK (state IN ('open', 'settled', 'expired', 'released')),
   call bigint NOT NULL,  -- the call that reserved, settled or released it: the same call again gets the same answer
   output bigint NOT NULL,  -- the output tokens that were granted
-  reserved_at bigint NOT NULL,
+  reserved_at bigint NOT NULL,  -- or when its lease was renewed last
   expires_at bigint NOT NULL,
   finished_at bigint,
   source text CHECK (source IN ('reported', 'estimated', 'assumed')),

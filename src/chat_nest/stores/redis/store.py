@@ -88,9 +88,10 @@ class RedisStore:
     ends. A cancelled call may still run, and a settlement that was sent twice may return False. A claim, line, amount
     or lease that breaks a rule raises ValueError, and so does an invalid URL.
 
-    Finished claims with their records, past windows and drained rates are kept for `retention` seconds. For that time
-    an id is a Duplicate: a client that repeats an Idempotency-Key later is answered and charged anew. Every key begins
-    with `prefix`. `_now`, for tests, replaces the server's clock; the retention of keys still uses the server's.
+    Finished claims with their records and drained rates are kept for `retention` seconds, and windows longer than a
+    minute for at least 25 hours after their end. For the retention an id is a Duplicate: a client that repeats an
+    Idempotency-Key later is answered and charged anew. Every key begins with `prefix`. `_now`, for tests, replaces the
+    server's clock; the retention of keys still uses the server's.
     """
 
     remedy = "check that Redis runs there, that this machine reaches it, and the login"

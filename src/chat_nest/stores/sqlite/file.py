@@ -57,7 +57,7 @@ record = excluded.record, owner = excluded.owner
 """
 _NEW_EPOCH = "INSERT OR IGNORE INTO counters (key, kind, used, held, tat, ends_at) VALUES (?, 'rate', 0, 0, ?, 0)"
 _SAVE_REQUESTS = f"INSERT OR REPLACE INTO requests ({COLUMNS}) VALUES "  # noqa: S608 - our own words
-_EXTEND = "UPDATE reservations SET expires_at = ? WHERE id IN (SELECT value FROM json_each(?))"
+_EXTEND = "UPDATE reservations SET reserved_at = ?, expires_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 _PURGE_RESERVATIONS = """
 DELETE FROM reservations WHERE seq IN (
   SELECT seq FROM (SELECT seq, state, finished_at FROM reservations ORDER BY seq LIMIT ?)
@@ -202,11 +202,13 @@ class SQLiteFile:
             over = {id(one): one for one in book.changed if one.state in ("settled", "expired")}.values()
             self._write(_SAVE_REQUESTS, "", [request_row(one.id, one.record) for one in over if one.record is not None])
         self._added += len(changed)
-        leases: dict[int, list[str]] = {}  # thousands of leases are renewed at once, most until the same time
+        leases: dict[
+            tuple[int, int], list[str]
+        ] = {}  # thousands of leases are renewed at once, most until the same time
         for reservation in book.extended:
-            leases.setdefault(reservation.expires_at, []).append(reservation.id)
-        for expires_at, ids in leases.items():
-            self.execute(_EXTEND, (expires_at, _json(ids)))
+            leases.setdefault((reservation.leased_at, reservation.expires_at), []).append(reservation.id)
+        for times, ids in leases.items():
+            self.execute(_EXTEND, (*times, _json(ids)))
         book.changed.clear()
         book.extended.clear()
         book.created.clear()
@@ -314,7 +316,7 @@ def _row(reservation: Reservation) -> tuple[Any, ...]:
         reservation.fingerprint,
         reservation.state,
         reservation.output,
-        reservation.reserved_at,
+        reservation.leased_at,
         reservation.expires_at,
         reservation.finished_at,
         reservation.source,

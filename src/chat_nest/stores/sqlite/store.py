@@ -18,10 +18,16 @@ from chat_nest.limits.windows import US
 from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.epochs import ACCEPT, Epochs
 from chat_nest.stores.reports import question, records_us, usage_rows
-from chat_nest.stores.rules import newest_first
+from chat_nest.stores.rules import SET_BACK_US, newest_first
 from chat_nest.stores.sqlite.controls import SQLiteControls
 from chat_nest.stores.sqlite.file import SQLiteFile, read_usage
 from chat_nest.stores.sqlite.writer import Call, Page, Writer, unavailable
+
+_SHORTEN_LEASES = (
+    "UPDATE reservations SET expires_at = expires_at - (reserved_at - ?), reserved_at = ?"
+    " WHERE state = 'open' AND expires_at > ? AND reserved_at > ?"
+)
+"""Those that a clock ahead of this one has given last as long from now as they were to last then."""
 
 Answer = TypeVar("Answer")
 
@@ -174,5 +180,7 @@ class SQLiteStore:
 
 def _sweep(page: Page) -> int:
     charged, page.charged = page.charged, 0
+    ahead = page.now_us + SET_BACK_US
+    page.execute(_SHORTEN_LEASES, (page.now_us, page.now_us, ahead, ahead))
     page.swept = True
     return charged

@@ -8,7 +8,7 @@
 -- accepted         the epoch that an operator has accepted for callers that have seen another one
 -- doubted          set for a minute after a call with another epoch: no new caller accepts this one meanwhile
 -- leases           sorted set of the ids of open claims by the ends of their leases
--- claim:ID         MessagePack: print, owner, state, output, attempt, source, holds and, when settled, actual by unit;
+-- claim:ID         MessagePack: print, owner, state, output, attempt, source, lease, holds and, when settled, actual by unit;
 --                  record, which is opaque here, and lost, if its lease expired and no settlement came since; free, if
 --                  it is settled and nothing was spent; away, if the claim's home is another partition
 -- window:KEY       hash: used, held, and ends: its end as computed by the latest caller
@@ -23,6 +23,8 @@
 -- acts             list of operators' acts, the newest first: the time and JSON
 
 local US, LAST, DOUBT = 1000000, 9007199254740991, 60000
+-- As in chat_nest.stores.rules: how long a window is kept, and which leases were given by a clock that was set back.
+local KEPT, SET_BACK = 90000000000, 60000000
 local root = string.sub(KEYS[1], 1, -6)
 local leases = root .. 'leases'
 local retention = tonumber(ARGV[4])
@@ -51,8 +53,10 @@ local function text(number) return string.format('%.0f', number + 0) end  -- `+ 
 -- The whole quotient of integers from 0 to 2^53: rounding never carries a quotient this small over the next integer.
 local function quotient(a, b) return math.floor(a / b) end
 
--- Milliseconds from now until what ends at `time` may be forgotten.
-local function remember(time) return text(math.max(1, math.ceil((math.max(time - now, 0) + retention) / 1000))) end
+-- Milliseconds from now until what ends at `time` may be forgotten, `least` or the retention after it.
+local function remember(time, least)
+  return text(math.max(1, math.ceil((math.max(time - now, 0) + math.max(retention, least or 0)) / 1000)))
+end
 
 -- fixed + output * per / 10^6, rounded up, without a product over 2^53.
 local function amount(line, output)
@@ -168,6 +172,15 @@ local function finish(id, claim, state, source, spent, record)
     if record or state == 'released' then claim.record, claim.lost = record, nil end
   end
   save(id, claim)
+end
+
+-- Give an open claim a lease from now on.
+local function renew(id, claim)
+  local expires = text(now + claim.lease)
+  redis.call('ZADD', leases, 'XX', expires, id)
+  for _, hold in ipairs(claim.holds) do
+    if hold.kind == 'gauge' then redis.call('ZADD', root .. 'streams:' .. hold.key, 'XX', expires, id) end
+  end
 end
 
 -- Hold again what was charged at the end of the lease of a claim that still runs, even if its gauges are full.

@@ -5,15 +5,17 @@ local answer = {'ok', epoch, now}
 for at = 6, #ARGV, 3 do
   local id = ARGV[at]
   local claim = current(id)
-  local expires = text(now + tonumber(ARGV[5]))
+  local lease = tonumber(ARGV[5])
   local live = belongs(claim, ARGV[at + 1], ARGV[at + 2]) and (claim.state == 'open' or claim.state == 'expired')
   if live and claim.state == 'expired' then
-    revive(id, claim, expires)
+    claim.lease = lease
+    revive(id, claim, text(now + lease))
   elseif live then
-    redis.call('ZADD', leases, 'XX', 'GT', expires, id)
-    for _, hold in ipairs(claim.holds) do
-      if hold.kind == 'gauge' then redis.call('ZADD', root .. 'streams:' .. hold.key, 'XX', 'GT', expires, id) end
+    if claim.lease ~= lease then
+      claim.lease = lease
+      save(id, claim)
     end
+    renew(id, claim)
   end
   answer[#answer + 1] = live and 1 or 0
 end

@@ -91,7 +91,8 @@ for _, line in ipairs(lines) do
       local ends = math.max(line.ends, expires)
       if ends > line.kept then
         redis.call('HSET', root .. 'window:' .. line.key, 'ends', text(ends))
-        redis.call('PEXPIRE', root .. 'window:' .. line.key, remember(ends))
+        -- A minute is soon over, and its windows would be many.
+        redis.call('PEXPIRE', root .. 'window:' .. line.key, remember(ends, line.period > 60 and KEPT or 0))
       end
     end
   end
@@ -99,7 +100,7 @@ for _, line in ipairs(lines) do
 end
 save(id, {
   print = ARGV[6], owner = ARGV[7], state = 'open', output = output, attempt = ARGV[8], holds = holds,
-  record = ARGV[12] ~= '' and ARGV[12] or nil, away = ARGV[13] ~= '' or nil,
+  lease = tonumber(ARGV[9]), record = ARGV[12] ~= '' and ARGV[12] or nil, away = ARGV[13] ~= '' or nil,
 })
 redis.call('ZADD', leases, text(expires), id)
 return answer
