@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chat_nest.core.claims import Line
+from chat_nest.core.claims import Line, Scope, Unit
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
-from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall
+from chat_nest.core.limits import Share, Totals
+from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall, hashed
 from chat_nest.limits.counters import COUNTERS, LIMITS, RATES
 from chat_nest.limits.counters import OWN as OWN_LIMITS
 from chat_nest.limits.prices import Prices, price
@@ -674,6 +675,132 @@ def test_a_group_that_nobody_configured_is_refused() -> None:
     with pytest.raises(Forbidden):
         rules.lines(Caller(id="a", group="other"), BALANCED, 1, NOON)
     assert built_in().lines(Caller(id="a", group="other"), BALANCED, 1, NOON)  # there are no groups at all
+
+
+# Shares: keys, sessions, conversations, visitors and addresses, whose limits a request draws on, too.
+
+
+def total(name: str, scope: Scope, unit: Unit, limit: int, fixed: int, per_million: int) -> Line:
+    return Line(
+        name=name,
+        scope=scope,
+        key=f"{scope}:{hashed('its id')}:{name.partition('_per_')[0] if scope != 'conversation' else unit}",
+        unit=unit,
+        kind="window",
+        limit=limit,
+        fixed=fixed,
+        per_million=per_million,
+        period=90,
+        resets_at=NOON + 90.5,
+    )
+
+
+def test_a_request_draws_on_what_may_be_used_until_its_session_ends() -> None:
+    profile = Profile(tokens_per_request=None, tokens_per_day=None, requests_per_minute=None)
+    rules = Profiles({"one": profile}, Limits(), WIDE, "UTC", prices=OWN)
+    totals = Totals(requests=3, tokens=500, usd=0.25)
+    session = Share(scope="session", id="its id", totals=totals, ends_at=NOON + 90.5)
+    assert rules.lines(Caller(id="a", shares=(session,)), rules.named(None), 100, NOON)[-3:] == (
+        total("requests_per_session", "session", "requests", 3, 1, 0),
+        total("tokens_per_session", "session", "tokens", 500, 100, 1_000_000),
+        total("usd_per_session", "session", "nanousd", 250_000_000, 100 * 150, 600_000_000),
+    )
+    over = replace(session, ends_at=NOON - 5, totals=Totals(tokens=500))
+    [line] = [each for each in rules.lines(Caller(id="a", shares=(over,)), profile, 100, NOON) if each.kind == "window"]
+    assert (line.period, line.resets_at) == (1, NOON - 5), "a store keeps no window whose length is 0"
+
+
+def test_a_conversation_counts_its_questions_as_turns() -> None:
+    rules = Profiles({"one": BALANCED}, Limits(), WIDE, "UTC")
+    conversation = Share(scope="conversation", id="its id", totals=Totals(requests=3, tokens=5), ends_at=NOON + 90.5)
+    assert rules.lines(Caller(id="a", shares=(conversation,)), BALANCED, 100, NOON)[-2:] == (
+        total("turns_per_conversation", "conversation", "requests", 3, 1, 0),
+        total("tokens_per_conversation", "conversation", "tokens", 5, 100, 1_000_000),
+    )
+
+
+def test_the_limits_of_shares_stand_between_the_callers_and_those_of_all() -> None:
+    groups = {"acme": Limits(tokens_per_day=4)}
+    profile = Profile(tokens_per_request=None, tokens_per_day=1, requests_per_minute=None, concurrent_streams=None)
+    rules = Profiles({"one": profile}, Limits(tokens_per_day=5), WIDE, "UTC", groups=groups)
+    shares = (
+        Share(scope="address", id="203.0.113.5", limits=Limits(tokens_per_day=2, concurrent_streams=7)),
+        Share(scope="network", id="203.0.113.0/24", limits=Limits(tokens_per_day=3)),
+    )
+    lines = rules.lines(Caller(id="a", group="acme", shares=shares), profile, 100, NOON)
+    found = [(line.scope, line.name, line.limit, line.key.split(":")[:2]) for line in lines]
+    assert found == [
+        ("caller", "tokens_per_day", 1, ["caller", Caller(id="a").counter_key]),
+        ("address", "concurrent_streams", 7, ["address", hashed("203.0.113.5")]),
+        ("address", "tokens_per_day", 2, ["address", hashed("203.0.113.5")]),
+        ("network", "tokens_per_day", 3, ["network", hashed("203.0.113.0/24")]),
+        ("group", "tokens_per_day", 4, ["group", hashed("acme")]),
+        ("all", "tokens_per_day", 5, ["all", "tokens_per_day"]),
+    ]
+    assert [line.fixed for line in lines] == [100, 1, 100, 100, 100, 100]
+    assert {line.resets_at for line in lines} == {NOON + 43_200, 0.0}
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        Share(scope="key", id="k", limits=Limits(usd_per_day=1.0)),
+        Share(scope="key", id="k", totals=Totals(usd=1.0), ends_at=NOON + 90),
+    ],
+)
+@pytest.mark.parametrize("fallbacks", [(), ("openai:unknown",)])
+def test_a_share_in_dollars_needs_the_price_of_every_model(share: Share, fallbacks: tuple[str, ...]) -> None:
+    profile = Profile(model="openai:gpt-4o-mini", fallbacks=fallbacks)
+    rules = Profiles({"one": profile}, Limits(), WIDE, "UTC", prices=OWN)
+    caller = Caller(id="a", shares=(share,))
+    if not fallbacks:
+        assert rules.lines(caller, profile, 100, NOON)[-1].unit == "nanousd"
+        return
+    with pytest.raises(Forbidden, match="You have a limit in dollars, and the price of this model is not known here"):
+        rules.lines(caller, profile, 100, NOON)
+    tokens = Share(scope="key", id="k", limits=Limits(tokens_per_day=5))
+    assert rules.lines(Caller(id="a", shares=(tokens,)), profile, 100, NOON)[-1].limit == 5
+
+
+def test_the_models_without_a_price_are_named_once_each() -> None:
+    one = Profile(name="one", model="openai:gpt-4o-mini", fallbacks=("openai:unknown", "x:other"))
+    two = Profile(name="two", model="x:other", fallbacks=("openai:big",))
+    rules = Profiles({"one": one, "two": two}, Limits(), WIDE, "UTC", "one", prices=OWN)
+    assert rules.unpriced([one, two]) == ["openai:unknown", "x:other"]
+    assert rules.unpriced([]) == []
+
+
+def test_the_lines_that_are_shown_without_a_request_draw_nothing() -> None:
+    limits, groups = Limits(tokens_per_day=5, usd_per_day=1.0), {"acme": Limits(requests_per_day=4, concurrent_streams=2)}
+    groups["default"] = Limits(tokens_per_day=3)
+    rules = Profiles({"one": Profile(name="one")}, limits, WIDE, "UTC", groups=groups, prices=OWN)
+    drawn = {line.key: line for line in rules.lines(Caller(id="a", group="acme"), rules.named("one"), 100, NOON)}
+    of_group = rules.group_lines(NOON)
+    assert of_group.keys() == {"acme"}, "those of the default group are for each group by itself"
+    for line in (*rules.shared_lines(NOON), *of_group["acme"]):
+        assert line == replace(drawn[line.key], fixed=0, per_million=0)
+    assert [line.limit for line in rules.shared_lines(NOON)] == [5, 1_000_000_000]
+    assert [line.limit for line in of_group["acme"]] == [4, 2]
+
+
+def test_a_profile_by_its_name_for_the_operator() -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    assert (rules.named(None), rules.named(" DEAR"), rules.named("free")) == (CHEAP, DEAR, OPEN)
+    with pytest.raises(ValueError, match="^must name one of the profiles: cheap, dear, free$"):
+        rules.named("nosuch")
+
+
+def test_of_ten_models_that_are_offered_all_are_named() -> None:
+    rules = own(*(Profile(name=f"p{n}", model="a:m", open=True) for n in range(9)), default="p0")
+    with pytest.raises(BadRequest, match=r"offered here: m, p0, p1, p2, p3, p4, p5, p6, p7, p8$"):
+        rules.resolve(CALLER, ask(model="gpt-4o"))
+
+
+def test_a_model_of_another_open_profile_than_the_one_that_is_asked_for_is_refused() -> None:
+    rules = own(CHEAP, OPEN, default="cheap")
+    assert rules.resolve(CALLER, ask("free", model="free")) == OPEN
+    with pytest.raises(BadRequest):
+        rules.resolve(CALLER, ask("free", model="cheap"))
 
 
 # Models and tools.
