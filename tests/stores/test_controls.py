@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from chat_nest.controls import Act, Control, LiveControls
+from chat_nest.controls.grants import Grant, Grants, grant_row
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.records import Record
 from msgspec.structs import replace
@@ -37,12 +38,34 @@ async def test_all_rows_of_a_kind_are_removed_by_an_empty_name(store):
     assert await rows(store) == (BLOCK, other)
 
 
-async def test_a_row_expires_by_the_clock_of_the_store(store, clock):
+async def test_a_row_is_kept_a_day_after_its_end_for_a_clock_that_is_set_back(store, clock):
     await store.controls.change([PAUSE, BLOCK])
-    clock.advance(61)
-    assert await rows(store) == (PAUSE,)
-    await store.controls.change([Control(kind="pause", name="all")])  # which forgets it
+    clock.advance(60 + 86_400)
+    assert await rows(store) == (BLOCK, PAUSE)
+    await store.controls.change([Control(kind="pause", name="all")])
+    assert [row.name for row in await rows(store)] == [BLOCK.name, "all", "provider:openai"]
+    clock.advance(3_600)
     assert [row.name for row in await rows(store)] == ["all", "provider:openai"]
+    await store.controls.change([Control(kind="pause", name="all")])  # which forgets it
+    clock.advance(-86_400)
+    assert [row.name for row in await rows(store)] == ["all", "provider:openai"]
+
+
+async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_a_day_ahead(store, clock):
+    line = window(1_000, key="caller:c:tokens_per_day:2026-09-21", resets_at=START + 600)
+    grant = grant_row(line, Grant(amount=500, kind="grant"), "word", "")
+    revoked = Control(kind="session", name="s_" + "0" * 24, expires=START + 600)
+    await store.controls.change([BLOCK, grant, revoked])
+    clock.advance(86_400)
+    live = LiveControls(store.controls, clock)
+    grants = Grants(live)
+    await live.change([PAUSE])  # an operator acts, and a process reads the rows, while the clock is wrong
+    assert [live.get(row.kind, row.name) for row in (BLOCK, revoked)] == [None, None]
+    clock.advance(-86_400)
+    assert [live.get(row.kind, row.name) for row in (BLOCK, revoked)] == [BLOCK, revoked]
+    assert list(live.of("block")) == [BLOCK]
+    assert grants.raised([line])[0].limit == 1_500
+    await live.aclose()
 
 
 async def test_the_version_tells_whether_anything_changed(store):

@@ -79,7 +79,7 @@ async def in_force(operator: Operator, _store: Store) -> list[str]:
     """Return a line for each pause and block."""
     found = await operator.controls.watch(-1)
     rows = () if found is None else found.rows
-    return [_shown(row) for kind in (PAUSE, BLOCK) for row in listed(rows, kind)]
+    return [_shown(row) for kind in (PAUSE, BLOCK) for row in listed(rows, kind, time.time())]
 
 
 def windows(file: str, owner: str) -> list[Line]:

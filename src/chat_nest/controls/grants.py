@@ -76,7 +76,7 @@ class Grants:
 
     def _read(self) -> None:
         by_key: dict[str, tuple[int, int]] = {}
-        for row in self._live.of(GRANT):
+        for row in self._live.kept(GRANT):  # that its window is over does no harm: no request draws on it
             key = row.name.rpartition(" ")[0]
             if (grant := grant_of(row)) is None:
                 continue

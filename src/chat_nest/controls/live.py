@@ -123,6 +123,10 @@ class LiveControls:
         now = self._now()
         return [row for row in rows.values() if row.expires is None or row.expires > now]
 
+    def kept(self, kind: str) -> Sequence[Control]:
+        """Return the kind's rows by name, also those that ended lately: for whoever reads them once a change."""
+        return list(self._rows.get(kind, _NONE).values())
+
     def has(self, kind: str) -> bool:
         """Return whether there is any row of the kind, perhaps an expired one."""
         return kind in self._rows

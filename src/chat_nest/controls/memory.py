@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 from msgspec.structs import replace
 
 from chat_nest.core.controls import (
+    KEPT_SECONDS,
     MOST_ACTS,
     MOST_REPORTS,
     Act,
@@ -46,7 +47,7 @@ class MemoryControls:
         self._rows = {
             key: row
             for key, row in self._rows.items()
-            if key not in gone and (key[0], "") not in gone and (row.expires is None or row.expires > now)
+            if key not in gone and (key[0], "") not in gone and (row.expires or now) > now - KEPT_SECONDS
         }
         self._rows |= {(row.kind, row.name): row for row in put}
         self._version = secrets.randbits(62)
@@ -59,9 +60,9 @@ class MemoryControls:
         return None if known == self._version else self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """Return all rows that have not expired."""
-        now = self._now()
-        rows = (row for row in self._rows.values() if row.expires is None or row.expires > now)
+        """Return all rows, also those that ended lately."""
+        since = self._now() - KEPT_SECONDS
+        rows = (row for row in self._rows.values() if row.expires is None or row.expires > since)
         return Snapshot(version=self._version, rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name))))
 
     def listen(self, listener: Callable[[Snapshot], None]) -> None:

@@ -12,6 +12,9 @@ MOST_ACTS = 10_000
 """The number of acts that a store keeps: the newest."""
 MOST_REPORTS = 1_000
 """The most reports that are listed."""
+KEPT_SECONDS = 25 * 3_600.0
+"""The time that a row is kept after its end, so that a clock which is a day ahead and then right loses no pause, block
+or revoked session."""
 GRANT = "grant"
 """The kind of rows that raise a budget. They have no meaning without the counters, and end with them."""
 
@@ -38,7 +41,7 @@ class Control(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """All rows at one time. Each change gives another `version`, a random number."""
+    """All rows at one time, also those that ended lately. Each change gives another `version`, a random number."""
 
     version: int
     rows: tuple[Control, ...]

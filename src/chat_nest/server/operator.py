@@ -211,7 +211,7 @@ class Operator:
     async def withdraw(self, name: str, *, reason: str = "") -> None:
         """End a grant or a reset, by the name of its row. Raises Rejected if there is none."""
         found = await self.controls.watch(-1)
-        if found is None or not any((row.kind, row.name) == (GRANT, name) for row in found.rows):
+        if found is None or name not in {row.name for row in listed(found.rows, GRANT, self._now())}:
             raise Rejected("name", "must be that of a grant in force: see the controls")
         act = self._act("withdraw", name.rpartition(" ")[0], reason)
         await self.controls.change(remove=[(GRANT, name)], act=act)
@@ -253,9 +253,10 @@ class Operator:
         return Act(by=self._by, act=act, target=target, reason=reason, detail=detail)
 
 
-def listed(rows: Sequence[Control], kind: str) -> list[Control]:
-    """Return the rows of a kind, by name."""
-    return sorted((row for row in rows if row.kind == kind), key=lambda row: row.name)
+def listed(rows: Sequence[Control], kind: str, now: float) -> list[Control]:
+    """Return the rows of a kind that are in force, by name. `now` is Unix time."""
+    found = (row for row in rows if row.kind == kind and (row.expires is None or row.expires > now))
+    return sorted(found, key=lambda row: row.name)
 
 
 def _moment(at: float, zone: ZoneInfo) -> str:

@@ -771,7 +771,10 @@ def test_the_models_without_a_price_are_named_once_each() -> None:
 
 
 def test_the_lines_that_are_shown_without_a_request_draw_nothing() -> None:
-    limits, groups = Limits(tokens_per_day=5, usd_per_day=1.0), {"acme": Limits(requests_per_day=4, concurrent_streams=2)}
+    limits, groups = (
+        Limits(tokens_per_day=5, usd_per_day=1.0),
+        {"acme": Limits(requests_per_day=4, concurrent_streams=2)},
+    )
     groups["default"] = Limits(tokens_per_day=3)
     rules = Profiles({"one": Profile(name="one")}, limits, WIDE, "UTC", groups=groups, prices=OWN)
     drawn = {line.key: line for line in rules.lines(Caller(id="a", group="acme"), rules.named("one"), 100, NOON)}

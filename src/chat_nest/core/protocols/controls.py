@@ -24,7 +24,10 @@ class Controls(Protocol):
         ...
 
     async def watch(self, known: int) -> Snapshot | None:
-        """Return all rows that have not expired; None if nothing has changed since the version `known`."""
+        """Return all rows, also those that ended in the last 25 hours; None if nothing changed since version `known`.
+
+        Whoever reads them decides by its own clock which are in force.
+        """
         ...
 
     async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:

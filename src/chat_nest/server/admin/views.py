@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import Any
 
 from msgspec.structs import replace
@@ -44,13 +45,13 @@ async def running_answers(asked: Asked) -> Reply:
 async def controls(asked: Asked) -> Reply:
     """Return the pauses, blocks and grants in force."""
     found = await asked.operator.controls.watch(-1)
-    rows = () if found is None else found.rows
+    rows, now = () if found is None else found.rows, time.time()
     return Reply(
         json(
             {
-                "pauses": [shown(row) for row in listed(rows, PAUSE)],
-                "blocks": [shown(row) for row in listed(rows, BLOCK)],
-                "grants": [_named(asked, shown(row)) for row in listed(rows, GRANT)],
+                "pauses": [shown(row) for row in listed(rows, PAUSE, now)],
+                "blocks": [shown(row) for row in listed(rows, BLOCK, now)],
+                "grants": [_named(asked, shown(row)) for row in listed(rows, GRANT, now)],
             }
         )
     )

@@ -638,7 +638,7 @@ BEGIN
     RETURN false;
   END IF;
   DELETE FROM chat_nest.controls AS c
-  WHERE c.expires_at <= v_at OR EXISTS (
+  WHERE c.expires_at <= v_at - 90000000000 OR EXISTS (  -- 25 hours, as in chat_nest.core.controls
     SELECT FROM unnest(p_kinds, p_names) AS gone (kind, name)
     WHERE gone.kind = c.kind AND (gone.name = c.name OR gone.name = '')
   );
@@ -655,7 +655,7 @@ BEGIN
   RETURN true;
 END $$;
 
--- The version, and all rows that have not expired, or NULL if p_known is the version.
+-- The version, and all rows, also those that ended in the last 25 hours, or NULL if p_known is the version.
 CREATE OR REPLACE FUNCTION chat_nest.watch_controls(p_known bigint, p_now bigint, OUT v_version bigint, OUT v_rows text)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -667,7 +667,7 @@ BEGIN
     )::text
     INTO v_rows
     FROM chat_nest.controls AS c
-    WHERE c.kind <> '' AND (c.expires_at IS NULL OR c.expires_at > chat_nest.now_us(p_now));
+    WHERE c.kind <> '' AND (c.expires_at IS NULL OR c.expires_at > chat_nest.now_us(p_now) - 90000000000);
   END IF;
 END $$;
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_nest.core.controls import (
+    KEPT_SECONDS,
     MOST_REPORTS,
     Act,
     Control,
@@ -55,7 +56,7 @@ class RedisControls:
         rows = (
             Control(kind=kind, name=name, value=value, reason=reason, expires=until and until / US)
             for kind, name, value, reason, until in (_decode_row(row) for row in found)
-            if until is None or until > now_us
+            if until is None or until > now_us - KEPT_SECONDS * US
         )
         ordered = sorted(rows, key=lambda row: (row.kind, row.name))
         return Snapshot(version=int(version or 0), rows=tuple(ordered))

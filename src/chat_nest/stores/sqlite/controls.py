@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from chat_nest.core.controls import (
+    KEPT_SECONDS,
     MOST_ACTS,
     MOST_REPORTS,
     Act,
@@ -20,6 +21,7 @@ from chat_nest.core.controls import (
 )
 from chat_nest.limits.windows import US
 
+_KEPT_US = int(KEPT_SECONDS * US)
 _PURGED = 10
 """Old keys that one new key deletes."""
 
@@ -75,7 +77,7 @@ def change_controls(
     execute: Execute, now_us: int, put: Sequence[Control], remove: Sequence[tuple[str, str]], act: Act | None
 ) -> None:
     """Make one change of the rows."""
-    execute("DELETE FROM controls WHERE expires_at <= ?", (now_us,))
+    execute("DELETE FROM controls WHERE expires_at <= ?", (now_us - _KEPT_US,))
     for kind, name in remove:
         execute("DELETE FROM controls WHERE kind = ? AND (name = ? OR ? = '')", (kind, name, name))
     insert = "INSERT OR REPLACE INTO controls (kind, name, value, reason, expires_at) VALUES (?, ?, ?, ?, ?)"
@@ -98,7 +100,7 @@ def _watch(execute: Execute, now_us: int, known: int) -> Snapshot | None:
     found = execute(
         "SELECT kind, name, value, reason, expires_at FROM controls"
         " WHERE kind <> '' AND (expires_at IS NULL OR expires_at > ?) ORDER BY kind, name",
-        (now_us,),
+        (now_us - _KEPT_US,),
     )
     rows = (
         Control(kind=kind, name=name, value=value, reason=reason, expires=until and until / US)

@@ -23,7 +23,8 @@
 -- acts             list of operators' acts, the newest first: the time and JSON
 
 local US, LAST, DOUBT = 1000000, 9007199254740991, 60000
--- As in chat_nest.stores.rules: how long a window is kept, and which leases were given by a clock that was set back.
+-- As in chat_nest.stores.rules and chat_nest.core.controls: how long a window or a row is kept after its end, and which
+-- leases were given by a clock that was set back.
 local KEPT, SET_BACK = 90000000000, 60000000
 local root = string.sub(KEYS[1], 1, -6)
 local leases = root .. 'leases'

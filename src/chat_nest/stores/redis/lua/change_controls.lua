@@ -26,7 +26,7 @@ for row = at, #ARGV, 4 do
     redis.call('ZADD', root .. 'control-ends', ends, field)
   end
 end
-for _, field in ipairs(redis.call('ZRANGEBYSCORE', root .. 'control-ends', '-inf', text(now), 'LIMIT', 0, 1000)) do
+for _, field in ipairs(redis.call('ZRANGEBYSCORE', root .. 'control-ends', '-inf', text(now - KEPT), 'LIMIT', 0, 1000)) do
   redis.call('HDEL', rows, field)
   redis.call('ZREM', root .. 'control-ends', field)
 end
