@@ -32,9 +32,32 @@ MOST_STEPS = 14
 MOST_HANDLES = 0
 """Callbacks, timers and tasks together, a token: it goes from the provider's read to the client's write."""
 TOKENS = 100
+WORD = "  word"
+"""Of no other part of an event."""
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "native": ("/api/chat", {}),
+    "openai": ("/v1/chat/completions", {"stream": True}),
+    "responses": ("/v1/responses", {"stream": True}),
+    "anthropic": ("/v1/messages", {"stream": True, "max_tokens": 400}),
+    "ai_sdk": ("/api/ai", {}),
+    "ag_ui": ("/api/ag-ui", {"threadId": "t", "runId": "r", "state": {}, "tools": [], "context": []}),
+    "blog": ("/chat", {"message": "Hi"}),
+}
+"""The path of each format, and the fields of a request besides its messages."""
 
 
-async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
+def request_of(dialect: str) -> bytes:
+    path, fields = FORMATS[dialect]
+    said: dict[str, Any] = {"id": "1", "role": "user", "content": "Hi"}
+    body: dict[str, Any] = {"input": "Hi"} if dialect == "responses" else {"messages": [said]}
+    if dialect == "ai_sdk":
+        said["parts"] = [{"type": "text", "text": "Hi"}]
+    raw = json.dumps({**body, **fields}).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    return head.encode() + raw
+
+
+async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, dialect: str) -> tuple[dict[str, float], float]:
     """Steps by function, and handles, a token, of an answer in which every token comes by itself."""
     opened: list[Connection] = []
 
@@ -44,12 +67,10 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
         return Wire(), opened[0]
 
     monkeypatch.setattr(loop, "create_connection", create_connection)
-    handler = create_chat_handler(api_key="none", base_url="http://127.0.0.1:1/v1")
+    handler = create_chat_handler(api_key="none", base_url="http://127.0.0.1:1/v1", dialect=dialect)
     server, client = ServerConnection(ServerContext(handler)), Wire()
     server.connection_made(client)
-    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
-    headers = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-    server.data_received(b"POST /api/chat HTTP/1.1\r\nhost: x\r\n" + headers + body)
+    server.data_received(request_of(dialect))
     while not opened or not opened[0].transport.written:
         await asyncio.sleep(0)
     provider = opened[0]
@@ -58,7 +79,7 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
         await asyncio.sleep(0)
     for _ in range(10):
         await asyncio.sleep(0)
-    tokens = [piece(chunk(" word")) for _ in range(TOKENS)]
+    tokens = [piece(chunk(WORD)) for _ in range(TOKENS)]
     written, loop.handles, turns, steps = len(client.written), 0, 0, Steps(cost)
     sys.setprofile(steps)
     try:
@@ -71,7 +92,7 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     finally:
         sys.setprofile(None)
     handles = loop.handles - turns  # each turn of ours is one
-    assert b"".join(client.written[written:]).count(b"event: token") == TOKENS
+    assert b"".join(client.written[written:]).count(WORD.encode()) == TOKENS
     assert len(client.written) == written + TOKENS
     provider.data_received(piece(finish() + DONE) + END)
     while not client.written[-1].endswith(b"0\r\n\r\n"):
@@ -80,11 +101,11 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dic
     return {name: count / TOKENS for name, count in steps.by_function.items()}, handles / TOKENS
 
 
-def measured(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
+def measured(monkeypatch: pytest.MonkeyPatch, dialect: str = "native") -> tuple[dict[str, float], float]:
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, CountingLoop)
-        return runner.run(cost(loop, monkeypatch))
+        return runner.run(cost(loop, monkeypatch, dialect))
 
 
 def test_what_a_token_sets_in_motion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +113,15 @@ def test_what_a_token_sets_in_motion(monkeypatch: pytest.MonkeyPatch) -> None:
     assert handles <= MOST_HANDLES + 0.02  # a heartbeat's timer may be armed in between
     assert sum(steps.values()) <= MOST_STEPS + 0.2, steps  # a text is counted anew now and then
     assert steps["_Passing.take"] == 1, "the count sees the path"
+
+
+@pytest.mark.parametrize("dialect", FORMATS)
+def test_a_token_takes_no_more_in_any_format(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses keeps its answers: two steps more, to append the token and to number it."""
+    steps, handles = measured(monkeypatch, dialect)
+    assert handles <= MOST_HANDLES + 0.02
+    most = MOST_STEPS + (2 if dialect == "responses" else 0)
+    assert sum(steps.values()) <= most + 0.2, sorted(steps.items())
 
 
 class Worse:

@@ -14,7 +14,7 @@ from chat_nest.core.messages import ChatRequest, Tool
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.collected import NO_ARGUMENTS
-from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, run_of_texts
+from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, template, texts
 from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_url, media_type
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
@@ -24,8 +24,6 @@ NOT_SAID = ("activity", "reasoning")
 
 FAILED = 429
 """From this status on the request itself was valid: a limit, this server or the provider refused it."""
-
-_TAIL = b"}\n\n"
 
 
 class AGUI:
@@ -91,7 +89,7 @@ class AGUIEncoder:
         self._message_id = message_id
         self._model = ""
         self._open: type[TextDelta | ReasoningDelta] | None = None
-        self._head = b""
+        self._event = b""
         self._end = b""
         self._parts = 0
         self._parent = message_id
@@ -105,14 +103,14 @@ class AGUIEncoder:
         return data({"type": "RUN_STARTED", **self._run})
 
     def encode(self, batch: Batch) -> bytes:
-        if len(batch) > 1 and self._open is TextDelta and (quick := run_of_texts(batch, self._head, _TAIL)):
+        if self._open is TextDelta and (quick := texts(batch, self._event)):
             return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta or type(delta) is ReasoningDelta:
                 if type(delta) is not self._open:
                     pieces.append(self._switch(type(delta)))
-                pieces.append(b"%b%b%b" % (self._head, as_json(delta.text), _TAIL))
+                pieces.append(self._event % as_json(delta.text))
             elif type(delta) is ToolCallDelta:
                 pieces.append(self._call(delta))
         return b"".join(pieces)
@@ -160,7 +158,7 @@ class AGUIEncoder:
             begin += data({"type": "REASONING_MESSAGE_START", "messageId": id, "role": "reasoning"})
             self._end = data({"type": "REASONING_MESSAGE_END", "messageId": id})
             self._end += data({"type": "REASONING_END", "messageId": id})
-        self._head = data(content)[:-3] + b',"delta":'
+        self._event = template(data(content)[:-3] + b',"delta":', b"}\n\n")
         return ended + begin
 
     def _call(self, delta: ToolCallDelta) -> bytes:

@@ -17,7 +17,7 @@ from chat_nest.core.messages import ChatRequest, Format, Message, Options, Role,
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
 from chat_nest.dialects import options as asked
-from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, run_of_texts
+from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, template, texts
 from chat_nest.dialects.media_parts import Parts, file_name, from_url, media_type
 from chat_nest.dialects.strict_json import is_array, is_object
 from chat_nest.dialects.turns import Turn, conversation, entries
@@ -35,7 +35,6 @@ SAMPLING = {
 HEADERS = (*EVENT_STREAM, (b"x-vercel-ai-ui-message-stream", b"v1"))
 
 _DONE = b"data: [DONE]\n\n"
-_TAIL = b"}\n\n"
 _TEXT_HTTP = ((b"content-type", b"text/plain; charset=utf-8"),)
 _FINISH_REASONS: dict[FinishReason | None, str] = {
     "stop": "stop",
@@ -97,7 +96,7 @@ class AISDKEncoder:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._open: type[TextDelta | ReasoningDelta] | None = None
-        self._head = b""
+        self._event = b""
         self._end = b""
         self._parts = 0
         self._calls: dict[int, list[ToolCallDelta]] = {}
@@ -106,14 +105,14 @@ class AISDKEncoder:
         return data({"type": "start", "messageId": self._run_id}) + data({"type": "start-step"})
 
     def encode(self, batch: Batch) -> bytes:
-        if len(batch) > 1 and self._open is TextDelta and (quick := run_of_texts(batch, self._head, _TAIL)):
+        if self._open is TextDelta and (quick := texts(batch, self._event)):
             return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta or type(delta) is ReasoningDelta:
                 if type(delta) is not self._open:
                     pieces.append(self._switch(type(delta)))
-                pieces.append(b"%b%b%b" % (self._head, as_json(delta.text), _TAIL))
+                pieces.append(self._event % as_json(delta.text))
             elif type(delta) is ToolCallDelta:
                 pieces.append(self._call(delta))
         return b"".join(pieces)
@@ -156,7 +155,7 @@ class AISDKEncoder:
         name = "text" if kind is TextDelta else "reasoning"
         id = str(self._parts)
         self._parts += 1
-        self._head = data({"type": f"{name}-delta", "id": id})[:-3] + b',"delta":'
+        self._event = template(data({"type": f"{name}-delta", "id": id})[:-3] + b',"delta":', b"}\n\n")
         self._end = data({"type": f"{name}-end", "id": id})
         return ended + data({"type": f"{name}-start", "id": id})
 

@@ -38,7 +38,8 @@ from chat_nest.dialects.frames import (
     as_json,
     reset_date,
     retry_headers,
-    run_of_texts,
+    template,
+    texts,
 )
 from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_file, from_url, media_type, read_parts
 from chat_nest.dialects.strict_json import is_array, is_object
@@ -57,7 +58,6 @@ OPTION_NAMES = {
     "parallel_calls": "tool_choice.disable_parallel_tool_use",
 }
 
-_TAIL = b"}}\n\n"
 _STOP_REASONS: dict[FinishReason | None, str] = {
     "length": "max_tokens",
     "tool_calls": "tool_use",
@@ -141,7 +141,7 @@ class AnthropicEncoder:
         self._id = f"msg_{run_id}"
         self._input = 0
         self._open: type[TextDelta | ReasoningDelta] | None = None
-        self._head = b""
+        self._event = b""
         self._end = b""
         self._blocks = 0
         self._called = -1
@@ -158,14 +158,14 @@ class AnthropicEncoder:
         return _event("message_start", {"message": _message(self._id, model, [], None, usage)})
 
     def encode(self, batch: Batch) -> bytes:
-        if len(batch) > 1 and self._open is TextDelta and (quick := run_of_texts(batch, self._head, _TAIL)):
+        if self._open is TextDelta and (quick := texts(batch, self._event)):
             return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta or type(delta) is ReasoningDelta:
                 if type(delta) is not self._open:
                     pieces.append(self._switch(type(delta)))
-                pieces.append(b"%b%b%b" % (self._head, as_json(delta.text), _TAIL))
+                pieces.append(self._event % as_json(delta.text))
             elif type(delta) is ToolCallDelta:
                 pieces.append(self._call(delta))
             elif type(delta) is SignatureDelta:
@@ -210,7 +210,8 @@ class AnthropicEncoder:
         self._open = kind
         delta = {"type": "thinking_delta", "thinking": ""} if thinks else {"type": "text_delta", "text": ""}
         # Up to the text, the last value in it: `""}}` and a blank line.
-        self._head = _event("content_block_delta", {"index": self._blocks - 1, "delta": delta})[:-6]
+        head = _event("content_block_delta", {"index": self._blocks - 1, "delta": delta})[:-6]
+        self._event = template(head, b"}}\n\n")
         return begun
 
     def _sign(self, delta: SignatureDelta) -> bytes:

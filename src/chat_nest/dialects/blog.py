@@ -17,10 +17,12 @@ from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route, Scope
 from chat_nest.core.sse import event
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json
+from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, texts
 
 FAILED = 429
 """From this status on the request itself was valid: a limit, this server or the provider refused it."""
+
+_TOKEN = b'event: chunk\ndata: {"text":%b}\n\n'
 
 
 class Blog:
@@ -75,10 +77,10 @@ class BlogEncoder:
         return b""
 
     def encode(self, batch: Batch) -> bytes:
-        pieces = [
-            b'event: chunk\ndata: {"text":%b}\n\n' % as_json(delta.text) for delta in batch if type(delta) is TextDelta
-        ]
-        return self._first(b"".join(pieces)) if self._id else b"".join(pieces)
+        pieces = texts(batch, _TOKEN) or b"".join(
+            [_TOKEN % as_json(delta.text) for delta in batch if type(delta) is TextDelta]
+        )
+        return self._first(pieces) if self._id else pieces
 
     def number(self, data: bytes, number: int) -> bytes:  # noqa: ARG002 - the format has no numbers
         return data

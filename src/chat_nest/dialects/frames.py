@@ -26,30 +26,36 @@ PING = b": ping\n"
 LONGEST_WAIT = 60.0
 """Seconds. The longest wait in Retry-After; for a longer wait the client gets the date."""
 
-_encode = msgspec.json.Encoder().encode
+quick_json = msgspec.json.Encoder().encode
+"""Encodes JSON in one line. Raises UnicodeEncodeError for half of a surrogate pair."""
 
 
 def as_json(value: Any) -> bytes:
     """Encode JSON in one line. Half of a surrogate pair, which UTF-8 can't carry, is escaped."""
     try:
-        return _encode(value)
+        return quick_json(value)
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def run_of_texts(batch: Batch, head: bytes, tail: bytes) -> bytes:
-    """Return an event for each piece of a batch of several texts; nothing for any other batch.
+def template(head: bytes, tail: bytes) -> bytes:
+    """Return an event with a place for one JSON text, between `head` and `tail`: see `texts`."""
+    return b"%b%%b%b" % (head.replace(b"%", b"%%"), tail.replace(b"%", b"%%"))
 
-    Most batches have only text. `head` and `tail` surround the JSON text of each piece. A single text is faster without
-    this function.
+
+def texts(batch: Batch, event: bytes) -> bytes:
+    """Return an event for each piece of a batch that has only text, as most have; `event` is a template.
+
+    Returns nothing for any other batch, and for half of a surrogate pair: see `as_json`. To fill a template costs less
+    than to join bytes.
     """
-    texts = [delta.text for delta in batch if type(delta) is TextDelta]
-    if len(texts) != len(batch):
-        return b""
     try:
-        return head + (tail + head).join(map(_encode, texts)) + tail
+        if len(batch) == 1:
+            return event % quick_json(batch[0].text) if type(batch[0]) is TextDelta else b""
+        pieces = tuple([quick_json(delta.text) for delta in batch if type(delta) is TextDelta])
     except UnicodeEncodeError:
-        return head + (tail + head).join(map(as_json, texts)) + tail
+        return b""
+    return event * len(pieces) % pieces if len(pieces) == len(batch) else b""
 
 
 def data(value: Any) -> bytes:

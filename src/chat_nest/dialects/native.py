@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from chat_nest.core.deltas import Batch, TextDelta
 from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
@@ -15,7 +12,7 @@ from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.core.usage import NANO
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.frames import EVENT_STREAM, in_dollars
+from chat_nest.dialects.frames import EVENT_STREAM, as_json, in_dollars, texts
 from chat_nest.dialects.media_parts import openai_part, read_parts
 from chat_nest.dialects.strict_json import is_object, parse_object
 from chat_nest.dialects.turns import ROLES, entries
@@ -30,7 +27,7 @@ OUTPUT_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 MISSING = object()
 
-_encode = msgspec.json.Encoder().encode
+_TOKEN = b"event: token\ndata: %b\n\n"
 
 
 class Native:
@@ -79,7 +76,7 @@ class Native:
         elif isinstance(error, ChallengeRequired):
             details = {"challenge": error.challenge}
         body = {"error": text, "code": error.code, "request_id": request_id, **details, **_wait(error)}
-        return Answer(status=error.status, body=_encode(body))
+        return Answer(status=error.status, body=as_json(body))
 
 
 class NativeEncoder:
@@ -97,9 +94,9 @@ class NativeEncoder:
         return _event(b"start", {"id": self._run_id, "model": model, **rung})
 
     def encode(self, batch: Batch) -> bytes:
-        if len(batch) == 1 and type(batch[0]) is TextDelta:  # a paced token: half a microsecond of 40
-            return _token(batch[0].text)
-        return b"".join([_token(delta.text) for delta in batch if type(delta) is TextDelta])
+        return texts(batch, _TOKEN) or b"".join(
+            [_TOKEN % as_json(delta.text) for delta in batch if type(delta) is TextDelta]
+        )
 
     def number(self, data: bytes, number: int) -> bytes:
         """Put the number into the last event: a reader that has it has all of the batch."""
@@ -139,14 +136,7 @@ class NativeEncoder:
 
 
 def _event(name: bytes, data: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name, _encode(data))
-
-
-def _token(text: str) -> bytes:
-    try:
-        return b"event: token\ndata: %b\n\n" % _encode(text)
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry only escaped
-        return b"event: token\ndata: %b\n\n" % json.dumps(text).encode()
+    return b"event: %b\ndata: %b\n\n" % (name, as_json(data))
 
 
 def _left(error: LimitExceeded) -> dict[str, float]:

@@ -19,7 +19,7 @@ from chat_nest.core.usage import Usage
 from chat_nest.dialects import fields as read
 from chat_nest.dialects import options as asked
 from chat_nest.dialects.collected import NO_ARGUMENTS, Collected
-from chat_nest.dialects.frames import EVENT_STREAM, JSON, LONGEST_WAIT, PING, as_json, data, run_of_texts
+from chat_nest.dialects.frames import EVENT_STREAM, JSON, LONGEST_WAIT, PING, as_json, data, template, texts
 from chat_nest.dialects.openai_refusals import error_body, quota_headers, refusal
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
@@ -35,7 +35,6 @@ OPTION_NAMES = {"format": "response_format", "parallel_calls": "parallel_tool_ca
 SAMPLING = {name: name for name in ("seed", "top_p", "top_k", "frequency_penalty", "presence_penalty")}
 
 _DONE = b"data: [DONE]\n\n"
-_TAIL = b'},"finish_reason":null}]}\n\n'
 _FINISH_REASONS: dict[FinishReason | None, str] = {
     "length": "length",
     "tool_calls": "tool_calls",
@@ -115,23 +114,24 @@ class OpenAIEncoder:
         self._created = created
         self._include_usage = include_usage
         self._head = b""
-        self._text_head = b""
+        self._text = b""
         self._calls: dict[int, bool] = {}
         """Whether each call has arguments."""
 
     def start(self, model: str) -> bytes:
         known = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": model}
         self._head = b"data: %b," % as_json(known)[:-1]
-        self._text_head = self._head + b'"choices":[{"index":0,"delta":{"content":'
+        text = self._head + b'"choices":[{"index":0,"delta":{"content":'
+        self._text = template(text, b'},"finish_reason":null}]}\n\n')
         return self._chunk({"role": "assistant", "content": ""})
 
     def encode(self, batch: Batch) -> bytes:
-        if len(batch) > 1 and (quick := run_of_texts(batch, self._text_head, _TAIL)):
+        if quick := texts(batch, self._text):
             return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta:
-                pieces.append(b"%b%b%b" % (self._text_head, as_json(delta.text), _TAIL))
+                pieces.append(self._text % as_json(delta.text))
             elif type(delta) is ReasoningDelta:
                 pieces.append(self._chunk({"reasoning_content": delta.text}))
             elif type(delta) is ToolCallDelta:

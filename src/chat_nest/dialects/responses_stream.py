@@ -21,6 +21,14 @@ NOTHING_USED = Usage()
 _ENDED_EARLY = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
+def _numbered(number: int) -> bytes:
+    return b',"sequence_number":%d}\n\n' % number
+
+
+_NUMBERED = [_numbered(number) for number in range(4_096)]
+"""The ends of the events of all but very long answers: to format a number is a fifth of a token's encoding."""
+
+
 class Output:
     """The items of an answer so far: text, reasoning and calls, in order."""
 
@@ -73,12 +81,16 @@ class ResponsesEncoder:
         return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
 
     def encode(self, batch: Batch) -> bytes:
-        if self._output.open is TextDelta and self._number > self._after:
-            if len(batch) == 1 and type(batch[0]) is TextDelta:
-                return self._piece(batch[0].text)
-            texts = [delta.text for delta in batch if type(delta) is TextDelta]
-            if len(texts) == len(batch):
-                return self._run(texts)
+        output, number = self._output, self._number
+        if output.open is TextDelta and number > self._after:
+            if len(batch) == 1 and type(batch[0]) is TextDelta and number < len(_NUMBERED):  # a paced token
+                text = batch[0].text
+                event = b"".join((self._head, as_json(text), _NUMBERED[number]))
+                output.texts.append(text)
+                self._number = number + 1
+                return event
+            if quick := self._texts(batch):
+                return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta:
@@ -153,15 +165,18 @@ class ResponsesEncoder:
             return b""
         return event(kind.encode(), as_json({"type": kind, **fields, "sequence_number": number}))
 
-    def _run(self, texts: list[str]) -> bytes:
-        """Encode pieces of the open text, the most common batch."""
-        first, head = self._number, self._head
-        self._output.texts += texts
-        self._number = first + len(texts)
-        numbered = enumerate(texts, first)
-        return b"".join(
-            [b'%b%b,"sequence_number":%d}\n\n' % (head, as_json(text), number) for number, text in numbered]
-        )
+    def _texts(self, batch: Batch) -> bytes:
+        """Encode several pieces of the open text; nothing for a batch with anything else: see `frames.texts`."""
+        said = [delta.text for delta in batch if type(delta) is TextDelta]
+        if len(said) != len(batch):
+            return b""
+        head, first = self._head, self._number
+        last = first + len(batch)
+        ends = _NUMBERED[first:last] if last <= len(_NUMBERED) else map(_numbered, range(first, last))
+        events = head + head.join([as_json(text) + end for text, end in zip(said, ends, strict=True)])
+        self._output.texts += said
+        self._number = last
+        return events
 
     def _piece(self, text: str) -> bytes:
         """Encode a piece of text or reasoning."""
@@ -170,7 +185,7 @@ class ResponsesEncoder:
         self._number = number + 1
         if number <= self._after:
             return b""
-        return b'%b%b,"sequence_number":%d}\n\n' % (self._head, as_json(text), number)
+        return b"%b%b%b" % (self._head, as_json(text), _numbered(number))
 
     def _switch(self, kind: type[TextDelta | ReasoningDelta]) -> bytes:
         """End the open item of text or reasoning, and begin one of another kind."""

@@ -39,15 +39,16 @@ class MemoryRun:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def append(self, batch: Batch) -> int:
-        """Keep one batch and return its number."""
+        """Keep one batch and return its number. It runs for each token."""
         self._batches.append(batch)
-        self.size += _size(batch)
+        one = batch[0] if len(batch) == 1 else None
+        self.size += len(one.text) + BATCH_WEIGHT if type(one) is TextDelta else _size(batch)
         while self.size > MAX_TEXT and len(self._batches) > 1:
             self.size -= _size(self._batches.pop(0))
             self._forgotten += 1
         if self._waiting:
             self._wake()
-        return self.last
+        return self._forgotten + len(self._batches)
 
     def end(self, finale: Finale) -> int:
         """Set the ending; nothing is appended afterwards."""
