@@ -410,7 +410,7 @@ async def test_a_cancelled_call_runs_to_its_end_and_leaves_a_clean_connection(ur
         other.execute("SELECT FROM chat_nest.counters FOR UPDATE")
         call = asyncio.create_task(store.reserve(claim("a", LINE), LEASE))
         while not rows(
-            url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%reserve(%' AND wait_event_type = 'Lock'"
+            url, "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%reserve_all(%' AND wait_event_type = 'Lock'"
         ):
             await asyncio.sleep(0.01)
         pids = rows(url, "SELECT pid FROM pg_stat_activity WHERE application_name = 'chat-nest'")

@@ -23,7 +23,7 @@ from chat_nest.ledger.delivery import Delivery
 from chat_nest.ledger.journal import Entry
 from chat_nest.ledger.learned import Learned
 from chat_nest.ledger.reservation import Conclude, Reservation, actual_of
-from chat_nest.ledger.store_queue import Turn, Turns
+from chat_nest.ledger.store_queue import MOST, Turn, Turns
 
 log = logging.getLogger("chat_nest.ledger")
 
@@ -65,7 +65,7 @@ class Ledger:
         self._refusal = refusal
         self._lease = lease
         self._patience = patience
-        self._turns = Turns(patience)
+        self._turns = Turns(patience, getattr(store, "calls_at_once", MOST))
         self._live: dict[str, Claim] = {}
         self._delivery = delivery or Delivery(store, patience=patience)
         self._degraded = degraded

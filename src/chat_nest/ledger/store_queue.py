@@ -16,7 +16,7 @@ from chat_nest.core.errors import LimiterUnavailable
 FEWEST, MOST = 2, 6
 """The limits of concurrent calls. The start is the lower one: each call may open a connection, and a new one is slow at
 first. More than the upper one would only wait for each other at a counter that all share, and leave no connection to
-settlements."""
+settlements; a store that sends many calls in one may name another one, as `calls_at_once`."""
 QUICK, SLOW = 1 / 8, 1 / 4
 """Shares of the patience: faster answers raise the concurrency, slower ones lower it. If the store or this machine is
 overloaded, further calls would only wait inside the store, while their deadlines run."""
@@ -29,11 +29,13 @@ LATE = 0.1
 class Turns:
     """Admits one more call for each round of fast answers, one less for slow ones, half as many after a failure.
 
-    Queued calls are refused with LimiterUnavailable after `patience` seconds without an answer from the store.
+    There are never more than `most`. Queued calls are refused with LimiterUnavailable after `patience` seconds without
+    an answer from the store.
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, most: int = MOST) -> None:
         self.patience = patience
+        self._most = most
         self.answered_at = 0.0
         self._at_once = float(FEWEST)
         self._running = 0
@@ -66,7 +68,7 @@ class Turns:
         """Record an answer of the store that took `seconds`."""
         self.answered_at = asyncio.get_running_loop().time()
         if seconds < QUICK * self.patience:
-            self._at_once = min(self._at_once + 1 / self._at_once, MOST)
+            self._at_once = min(self._at_once + 1 / self._at_once, self._most)
         elif seconds > SLOW * self.patience:
             self._at_once = max(self._at_once - 1 / self._at_once, FEWEST)
 

@@ -53,6 +53,13 @@ async def test_everybody_has_a_turn_in_order_while_the_store_answers():
 
 
 @pytest.mark.looptime
+async def test_a_store_that_sends_many_calls_in_one_is_asked_more_at_once():
+    line = Line(Turns(1.0, 40), 0.05)
+    assert await line.all(4_000) == [None] * 4_000
+    assert line.most == 40
+
+
+@pytest.mark.looptime
 async def test_answers_that_come_late_let_fewer_ask():
     line = Line(Turns(1.0), 0.05)
     await line.all(200)

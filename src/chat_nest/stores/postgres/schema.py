@@ -1,7 +1,7 @@
 """The PostgreSQL schema `chat_nest`: created in an empty database, and updated in an older one.
 
-tables.sql and functions.sql are the current schema. A change raises VERSION; a change of a table, or of a function's
-arguments or result, also gets a statement in CHANGES. Each new version replaces the functions.
+tables.sql, functions.sql and batches.sql are the current schema. A change raises VERSION; a change of a table, or of a
+function's arguments or result, also gets a statement in CHANGES. Each new version replaces the functions.
 
 A change that only adds (tables, columns with defaults, functions) leaves COMPATIBLE as it is: code that knows version
 COMPATIBLE can use a database of any later one here, so that a release can be taken back. The table `migrations` never
@@ -98,6 +98,7 @@ async def bring_up_to_date(connection: AsyncConnection[Any], aside: str = "") ->
         for number in range(version + 1, VERSION + 1) if version else ():
             await connection.execute(CHANGES[number])
         await connection.execute(_script("functions.sql"))
+        await connection.execute(_script("batches.sql"))
         await _note_versions(connection, version)
         if aside:
             await _take_over(connection, aside)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, LiteralString, cast
 from zoneinfo import ZoneInfo
@@ -18,7 +19,8 @@ from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source
-from chat_nest.limits.windows import US, gcra_wait
+from chat_nest.limits.windows import US
+from chat_nest.stores.batches import Batches
 from chat_nest.stores.checks import (
     check_actual,
     check_claim,
@@ -30,6 +32,19 @@ from chat_nest.stores.checks import (
 )
 from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
 from chat_nest.stores.places import addresses
+from chat_nest.stores.postgres.batches import (
+    RESERVE_ALL,
+    SETTLE_ALL,
+    Lanes,
+    ReserveCall,
+    SettleCall,
+    int_array,
+    is_of_one_row,
+    reserve_answers,
+    reserve_values,
+    retry_after,
+    settle_values,
+)
 from chat_nest.stores.postgres.connection import PostgresLink, Row
 from chat_nest.stores.postgres.controls import PostgresControls
 from chat_nest.stores.reports import NO_ERRORS, POSTGRES, question, records_us, usage_rows
@@ -78,12 +93,13 @@ class PostgresStore:
     before the first call. That call also creates or updates the schema, under a lock, so that many workers may start
     together. A schema made by a newer version is refused. libpq's environment variables apply here too.
 
-    Time is the server's, so the hosts' clocks don't matter. Each call is one transaction of one function. It is
-    answered when it is committed, with the durability of the server's `synchronous_commit`.
+    Time is the server's, so the hosts' clocks don't matter. Each call is one transaction of one function; reservations,
+    and settlements, that wait together share one (see batches.sql). A call is answered when it is committed, with the
+    durability of the server's `synchronous_commit`. A claim that breaks a rule of the database fails alone.
 
     A call has `timeout` seconds. Within them it is retried if that can help: a restart, a failover, a deadlock. Then it
     raises LimiterUnavailable with the reason as `__cause__`; it may still have happened, once. A retried call gets the
-    answer that was lost. A cancelled call runs to its end in the background, and its connection stays usable. A claim,
+    answer that was lost. A cancelled call that was sent runs to its end, and its connection stays usable. A claim,
     line, amount or lease that breaks a rule raises ValueError. If the counters were emptied, or the schema dropped,
     since the first call of this process or of another one with the same directory `state`, a call raises StoreEmptied,
     which names the command `accept`.
@@ -94,6 +110,8 @@ class PostgresStore:
     """
 
     remedy = "check that PostgreSQL runs there, that this machine reaches it, and the login"
+    calls_at_once = 128
+    """Calls that a ledger may have under way: those that wait together share a round trip."""
 
     def __init__(
         self,
@@ -124,39 +142,57 @@ class PostgresStore:
         self.epochs = Epochs(epoch_path(state, "postgresql", *place), accept)
         self._retention = str(int(retention * US))
         self._records_us = records_us(records_days)
+        self._recorded = "true" if self._records_us else "false"
         self._timeout = timeout
         self._max_connections = max_connections
         self._now = _now
         self._link: PostgresLink | None = None
+        self._lanes: Lanes | None = None
         self._purged_to = ""
         self.controls = PostgresControls(self._call, self._time)
 
     async def reserve(self, claim: Claim, lease: float) -> Granted | Refused | Duplicate | Conflict:
         check_claim(claim)
-        lines = claim.lines
+        asked = ReserveCall(claim, _new_call(), lease_us(lease), _json(claim.record))
+        async with self._deadline():
+            answer = await self._calls().reserves.ask(asked)
+            return await self._reserve_alone(asked) if answer is None else answer
+
+    async def _reserve_alone(self, asked: ReserveCall) -> Granted | Refused | Duplicate | Conflict:
+        claim, lines = asked.claim, asked.claim.lines
         row = await self._call(
             _RESERVE,
             claim.id,
             claim.fingerprint,
-            _new_call(),
+            asked.call,
             str(claim.max_output_tokens),
             str(claim.min_output_tokens),
-            str(lease_us(lease)),
+            str(asked.lease),
             self._time(),
             [line.name for line in lines],
             [line.key for line in lines],
             [line.unit for line in lines],
             [line.kind for line in lines],
-            _array(line.limit for line in lines),
-            _array(line.fixed for line in lines),
-            _array(line.per_million for line in lines),
-            _array(line.period for line in lines),
-            _array(int(line.resets_at * US) if line.kind == "window" else 0 for line in lines),
+            int_array(line.limit for line in lines),
+            int_array(line.fixed for line in lines),
+            int_array(line.per_million for line in lines),
+            int_array(line.period for line in lines),
+            int_array(int(line.resets_at * US) if line.kind == "window" else 0 for line in lines),
             claim.owner,
-            _json(claim.record),
-            "true" if self._records_us else "false",
+            asked.record,
+            self._recorded,
         )
         return _reserved(claim, row)
+
+    async def _reserve_batch(self, calls: Sequence[ReserveCall]) -> Sequence[Granted | Refused | None]:
+        """Return the answers; None where the claim is to be reserved alone."""
+        try:
+            row = await self._call(RESERVE_ALL, *reserve_values(calls, recorded=self._recorded, now=self._time()))
+        except LimiterUnavailable as failure:
+            if is_of_one_row(failure):
+                return [None] * len(calls)
+            raise
+        return reserve_answers(calls, row)
 
     async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
         us = lease_us(lease)
@@ -173,18 +209,36 @@ class PostgresStore:
         _check_name(claim)
         check_actual(actual)
         check_record(record)
+        asked = SettleCall(claim, _new_call(), _json(actual), source, _json(record))
+        async with self._deadline():
+            settled = await self._calls().settles.ask(asked)
+            return settled or await self._settle_alone(asked)
+
+    async def _settle_alone(self, asked: SettleCall) -> bool:
+        claim = asked.claim
         [settled] = await self._call(
             _SETTLE,
             claim.id,
             claim.fingerprint,
-            _new_call(),
-            _json(actual),
-            source,
+            asked.call,
+            asked.actual,
+            asked.source,
             self._time(),
             claim.owner,
-            _json(record),
+            asked.record,
         )
         return bool(settled)
+
+    async def _settle_batch(self, calls: Sequence[SettleCall]) -> Sequence[bool]:
+        """Return which of them were settled; the others are to be settled alone."""
+        try:
+            [ids] = await self._call(SETTLE_ALL, *settle_values(calls, now=self._time()))
+        except LimiterUnavailable as failure:
+            if is_of_one_row(failure):
+                return [False] * len(calls)
+            raise
+        first = {asked.claim.id: asked for asked in reversed(calls)}  # which counts if an id is settled twice
+        return [asked.claim.id in ids and first[asked.claim.id] is asked for asked in calls]
 
     async def release(self, claim: Claim) -> bool:
         check_claim(claim)
@@ -251,7 +305,7 @@ class PostgresStore:
         """See Reports. Uses a separate connection with a longer time-out."""
         asked = question(since, until, by, zone, caller, most)
         names, starts, ends = zip(*asked.spans, strict=True)
-        values = _texts(asked.by), _texts(NO_ERRORS), caller, _texts(names), _array(starts), _array(ends)
+        values = _texts(asked.by), _texts(NO_ERRORS), caller, _texts(names), int_array(starts), int_array(ends)
         rows = None if most is None else str(most)
         link = PostgresLink(self._url, place=self.place, timeout=_REPORTING, max_connections=1)
         try:
@@ -262,6 +316,9 @@ class PostgresStore:
 
     async def aclose(self) -> None:
         """Wait for the running calls, then close the connections."""
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            await asyncio.shield(lanes.drain())
         link, self._link = self._link, None
         if link is not None:
             await asyncio.shield(link.close())
@@ -287,6 +344,20 @@ class PostgresStore:
             await asyncio.to_thread(self.epochs.believe, _PART, known, str(epoch))
         return tuple(row)
 
+    def _calls(self) -> Lanes:
+        if self._lanes is None:
+            self._lanes = Lanes(Batches(self._reserve_batch), Batches(self._settle_batch))
+        return self._lanes
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncGenerator[None, None]:
+        """End a call that waits for its batch, or for what follows it, at the call's own deadline."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                yield
+        except TimeoutError as error:
+            raise LimiterUnavailable from error
+
     def _time(self) -> str | None:
         return None if self._now is None else str(int(self._now() * US))
 
@@ -298,23 +369,12 @@ def _reserved(claim: Claim, row: Row) -> Granted | Refused | Duplicate | Conflic
     if outcome == "granted":
         return Granted(output_tokens=output, room=tuple(room))
     if outcome == "refused":
-        wait = _retry_after(claim.lines[index], claim, now_us, mark)
+        wait = retry_after(claim.lines[index], claim, now_us, mark)
         return Refused(line=index, room=room[0], retry_after=wait)
     if outcome == "conflict":
         return Conflict()
     kept = None if record is None else _decode_record(record)
     return Duplicate(output_tokens=output, state=cast("State", outcome), record=kept)
-
-
-def _retry_after(line: Line, claim: Claim, now_us: int, mark: int | None) -> float:
-    """`mark` is a rate's tat, or the time at which the first lease on a gauge ends."""
-    if line.kind == "window":
-        return max(0.0, line.resets_at - now_us / US)
-    if line.kind == "rate":
-        return gcra_wait(mark or 0, now_us, line.amount(claim.min_output_tokens), line.limit, line.period)
-    if line.kind == "gauge":
-        return 1.0 if mark is None else max(1.0, (mark - now_us) / US)
-    return 0.0
 
 
 def _check_name(claim: Claim) -> None:
@@ -338,10 +398,6 @@ def _json(value: Record | Mapping[Unit, int] | None) -> str | None:
 
 def _texts(texts: Iterable[str]) -> list[str]:
     return list(texts)
-
-
-def _array(numbers: Iterable[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _place(given: Mapping[str, Any]) -> str:
