@@ -168,7 +168,7 @@ class Fleet:
         return (self.folder / "serve.log").read_text()
 
     def workers(self) -> set[int]:
-        return children("spawn_main", self.process.pid)
+        return children("\0serve\0", self.process.pid)
 
     async def stop(self) -> int:
         """SIGTERM, and what the fleet then exits with."""

@@ -189,7 +189,7 @@ async def check_a_killed_worker(served, folder: Path, target: int) -> None:
     files = sorted(file.name for file in folder.iterdir())
     counted = requests_of(await get(target, "/metrics"))
     assert counted["ok"] == 6
-    workers = children("spawn_main", served.process.pid)
+    workers = children("\0serve\0", served.process.pid)
     os.kill(min(workers), signal.SIGKILL)
     await served.until(rb"worker \d+ ended \(-9\)")
     text = await get(target, "/metrics")

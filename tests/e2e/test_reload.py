@@ -55,7 +55,7 @@ async def reload(folder: Path) -> tuple[int, str]:
 
 
 def workers(served: Command) -> set[int]:
-    return children("spawn_main", served.process.pid)
+    return children("\0serve\0", served.process.pid)
 
 
 async def serve_all(served: Command, count: int) -> None:

@@ -505,7 +505,7 @@ def workers_of(served: Served) -> list[int]:
     found = []
     for pid in children(served.process.pid):
         try:
-            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "\0serve\0" in Path(f"/proc/{pid}/cmdline").read_text():
                 found.append(pid)
         except OSError:
             continue

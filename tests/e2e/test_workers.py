@@ -6,11 +6,14 @@ import asyncio
 import os
 import re
 import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from ports import free_port
-from processes import children
+from processes import children, state
 from raw_client import HELLO, connect
 from redis_servers import RedisServer
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
@@ -25,7 +28,7 @@ def redis():
 
 
 def workers(served: Command) -> set[int]:
-    return children("spawn_main", served.process.pid)
+    return children("\0serve\0", served.process.pid)
 
 
 def worker_with(served: Command, port: int) -> int:
@@ -86,3 +89,28 @@ async def test_a_fleet_of_which_no_worker_ever_served_ends_with_an_error(tmp_pat
     ):
         assert await served.ended() == 1
     assert b"the store can't be used" in served.said
+
+
+def figure(pid: int, name: str) -> int:
+    """Kilobytes of /proc/PID/smaps_rollup."""
+    return int(Path(f"/proc/{pid}/smaps_rollup").read_text().split(f"\n{name}:")[1].split()[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a worker is a copy of its parent")
+async def test_workers_share_the_tables_and_end_with_their_parent(tmp_path) -> None:
+    async with ScriptedProvider(answer("x")) as provider, fleet(tmp_path, provider) as served:
+        mine = workers(served)
+        assert len(mine) == 2
+        assert all(figure(pid, "Private_Dirty") < 40_000 for pid in mine), "the tables alone are 60 MB"
+        served.process.kill()
+        while any(state(pid) not in ("", "Z") for pid in mine):
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def fleet(tmp_path: Path, provider: ScriptedProvider) -> AsyncGenerator[Command, None]:
+    """Two workers, both serving."""
+    async with command(tmp_path, provider.url, "sk-x", "--workers", "2") as served:
+        while len(provider.checks) < 2:
+            await asyncio.sleep(0.01)
+        yield served

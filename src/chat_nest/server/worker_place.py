@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from chat_nest.server.reload import Outcome
@@ -18,7 +18,7 @@ class Place:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self.process: SpawnProcess | None = None
+        self.process: BaseProcess | None = None
         self.link: Any = None
         """The Connection (on Windows of another class) to the worker, until it has ended."""
         self.served_from: float | None = None

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from msgspec.structs import replace
@@ -20,6 +22,7 @@ from msgspec.structs import replace
 from chat_nest.server import logs
 from chat_nest.server.config.settings import Config
 from chat_nest.server.control import Control
+from chat_nest.server.forking import become_worker, load_shared, signals_held, worker_context
 from chat_nest.server.hangup import Hangup, leave_hangup_to_parent
 from chat_nest.server.listeners import Listeners
 from chat_nest.server.parent_link import ParentLink
@@ -55,6 +58,9 @@ def serve_with_workers(
     return Workers(settings, listeners, count, source, hangup, control).run(on_started)
 
 
+_NAME = "chat-nest-worker"
+
+
 class Workers:
     """The supervisor of the worker processes. A first signal drains all workers, a second one ends them at once."""
 
@@ -86,6 +92,7 @@ class Workers:
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         self._hangup.reload_with(lambda: os.write(self._tell, RELOAD))
+        load_shared(self._settings.config)
         for place in self._places:
             self._start(place)
         on_started()
@@ -190,15 +197,16 @@ class Workers:
             notify(WATCHDOG)
 
     def _start(self, place: Place) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = worker_context()
         try:
             place.link, theirs = context.Pipe()
-            with theirs:
-                worker = context.Process(
-                    target=_work,
-                    args=(self._settings, self._listeners, theirs, place.number),
-                    name="chat-nest-worker",
-                )
+            with theirs, signals_held():
+                worker: BaseProcess
+                common = (self._settings, self._listeners, theirs, place.number)
+                if isinstance(context, ForkContext):
+                    worker = context.Process(target=self._begin, args=(os.getpid(), *common), name=_NAME)
+                else:
+                    worker = context.Process(target=_work, args=common, name=_NAME)
                 worker.start()
         except OSError as error:  # too many processes or files, no memory
             pause = place.vacate(time.monotonic())
@@ -207,6 +215,20 @@ class Workers:
         else:
             place.process = worker
             self._rollouts.joined(place)
+
+    def _begin(self, parent: int, settings: Settings, listeners: Listeners, link: Connection, place: int) -> None:
+        """Run a worker in a copy of this process."""
+        become_worker(parent, self._close_inherited)
+        _work(settings, listeners, link, place)
+
+    def _close_inherited(self) -> None:
+        os.close(self._told)
+        os.close(self._tell)
+        if self._control.listener is not None:
+            self._control.listener.close()
+        for place in self._places:
+            if place.link is not None:
+                place.link.close()
 
     def _start_due(self) -> None:
         if self._have_served and not self._stopping:
