@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -137,3 +138,77 @@ async def test_counting_of_a_provider_that_is_not_there_is_refused() -> None:
         make(counting={"p": "tokens"})
     with pytest.raises(TypeError, match="counting"):
         make(counting={"p": 1})
+
+
+LONG = "Lorem ipsum dolor sit amet, consectetur. " * 100
+"""Some 1,000 tokens."""
+TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+FIELDS = {
+    "content": {"messages": [{"role": "user", "content": LONG}]},
+    "system": {"messages": [{"role": "system", "content": LONG}, {"role": "user", "content": "Hi"}]},
+    "a tool's description": {"tools": [{**TOOL, "function": {**TOOL["function"], "description": LONG}}]},
+    "a tool's schema": {"tools": [{**TOOL, "function": {**TOOL["function"], "parameters": {"title": LONG}}}]},
+    "a call's arguments": {
+        "tools": [TOOL],
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {
+                "role": "assistant",
+                "tool_calls": [{**CALL, "function": {"name": "f", "arguments": f'{{"a":"{LONG}"}}'}}],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": "1"},
+        ],
+    },
+    "a call's result": {
+        "tools": [TOOL],
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c", "content": LONG},
+        ],
+    },
+    "a schema": {"response_format": {**SCHEMA, "json_schema": {"name": "a", "schema": {"title": LONG}}}},
+    "a schema's description": {
+        "response_format": {**SCHEMA, "json_schema": {**SCHEMA["json_schema"], "description": LONG}}
+    },
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_whatever_of_a_request_the_model_reads_is_held_for(field: str) -> None:
+    clock = FakeClock()
+    provider = ScriptedProvider(
+        [[TextDelta("ok")], [FinishDelta("stop"), UsageDelta(Usage(input_tokens=5, output_tokens=1))]]
+    )
+    profile = replace(
+        BALANCED,
+        model="p:gpt-4o-mini",
+        tokens_per_request=100_000,
+        tokens_per_day=100_000,
+        allow_tools=True,
+        allow_system_prompt=True,
+    )
+    store = Held(clock)
+    handler = create_chat_handler(
+        providers={"p": provider}, profiles={"balanced": profile}, store=store, now=clock, dialect="openai"
+    )
+    body = {"model": "balanced", "messages": [{"role": "user", "content": "Hi"}], **FIELDS[field]}
+    answer = await collect(handler, body, path="/v1/chat/completions")
+    assert answer.status == 200
+    assert LONG[:200].encode() in msgspec.json.encode(provider.prompts[-1]), "the model reads it"
+    assert store.held[-1] > len(LONG) / 8, "and nobody pays for it"
+    await handler.aclose()
+
+
+class Held(MemoryStore):
+    """Notes the prompt that each request was held for."""
+
+    def __init__(self, now) -> None:
+        super().__init__(now)
+        self.held: list[int] = []
+
+    async def reserve(self, claim, lease):
+        self.held.append(next(line.fixed for line in claim.lines if line.name == "tokens_per_day"))
+        return await super().reserve(claim, lease)

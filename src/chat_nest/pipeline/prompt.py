@@ -68,4 +68,4 @@ def _with_schema(request: ChatRequest) -> tuple[Tool, ...]:
     format = request.options.format
     if format is None or format.schema is None:
         return request.tools
-    return (*request.tools, Tool(name=format.name, parameters=format.schema))
+    return (*request.tools, Tool(name=format.name, description=format.description, parameters=format.schema))
