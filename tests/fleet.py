@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import forked_command
+import processes
 import pytest
 from ports import free_port
-from processes import children
 from raw_client import JSON, Client, Cut, Reply, connect
 from scripted_provider import DONE, END, Connection, Request, ScriptedProvider, chunk, finish, head, piece, usage
 
@@ -168,7 +168,7 @@ class Fleet:
         return (self.folder / "serve.log").read_text()
 
     def workers(self) -> set[int]:
-        return children("\0serve\0", self.process.pid)
+        return processes.workers(self.process.pid)
 
     async def stop(self) -> int:
         """SIGTERM, and what the fleet then exits with."""

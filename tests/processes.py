@@ -31,6 +31,14 @@ def children(command: str, parent: int | None = None) -> set[int]:
     return found
 
 
+def workers(server: int) -> set[int]:
+    """The worker processes of a server, copies of it, and those that are zombies."""
+    try:
+        return children(Path(f"/proc/{server}/cmdline").read_text(), server)
+    except FileNotFoundError:
+        return set()
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import processes
 import pytest
 from ports import free_port
-from processes import children
 from prometheus_client.parser import text_string_to_metric_families
 from raw_client import HELLO, connect
 from scripted_provider import HANG, ScriptedProvider, answer, chunk, stream
@@ -189,7 +189,7 @@ async def check_a_killed_worker(served, folder: Path, target: int) -> None:
     files = sorted(file.name for file in folder.iterdir())
     counted = requests_of(await get(target, "/metrics"))
     assert counted["ok"] == 6
-    workers = children("\0serve\0", served.process.pid)
+    workers = processes.workers(served.process.pid)
     os.kill(min(workers), signal.SIGKILL)
     await served.until(rb"worker \d+ ended \(-9\)")
     text = await get(target, "/metrics")

@@ -13,8 +13,9 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import forked_command
+import processes
 import pytest
-from processes import children, until
+from processes import until
 from raw_client import HELLO, ask, connect, settled, standing
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
 from redis_servers import RedisServer
@@ -55,7 +56,7 @@ async def reload(folder: Path) -> tuple[int, str]:
 
 
 def workers(served: Command) -> set[int]:
-    return children("\0serve\0", served.process.pid)
+    return processes.workers(served.process.pid)
 
 
 async def serve_all(served: Command, count: int) -> None:

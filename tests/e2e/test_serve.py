@@ -21,6 +21,7 @@ from typing import Any
 
 import forked_command
 from forked_command import COMMAND
+import processes
 import pytest
 from asgi_servers import serve
 from processes import state, until
@@ -502,14 +503,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def workers_of(served: Served) -> list[int]:
-    found = []
-    for pid in children(served.process.pid):
-        try:
-            if "\0serve\0" in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+    return sorted(processes.workers(served.process.pid))
 
 
 async def test_workers_share_one_budget_and_a_dead_one_is_replaced(tmp_path):

@@ -11,9 +11,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import processes
 import pytest
 from ports import free_port
-from processes import children, state
+from processes import state
 from raw_client import HELLO, connect
 from redis_servers import RedisServer
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
@@ -28,7 +29,7 @@ def redis():
 
 
 def workers(served: Command) -> set[int]:
-    return children("\0serve\0", served.process.pid)
+    return processes.workers(served.process.pid)
 
 
 def worker_with(served: Command, port: int) -> int:
