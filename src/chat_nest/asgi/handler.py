@@ -154,9 +154,9 @@ class ChatHandler:
         self._max_streams = settings.max_streams
         self._chat.queue.adjust(settings.provider_streams or {}, settings.queue)
         self._sessions = sessions = parts.sessions
-        self._session_routes = None if sessions is None else SessionRoutes(sessions, self._callers)
+        rules = parts.terms.profiles
+        self._session_routes = None if sessions is None else SessionRoutes(sessions, self._callers, rules)
         if sessions is not None:
-            rules = parts.terms.profiles
             sessions.bind(lambda grant: check_grant(grant, rules), self.controls)
             if self._started:
                 self.controls.start()

@@ -17,7 +17,6 @@ from chat_nest.identity.bearer import FOLLOWS, has_credential
 from chat_nest.identity.session_fields import BadField
 from chat_nest.identity.session_token import READ, Grant
 from chat_nest.identity.sessions import Sessions
-from chat_nest.limits.profile_names import find_name
 from chat_nest.limits.profiles import Profiles
 from chat_nest.pipeline.callers import Callers
 
@@ -50,9 +49,10 @@ def asked_session(path: str) -> AskedSession | None:
 class SessionRoutes:
     """Serves the routes of sessions. `operators` of the Sessions identifies who may use them."""
 
-    def __init__(self, sessions: Sessions, callers: Callers) -> None:
+    def __init__(self, sessions: Sessions, callers: Callers, rules: Profiles) -> None:
         self._sessions = sessions
         self._callers = callers
+        self._rules = rules
 
     async def serve(self, asked: AskedSession, scope: Scope, receive: Receive) -> Answer:
         """Make or revoke a session. Raises NotFound if nobody may do it here, or there can't be such a session.
@@ -71,7 +71,8 @@ class SessionRoutes:
     async def _mint(self, operator: Caller, scope: Scope, receive: Receive) -> Answer:
         asked = parse_object(await read_json_body(scope, receive, MAX_BYTES))
         try:
-            session = self._sessions.mint(_of_profiles(_of_group(asked, operator), operator), operator.shares)
+            granted = _of_profiles(_of_group(asked, operator), operator, self._rules)
+            session = self._sessions.mint(granted, operator.shares)
         except BadField as error:
             raise BadRequest(error.rule, field=error.field) from None
         body = {
@@ -97,15 +98,22 @@ def _of_group(asked: Mapping[str, Any], operator: Caller) -> Mapping[str, Any]:
     return {**asked, "group": operator.group}
 
 
-def _of_profiles(asked: Mapping[str, Any], operator: Caller) -> Mapping[str, Any]:
-    """Return the fields, with the operator's profiles if it has some: its key can't give more than it has."""
+def _of_profiles(asked: Mapping[str, Any], operator: Caller, rules: Profiles) -> Mapping[str, Any]:
+    """Return the fields, with the operator's profiles if it has some: its key can't give more than it has.
+
+    `rules` tell what a name stands for, as they will for the session: an old name may be another profile's here.
+    """
     if operator.profiles is None:
         return asked
     listed = asked.get("profiles")
     named = [asked.get("profile"), *(cast("list[object]", listed) if isinstance(listed, list) else ())]
     given = [name for name in named if isinstance(name, str)]
-    own = [name.strip().lower() for name in operator.profiles]
-    if any(find_name(own, name) is None for name in given):
+    own = rules.offered(operator)
+    try:
+        permitted = all(rules.named(name) in own for name in given)
+    except ValueError:
+        permitted = False
+    if not permitted:
         raise Forbidden("This key may make sessions of its own profiles only")
     return asked if given else {**asked, "profiles": operator.profiles}
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from chat_nest import Profile, create_chat_handler
 from chat_nest.controls import LiveControls, MemoryControls
 from chat_nest.core.errors import ChatError, InvalidSession, OriginNotAllowed, SessionExpired, SessionRevoked
 from chat_nest.core.limits import Limits, Totals
@@ -17,6 +18,7 @@ from chat_nest.identity.bearer import FOLLOWS
 from chat_nest.identity.session_fields import BadField
 from chat_nest.identity.session_token import CHAT, READ, Grant, Signer
 from chat_nest.identity.sessions import Session, Sessions, session_of
+from chat_nest.testing import ScriptedProvider, collect
 
 SECRET, OTHER = "a-canary-secret-of-this-deployment-1", "b-canary-secret-of-that-deployment-2"
 NOON = 1_790_000_000.5
@@ -286,3 +288,37 @@ async def test_only_the_id_of_a_session_can_be_revoked() -> None:
         with pytest.raises(ValueError, match="the id of a session is") as caught:
             await sessions.revoke(wrong)
         assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "status"),
+    [
+        (["balanced", "expanded", "free"], {"profile": "free"}, 403),  # elsewhere the old name of `expanded`
+        (["balanced", "expanded", "free"], {"profiles": ["expanded", "Free"]}, 403),
+        (["balanced", "expanded"], {"profile": "free"}, 201),
+        (["balanced", "expanded", "free"], {"profile": " EXPANDED"}, 201),
+        (["balanced", "expanded", "free"], {"profile": "nosuch"}, 403),
+        (["balanced", "expanded", "free"], {}, 201),
+    ],
+)
+async def test_a_key_of_some_profiles_makes_no_session_of_another_by_any_name(
+    names: list[str], given: dict[str, Any], status: int
+) -> None:
+    def operator(scope: Any) -> Caller:
+        return Caller(id="app", profiles=("expanded",))
+
+    handler = create_chat_handler(
+        providers={"p": ScriptedProvider([])},
+        profiles={name: Profile(name=name, model=f"p:{name}") for name in names},
+        sessions=Sessions([SECRET], operators=operator),
+    )
+    answer = await collect(handler, {"caller": "user", **given}, path="/api/sessions")
+    assert answer.status == status
+    if status == 201:
+        token = msgspec.json.decode(answer.body)["token"]
+        grant = Signer([SECRET]).grant(token)
+        assert {each.strip().lower() for each in (grant.profile, *(grant.profiles or ())) if each} <= {
+            "expanded",
+            "free",
+        }
+    await handler.aclose()
