@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from raw_client import JSON, ask, connect, settled, standing
 from scripted_provider import ScriptedProvider, answer, failure
 
-from chat_nest import BALANCED, Caller, Queue, create_chat_handler
+from chat_nest import BALANCED, Caller, Limits, Queue, Visitors, create_chat_handler
 from chat_nest.providers.openai import OpenAIProvider
 
 USER = {"messages": [{"role": "user", "content": "Hello"}]}
 NATIVE = {**JSON, "x-user": "one"}
+SECRET = "a secret of visitors that is long"
 
 
 @asynccontextmanager
@@ -138,6 +139,35 @@ async def test_a_caller_with_many_requests_does_not_hold_up_one_with_a_single_re
             last = [asyncio.create_task(await_reply(client)) for client in greedy]
             modest = await stack.enter_async_context(connect(port))
             modest.send("POST", "/api/chat", {"messages": [{"role": "user", "content": "modest"}]}, NATIVE)
+            reply = await modest.reply()
+            assert (await reply.event()).name == "queued"
+            release.set()
+            assert (await reply.until("done")).name == "done"
+            await asyncio.gather(*last)
+        asked = [request.json()["messages"][0]["content"] for request in provider.requests]
+        assert asked.index("modest") <= 2, "in the first round"
+
+
+async def test_requests_of_visitors_who_keep_no_cookie_have_one_turn_for_their_address():
+    release = asyncio.Event()
+    async with ScriptedProvider(slow(release), answer("More ", 2)) as provider:
+        handler = create_chat_handler(
+            base_url=provider.url,
+            profiles={"balanced": replace(BALANCED, model="openai:m", requests_per_minute=100)},
+            visitors=Visitors([SECRET], addresses=Limits(requests_per_day=10_000)),
+            provider_streams={"openai": 1},
+            queue=Queue(seconds=60, length=50),
+        )
+        async with serve(handler) as port, AsyncExitStack() as stack:
+            known = await ask(port, {"messages": []})  # a refusal sets the cookie
+            cookie = {"cookie": known.headers["set-cookie"].partition(";")[0]}
+            greedy = [await stack.enter_async_context(connect(port)) for _ in range(12)]
+            for client in greedy:
+                client.send("POST", "/api/chat", USER, JSON)
+            await provider.request(0)
+            last = [asyncio.create_task(await_reply(client)) for client in greedy]
+            modest = await stack.enter_async_context(connect(port))
+            modest.send("POST", "/api/chat", {"messages": [{"role": "user", "content": "modest"}]}, {**JSON, **cookie})
             reply = await modest.reply()
             assert (await reply.event()).name == "queued"
             release.set()

@@ -224,3 +224,11 @@ def test_a_challenge_without_visitors_is_an_error():
         create_chat_handler(
             base_url="http://127.0.0.1:9/v1", model="m", challenge=Challenge(kind="proof_of_work", after="expanded")
         )
+
+
+async def test_without_the_cookie_a_conversation_is_the_one_of_the_address():
+    async with chat(replace(KEPT, turns_per_conversation=2)) as (provider, port):
+        assert [(await ask(port, headers=JSON)).status for _ in range(3)] == [200, 200, 429]
+        visitor = await a_visitor(port)
+        assert [(await ask(port, headers={**JSON, **visitor})).status for _ in range(3)] == [200, 200, 429]
+        assert len(provider.requests) == 4

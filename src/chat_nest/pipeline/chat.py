@@ -158,7 +158,7 @@ class Chat:
             await self.callers.check_challenge(caller)  # a visitor under suspicion
             earlier = await self._earlier(dialect, body, caller)  # the kept answers that this request continues
             # A free stream of a provider, if they are limited; then only a few requests at a time prepare.
-            async with self.queue.place(caller.key) as place, self._ledger.turn() as turn:
+            async with self.queue.place(caller.counter_key) as place, self._ledger.turn() as turn:
                 prepared = await self._prepare(arrival, body, earlier, caller, terms, turn, place, client)
                 caller, request, profile = prepared
                 del prepared

@@ -42,7 +42,7 @@ def in_conversation(caller: Caller, request: ChatRequest, profile: Profile, scop
     given = next((share for share in caller.shares if share.scope == "conversation"), None)
     if given is None:
         chat = request.chat_id or _of_header(scope)
-        given = Share(scope="conversation", id=f"{caller.key} {chat}")
+        given = Share(scope="conversation", id=f"{caller.counter_key} {chat}")
     totals = given.totals
     own = replace(
         given,
