@@ -27,6 +27,7 @@ from chat_nest.limits.spec import (
     HardCaps,
     Limits,
     Profile,
+    Rung,
 )
 
 WIDE = HardCaps(
@@ -858,3 +859,83 @@ def test_row18_tools_are_for_profiles_that_allow_them() -> None:
         rules.resolve(CALLER, replace(ask(), messages=talked))
     assert refused.value.field == "messages[1].role"
     assert rules.resolve(CALLER, replace(ask(profile="able"), messages=talked)).name == "able"
+
+
+def test_a_caller_of_some_profiles_chooses_among_them_and_gets_the_first() -> None:
+    rules = own(CHEAP, DEAR, OPEN, default="cheap")
+    caller = Caller(id="a", profiles=("dear", "Free"))
+    assert [rules.resolve(caller, ask(name)) for name in (None, "free", "dear", "cheap")] == [DEAR, OPEN, DEAR, DEAR]
+    assert rules.offered(caller) == (DEAR, OPEN)
+    with pytest.raises(Forbidden, match="^The profile of this caller does not exist$"):
+        rules.offered(Caller(id="a", profiles=("dear", "nosuch")))
+
+
+@pytest.mark.parametrize("totals", [Totals(requests=0), Totals(tokens=0), Totals(usd=0.0)])
+def test_a_total_of_0_closes(totals: Totals) -> None:
+    session = Share(scope="session", id="s", totals=totals, ends_at=NOON + 60)
+    with pytest.raises(Closed):
+        built_in().resolve(Caller(id="a", shares=(session,)), ask())
+    left = Share(scope="session", id="s", totals=Totals(requests=1, tokens=1), ends_at=NOON + 60)
+    assert built_in().resolve(Caller(id="a", shares=(left,)), ask()) == BUILT_IN_PROFILES["balanced"]
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "less", "given"),
+    [
+        ({"on_disconnect": "finish"}, "on_disconnect", "grace", "grace"),
+        ({"on_disconnect": "grace"}, "on_disconnect", "finish", "grace"),
+        ({"on_disconnect": "cancel"}, "on_disconnect", "finish", "cancel"),
+        ({"on_disconnect": "finish"}, "on_disconnect", "cancel", "cancel"),
+        ({"grace_seconds": 60.0}, "grace_seconds", 5.0, 5.0),
+        ({"grace_seconds": 5.0}, "grace_seconds", 60.0, 5.0),
+        ({"allow_tools": True}, "allow_tools", False, False),
+        ({"allow_tools": False}, "allow_tools", True, False),
+        ({"signed_turns": True}, "signed_turns", False, True),
+        ({"signed_turns": False}, "signed_turns", True, True),
+        ({"allow_images": True}, "allow_images", False, False),
+        ({"allow_images": False}, "allow_images", True, False),
+        ({"allow_image_urls": True}, "allow_image_urls", False, False),
+        ({"max_images": 9}, "max_images", 2, 2),
+        ({"max_images": 2}, "max_images", 9, 2),
+        ({"max_image_bytes": 9_000}, "max_image_bytes", 2_000, 2_000),
+        ({"max_image_bytes": 2_000}, "max_image_bytes", 9_000, 2_000),
+    ],
+)
+def test_under_a_ceiling_nothing_gets_more_than_either_profile_gives(
+    more: dict[str, Any], field: str, less: object, given: object
+) -> None:
+    high, low = Profile(name="high", model="a:m", **more), Profile(name="low", model="a:m", **{field: less})
+    found = own(high, low, default="high").resolve(Caller(id="a", profile="high"), ask("low"))
+    assert getattr(found, field) == given
+
+
+def test_a_system_prompt_in_a_field_of_its_own_is_refused_by_that_name() -> None:
+    asked = ask(system_prompt="Be brief", system_field="instructions")
+    with pytest.raises(BadRequest, match="^is not accepted from this caller: see allow_system_prompt") as refused:
+        built_in().resolve(CALLER, asked)
+    assert refused.value.field == "instructions"
+    allowed = Profile(name="one", allow_system_prompt=True)
+    assert own(allowed).resolve(CALLER, asked) == own(allowed).named(None)
+
+
+def test_a_model_with_a_colon_in_its_name_is_named_whole() -> None:
+    rules = own(Profile(name="one", model="ollama:qwen3:4b"))
+    assert rules.model_names(CALLER) == ("qwen3:4b", "one")
+    assert rules.resolve(CALLER, ask(model="qwen3:4b")).model == "ollama:qwen3:4b"
+
+
+def test_a_limit_of_strangers_that_breaks_its_rule_is_named_by_its_section() -> None:
+    with pytest.raises(ValueError, match="^visitors.addresses: tokens_per_day must be a whole number"):
+        Profiles({"one": BALANCED}, Limits(), WIDE, "UTC", visitors={"visitors.addresses": Limits(tokens_per_day=-1)})
+
+
+def test_a_ladder_that_breaks_its_rule_is_named_by_its_profile() -> None:
+    rungs = (Rung(below=0.5, model="a:m"), Rung(below=0.5, model="a:n"))
+    with pytest.raises(ValueError, match="^profile 'one'"):
+        own(Profile(name="one", model="a:m", ladder=rungs))
+
+
+def test_the_group_that_is_missing_is_said_to_be() -> None:
+    rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups={"acme": Limits(tokens_per_day=5)})
+    with pytest.raises(Forbidden, match="^The group of this caller does not exist$"):
+        rules.group_of(Caller(id="a", group="other"))
