@@ -11,13 +11,20 @@ import pytest
 
 from chat_nest import Profile, create_chat_handler
 from chat_nest.controls import LiveControls, MemoryControls
-from chat_nest.core.errors import ChatError, InvalidSession, OriginNotAllowed, SessionExpired, SessionRevoked
-from chat_nest.core.limits import Limits, Totals
+from chat_nest.core.errors import (
+    ChatError,
+    InvalidSession,
+    LimiterUnavailable,
+    OriginNotAllowed,
+    SessionExpired,
+    SessionRevoked,
+)
+from chat_nest.core.limits import Limits, Share, Totals
 from chat_nest.core.messages import Caller
 from chat_nest.identity.bearer import FOLLOWS
 from chat_nest.identity.session_fields import BadField
 from chat_nest.identity.session_token import CHAT, READ, Grant, Signer
-from chat_nest.identity.sessions import Session, Sessions, session_of
+from chat_nest.identity.sessions import REVOKED, Session, Sessions, revocation, session_of
 from chat_nest.testing import ScriptedProvider, collect
 
 SECRET, OTHER = "a-canary-secret-of-this-deployment-1", "b-canary-secret-of-that-deployment-2"
@@ -167,10 +174,19 @@ def test_a_grant_of_a_newer_version_is_refused_and_not_half_understood(clock: Cl
 async def test_it_ends_at_its_time_and_when_it_is_revoked(clock: Clock) -> None:
     sessions = Sessions([SECRET], now=clock)
     made = sessions.create(caller="ada", expires_in=60)
-    sessions.bind(lambda _: None, LiveControls(MemoryControls(clock), clock))
+    controls = MemoryControls(clock)
+    live = LiveControls(controls, clock)
+    sessions.bind(lambda _: None, live)
     clock.now = made.expires_at - 0.01
     assert isinstance(outcome(sessions, made.token), Caller)
     await sessions.revoke(made.id)
+    [act] = await controls.acts(9)
+    assert (act.act, act.target, act.by, act.reason) == ("revoke_session", made.id, "", "")
+    await sessions.revoke(made.id, by="ops", reason="stolen")
+    [act, _] = await controls.acts(9)
+    assert (act.act, act.target, act.by, act.reason) == ("revoke_session", made.id, "ops", "stolen")
+    [row] = live.of(REVOKED)
+    assert (row.name, row.reason, row.expires) == (made.id, "stolen", clock.now + 86_400), "no token lasts longer"
     assert outcome(sessions, made.token) is SessionRevoked
     assert outcome(sessions, made.read_token, follows=True) is SessionRevoked
     clock.now = made.expires_at
@@ -322,3 +338,65 @@ async def test_a_key_of_some_profiles_makes_no_session_of_another_by_any_name(
             "free",
         }
     await handler.aclose()
+
+
+def test_which_credentials_are_sessions(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    made = sessions.create(caller="ada")
+    assert sessions.claims(made.token)
+    assert sessions.claims(made.read_token)
+    assert not sessions.claims("cn-a-key-of-this-server")
+
+
+def test_a_session_draws_on_the_limits_of_the_key_that_made_it(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    key = Share(scope="key", id="a1b2c3", limits=Limits(tokens_per_day=500, usd_per_month=2.5))
+    made = sessions.mint({"caller": "ada"}, [key, Share(scope="address", id="203.0.113.5")])
+    caller = outcome(sessions, made.token)
+    assert isinstance(caller, Caller)
+    assert [share for share in caller.shares if share.scope != "session"] == [key]
+
+
+async def test_while_it_is_not_known_who_is_revoked_a_session_waits_for_the_store(clock: Clock) -> None:
+    held = MemoryControls(clock)
+    sessions = Sessions([SECRET], now=clock)
+    one, other = sessions.create(caller="ada"), sessions.create(caller="bob")
+    put, act = revocation(other.id, NOON, "", "")
+    await held.change([put], act=act)
+    away = Away(held)
+    live = LiveControls(away, clock)
+    sessions.bind(lambda _: None, live)
+    late = sessions(request(one.token))
+    assert not isinstance(late, Caller)
+    with pytest.raises(LimiterUnavailable):
+        await late
+    with pytest.raises(LimiterUnavailable):
+        await sessions.check()
+    away.answers = True
+    late = sessions(request(one.token))
+    assert not isinstance(late, Caller)
+    assert (await late).id == "session:ada"
+    await sessions.check()
+    with pytest.raises(SessionRevoked):
+        sessions(request(other.token))
+    await live.aclose()
+
+
+class Away:
+    """The controls of a store that does not answer until `answers`."""
+
+    def __init__(self, controls: MemoryControls) -> None:
+        self._controls = controls
+        self.answers = False
+
+    async def watch(self, known: int) -> Any:
+        if not self.answers:
+            raise LimiterUnavailable
+        return await self._controls.watch(known or -1)
+
+
+def test_a_session_of_other_pages_is_refused_with_the_reason(clock: Clock) -> None:
+    sessions = Sessions([SECRET], now=clock)
+    made = sessions.create(caller="ada", origins=["https://app.example"])
+    with pytest.raises(OriginNotAllowed, match="^This session may not be used from here: it was made for other pages$"):
+        sessions(request(made.token, origin="https://evil.example"))
