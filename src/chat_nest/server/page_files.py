@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -39,6 +41,8 @@ COMPRESSED = (b"text/", b"application/json", b"image/svg+xml")
 
 CONFIG = b'<script id="config" type="application/json">{}</script>'
 """In index.html. A data block never runs, so the policy does not forbid it."""
+STYLES = re.compile(rb' *<link rel="stylesheet" href="([\w.]+)">\n')
+"""In index.html, each in a line of its own."""
 
 
 def policy(
@@ -47,21 +51,23 @@ def policy(
     frames: bool = False,
     images: bool = False,
     trusted_types: str = "dompurify chat-nest",
+    styles: bytes = b"",
 ) -> bytes:
     """Return the Content-Security-Policy: what a model writes into the page can load nothing and send nothing.
 
     Only pages of `frame_ancestors` may show the page in a frame. Trusted Types keep text from becoming markup, except
     through the policies named in `trusted_types`. With `frames`, the page may show pages of this server in a frame;
-    with `images`, the images that its visitor chose.
+    with `images`, the images that its visitor chose. `styles` is the one style sheet that may stand in the page itself.
     """
     ancestors = ("'self'", *frame_ancestors) if frame_ancestors else ("'none'",)
     shown = (b"frame-src 'self'",) if frames else ()
+    inside = b" 'sha256-%b'" % b64encode(sha256(styles).digest()) if styles else b""
     return b"; ".join(
         (
             b"default-src 'none'",
             b"script-src 'self'",
             b"worker-src 'self'",
-            b"style-src 'self'",
+            b"style-src 'self'" + inside,
             b"font-src 'self'",
             b"connect-src 'self'",
             b"img-src 'self' data:" + b" blob:" * images,
@@ -140,16 +146,13 @@ def _squeezed(body: bytes) -> bytes:
     return gzip.compress(body, 9, mtime=0)
 
 
-def page_file(
-    name: str, body: bytes, *, frame_ancestors: Sequence[str] = (), frames: bool = False, images: bool = False
-) -> PageFile:
+def page_file(name: str, body: bytes) -> PageFile:
     """Return the file, with the media type of its extension. Raises KeyError for an unknown extension."""
     return PageFile(
         MEDIA_TYPES[name.rpartition(".")[2]],
         body,
         blake2b(body, digest_size=12).hexdigest().encode(),
-        policy(frame_ancestors, frames=frames, images=images),
-        b"public, max-age=31536000, immutable" if name.startswith(LIBRARIES) else b"no-cache",
+        cache_control=b"public, max-age=31536000, immutable" if name.startswith(LIBRARIES) else b"no-cache",
     )
 
 
@@ -157,6 +160,14 @@ def with_config(index: bytes, config: Mapping[str, Any]) -> bytes:
     """Return the page with its settings in it, where words.js reads them."""
     block = json.dumps(config, ensure_ascii=False).replace("<", "\\u003c").encode()
     return index.replace(CONFIG, CONFIG.replace(b"{}", block))
+
+
+def with_styles(index: bytes, sheets: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+    """Return the page with its style sheets in it, so that its first paint waits for one answer only, and these styles."""
+    names = [name.decode() for name in STYLES.findall(index)]
+    styles = b"".join(sheets[name] for name in names)
+    first = b"<style>%b</style>\n" % styles
+    return STYLES.sub(b"", index).replace(b"</title>\n", b"</title>\n" + first, 1), styles
 
 
 @cache

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from chat_nest.core.protocols import Scope
 from chat_nest.server.config.page import words_files
 from chat_nest.server.config.schema import PageSection
-from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file, with_config
+from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file, policy, with_config, with_styles
 
 NAME = "Chat Nest"
 
@@ -94,22 +94,20 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
         "words": words["en.json"],
     }
     made = {f"words/{name}": json.dumps(found, ensure_ascii=False).encode() for name, found in words.items()}
-    made["theme.css"] = _theme(page).encode()
     if page.logo:
         made[logo] = Path(page.logo).read_bytes()
-    made["index.html"] = _index(packed["index.html"].body, title, logo, config)
+    sheets = {name: packed[name].body for name in ("parts.css", "chat.css")} | {"theme.css": _theme(page).encode()}
+    shipped, styles = with_styles(packed["index.html"].body, sheets)
+    allowed = policy(page.embed_origins, frames=bool(facts.challenge), images=facts.images, styles=styles)
+    index = page_file("index.html", _index(shipped, title, logo, config))
     files = {
         **{name: file for name, file in packed.items() if name not in FRAME},
-        **{
-            name: page_file(
-                name, body, frame_ancestors=page.embed_origins, frames=bool(facts.challenge), images=facts.images
-            )
-            for name, body in made.items()
-        },
+        **{name: page_file(name, body) for name, body in made.items()},
+        "index.html": replace(index, policy=allowed),
     }
     if facts.challenge:
-        allowed = challenge_policy(SOURCES[facts.challenge], page.embed_origins)
-        files |= {name: replace(packed[name], policy=allowed) for name in FRAME}
+        theirs = challenge_policy(SOURCES[facts.challenge], page.embed_origins)
+        files |= {name: replace(packed[name], policy=theirs) for name in FRAME}
     if facts.cookie is not None:  # kept in no shared cache: each visitor gets a cookie of its own
         files["index.html"] = replace(files["index.html"], cookie=facts.cookie, cache_control=b"private, no-cache")
     return {"/" if name == "index.html" else f"/{name}": file for name, file in files.items()}

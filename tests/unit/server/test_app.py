@@ -8,6 +8,8 @@ import gzip
 import json
 import sqlite3
 import time
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -94,9 +96,13 @@ async def test_the_page_and_its_files(app):
     assert page.status == 200
     assert b"<title>Chat Nest</title>" in page.body
     assert page.headers["content-type"] == "text/html; charset=utf-8"
+    styles = page.body.partition(b"<style>")[2].partition(b"</style>")[0]
+    assert b"stylesheet" not in page.body, "the first paint waits for the page only"
+    assert styles.startswith((PAGE / "parts.css").read_bytes() + (PAGE / "chat.css").read_bytes())
+    digest = b64encode(sha256(styles).digest()).decode()
     assert page.headers["content-security-policy"] == (
-        "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
+        f"default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self' 'sha256-{digest}'; font-src 'self'; "
+        "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
         "trusted-types dompurify chat-nest; frame-ancestors 'none'"
     )
     assert page.headers["x-content-type-options"] == "nosniff"

@@ -60,6 +60,12 @@ def test_the_first_load_is_at_most_60_kilobytes():
     assert squeezed(first | imported("markdown.js")) < 82_000  # with what the first answer needs
 
 
+def test_every_module_of_the_start_is_asked_for_at_once():
+    """And none later, when the one that needs it has come."""
+    asked = re.findall(r'rel="modulepreload" href="([^"]+)"', (PAGE / "index.html").read_text())
+    assert asked == sorted(imported("chat.js") - {"chat.js"})
+
+
 def test_the_operators_page_loads_less_than_50_kilobytes_and_every_file_of_it_is_used():
     modules = imported("operator.js")
     assert not any(name.startswith("lib/") for name in modules)

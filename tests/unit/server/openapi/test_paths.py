@@ -96,7 +96,7 @@ def test_it_is_valid_openapi_whatever_is_switched_on(names):
 def test_every_path_that_is_answered_is_in_it(tmp_path):
     app = built(tmp_path)
     described = json.loads(body_of(app))["paths"]
-    own = set(app._answers) - {f"/{name}" for name in packaged()} - {"/", "/theme.css"}
+    own = set(app._answers) - {f"/{name}" for name in packaged()} - {"/"}
     routed = {(path, method) for path, found in app._handler._routes._found.items() for method in found.methods}
     assert own | set(USAGE_PATHS) <= set(described)
     for path, method in routed:
