@@ -16,7 +16,8 @@ function pieces(html) {
   return found;
 }
 
-addEventListener("message", ({ data: { id, language, text } }) => {
+addEventListener("message", ({ data: { id, question } }) => {
+  const { language, text } = question;
   const known = hljs.getLanguage(language);
-  postMessage({ id, pieces: known ? pieces(hljs.highlight(text, { language, ignoreIllegals: true }).value) : null });
+  postMessage({ id, answer: known ? pieces(hljs.highlight(text, { language, ignoreIllegals: true }).value) : null });
 });

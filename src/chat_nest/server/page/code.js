@@ -1,13 +1,13 @@
 // Blocks of code: their lines, and the colours. highlight.js runs in a worker, so the page never waits for it. The
-// colours are applied a few lines at a time.
+// colours are applied a few lines in each frame.
 
 import { element } from "./dom.js";
-import { startWorker } from "./workers.js";
+import { answering } from "./workers.js";
 
 const MAX_CHARACTERS = 50_000;
 const SLICE_MS = 4;
 /** Lines that are laid out together: a new line costs the layout of these, not of the whole block. */
-const TOGETHER = 30;
+const TOGETHER = 10;
 
 /** Add text to a block of code. @param {HTMLElement} code @param {string} text */
 export function appendLines(code, text) {
@@ -25,23 +25,7 @@ export function appendLines(code, text) {
   }
 }
 
-/** @type {Worker | null} */
-let worker = null;
-/** @type {Map<number, (pieces: [string, string][] | null) => void>} */
-const waiting = new Map();
-let count = 0;
-
-function start() {
-  const made = startWorker("code-worker.js");
-  made.onmessage = ({ data }) => {
-    waiting.get(data.id)?.(data.pieces);
-    waiting.delete(data.id);
-  };
-  made.onerror = () => {
-    for (const [id, answer] of waiting) answer((waiting.delete(id), null));
-  };
-  return made;
-}
+const highlighted = answering("code-worker.js");
 
 /** Highlight a finished block of code. @param {HTMLElement} code */
 export async function colour(code) {
@@ -49,14 +33,12 @@ export async function colour(code) {
   const text = code.textContent ?? "";
   if (!language || code.dataset.coloured || text.length > MAX_CHARACTERS) return;
   code.dataset.coloured = language;
-  worker ??= start();
-  const id = (count += 1);
-  const answered = new Promise((resolve) => waiting.set(id, resolve));
-  worker.postMessage({ id, language, text });
-  const pieces = await answered;
-  if (!pieces) return;
-  await fill(code, pieces);
+  const pieces = await highlighted({ language, text });
+  if (pieces) await fill(code, pieces);
 }
+
+/** Elements cost more layout than they take to make: of both, each frame has one slice only. */
+const nextFrame = () => new Promise((next) => (document.hidden ? setTimeout(next) : requestAnimationFrame(next)));
 
 /** Put the pieces where their text is, some lines at a time. @param {HTMLElement} code @param {[string, string][]} pieces */
 async function fill(code, pieces) {
@@ -74,7 +56,7 @@ async function fill(code, pieces) {
     }
     block.replaceChildren(coloured);
     if (performance.now() < until) continue;
-    await new Promise((later) => setTimeout(later));
+    await nextFrame();
     until = performance.now() + SLICE_MS;
   }
 }

@@ -1,7 +1,8 @@
-// Formulas: $$...$$, \[...\], \(...\) and $...$ in Markdown, drawn by KaTeX, which is loaded when the first one comes.
-// KaTeX sets styles through the DOM, so the page's policy holds; it trusts no command that links or loads.
+// Formulas: $$...$$, \[...\], \(...\) and $...$ in Markdown, drawn by KaTeX, in a worker that starts with the first one.
+// Styles are set through the DOM, so the page's policy holds; KaTeX trusts no command that links or loads.
 
 import { element } from "./dom.js";
+import { answering } from "./workers.js";
 
 const escaped = (text) => text.replace(/[&<>"']/g, (mark) => `&#${mark.charCodeAt(0)};`);
 const MAX_CHARACTERS = 4_000;
@@ -35,36 +36,42 @@ export const mathInline = {
   renderer: render,
 };
 
-/** @type {Promise<any> | null} */
-let loading = null;
+const drawing = answering("maths-worker.js");
+/** @type {Promise<void> | null} */
+let styled = null;
 
-function load() {
-  loading ??= (async () => {
-    document.head.append(element("link", { rel: "stylesheet", href: "lib/katex-0.19.1/katex.min.css" }));
-    await import("./lib/katex-0.19.1/katex.min.js");
-    return /** @type {any} */ (globalThis).katex;
-  })();
-  return loading;
+/** Load the style sheet of formulas. */
+function style() {
+  styled ??= new Promise((resolve) => {
+    document.head.append(element("link", { rel: "stylesheet", href: "lib/katex-0.19.1/katex.min.css", onload: resolve, onerror: resolve }));
+  });
+  return styled;
 }
 
-/** Draw the formulas of these elements; one that is wrong stays as it is written. @param {Element} root */
+/** @param {any} noted what the worker noted @returns {Node | string} */
+function made(noted) {
+  if (typeof noted === "string") return noted;
+  const { name, space, attributes, style: styles, children } = noted;
+  const node = space ? document.createElementNS(space, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  Object.assign(node.style, styles);
+  node.append(...children.map(made));
+  return node;
+}
+
+/** Draw the formulas of these elements, each in a task of its own; one that is wrong stays as it is written. @param {Element} root */
 export async function renderMath(root) {
   const found = [...root.querySelectorAll(".math:not([data-tex])")];
   if (root.matches(".math:not([data-tex])")) found.push(root);
   if (!found.length) return;
-  const katex = await load().catch(() => null); // it is shown as it is written
+  await style();
   for (const formula of found) {
-    await new Promise((later) => setTimeout(later)); // each is a task of its own, and so is the first use of KaTeX
     const tex = formula.textContent ?? "";
-    if (!katex || formula.hasAttribute("data-tex") || tex.length > MAX_CHARACTERS) continue;
-    const drawn = document.createElement("span");
-    try {
-      katex.render(tex, drawn, { displayMode: formula.matches(".display"), trust: false, strict: "ignore", maxExpand: 200, maxSize: 20 });
-    } catch {
-      continue;
-    }
+    if (formula.hasAttribute("data-tex") || tex.length > MAX_CHARACTERS) continue;
+    const drawn = await drawing({ tex, display: formula.matches(".display") });
+    if (!drawn || formula.hasAttribute("data-tex")) continue;
     formula.setAttribute("data-tex", tex);
-    formula.replaceChildren(...drawn.childNodes);
+    formula.replaceChildren(...drawn.map(made));
   }
 }
 
