@@ -20,7 +20,7 @@ from pathlib import Path
 from chat_nest.core.deltas import Delta, TextDelta
 from chat_nest.core.messages import ChatRequest
 from chat_nest.core.protocols import Encoder
-from chat_nest.dialects.built_in import DIALECTS
+from chat_nest.dialects import DIALECTS
 
 WORDS = [" the", " answer", ",", " of", " a", " model", "\n", " über", " 日本", " token", ".", " which", ' "', " is"]
 SIZES = (1, 16)

@@ -7,7 +7,7 @@ from functools import partial
 
 from decoding import cut, decode
 
-from chat_nest.dialects.built_in import DIALECTS, named
+from chat_nest.dialects import DIALECTS, named
 from chat_nest.core.errors import BadRequest
 from chat_nest.providers.anthropic import anthropic_codec
 from chat_nest.providers.codec import Codec

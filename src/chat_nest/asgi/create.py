@@ -35,7 +35,7 @@ from chat_nest.core.protocols import (
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Price
 from chat_nest.counting.tokens import Counting, TokenCounters
-from chat_nest.dialects.built_in import DialectName
+from chat_nest.dialects import DialectName
 from chat_nest.identity.sessions import Sessions
 from chat_nest.identity.visitors import Visitors
 from chat_nest.ledger.allowance import check_allowance

@@ -47,7 +47,7 @@ from chat_nest.core.messages import Caller
 from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, ReadsHeld, Route, Scope
 from chat_nest.core.request_log import CURRENT, RequestLog
-from chat_nest.dialects.built_in import name_of
+from chat_nest.dialects import name_of
 from chat_nest.identity.sessions import Sessions
 from chat_nest.identity.visitors import ANSWER_HEADERS
 from chat_nest.ledger.ledger import Ledger

@@ -20,7 +20,7 @@ from chat_nest.core.held_text import Uploads
 from chat_nest.core.protocols import Dialect, HasBaseUrl, HasContext, Identify, Provider, SendsKey
 from chat_nest.core.usage import Price
 from chat_nest.counting.tokens import TokenCounters
-from chat_nest.dialects.built_in import named
+from chat_nest.dialects import named
 from chat_nest.identity.api_key import checked_secret
 from chat_nest.identity.first_of import FirstOf
 from chat_nest.identity.peer import PeerAddress

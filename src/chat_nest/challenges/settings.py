@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-Kind = Literal["proof_of_work", "turnstile", "hcaptcha", "recaptcha"]
+from chat_nest.core.errors import ChallengeKind
+
+Kind = ChallengeKind
 When = Literal["limit", "pressure", "always"]
 Unreachable = Literal["closed", "before"]
 Bind = Literal["none", "network", "address"]

@@ -1,4 +1,7 @@
-"""`chat-nest` and its subcommands. Each command imports its modules when it runs, so that --help is quick."""
+"""`chat-nest` and its subcommands. Each command imports its modules when it runs, so that --help is quick.
+
+The file is long because each docstring here is the help of a command.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,17 @@
 """Every refusal or failure that a client can see: a code, an HTTP status and a message for an end user.
 
 A message never holds a value that the client sent, a provider's own text, or a key.
+The file is long because it is one table.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
+
+ChallengeKind = Literal["proof_of_work", "turnstile", "hcaptcha", "recaptcha"]
+"""What a visitor may have to solve."""
 
 
 def failure_name(error: BaseException) -> str:

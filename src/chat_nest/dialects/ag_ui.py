@@ -1,12 +1,13 @@
 """AG-UI, the agent user interaction protocol, 1.0: one run of an agent that only talks. https://docs.ag-ui.com
 
 Its client checks the order of events: each start needs its end before `RUN_FINISHED`. It also fails at `[DONE]`.
+The file is long because it has all that is known of the format: parser, encoder and schemas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from chat_nest.core.deltas import Batch, ReasoningDelta, TextDelta, ToolCallDelta
 from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError
@@ -14,8 +15,34 @@ from chat_nest.core.messages import ChatRequest, Tool
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.collected import NO_ARGUMENTS
+from chat_nest.dialects.facts import Facts
+from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS, OWN_CONNECTION
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, template, texts
 from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_url, media_type
+from chat_nest.dialects.schemas import (
+    MODEL,
+    NAME,
+    PROFILE,
+    REQUEST_ID,
+    REQUIRED_CHALLENGE,
+    SPECIFIED,
+    STRING,
+    TEXT,
+    TEXT_PART,
+    TOOL,
+    URL,
+    array,
+    block,
+    described,
+    either,
+    event_schema,
+    messages,
+    nullable,
+    refusing,
+    table,
+    turns,
+    whole,
+)
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
 
@@ -25,9 +52,56 @@ NOT_SAID = ("activity", "reasoning")
 FAILED = 429
 """From this status on the request itself was valid: a limit, this server or the provider refused it."""
 
+UNSAID = described(table({"role": {"enum": [*NOT_SAID]}}, "role"), "For the page to show; not sent to the model")
+UI_SOURCE = table({"value": URL, **nullable({"type": {"enum": ["data", "url"]}, "mimeType": TEXT})}, "value")
+UI_BINARY = block("binary", nullable({"mimeType": TEXT, "data": TEXT, "url": URL, "filename": TEXT}))
+UI_PARTS = either(
+    TEXT,
+    array(
+        either(
+            TEXT_PART,
+            *(block(kind, {"source": UI_SOURCE}, "source") for kind in ("image", "document")),
+            UI_BINARY,
+        ),
+        MAX_PARTS,
+    ),
+)
+
+REQUEST = refusing(
+    OWN_CONNECTION,
+    table(
+        {
+            "messages": messages(either(*turns("toolCalls", "toolCallId", UI_PARTS), UNSAID)),
+            **nullable(
+                {
+                    "threadId": NAME,
+                    "runId": NAME,
+                    "context": array(table({"description": TEXT, "value": TEXT}, "description", "value"), MAX_PARTS),
+                    "tools": array(table({"name": TOOL, **SPECIFIED}, "name"), MAX_TOOLS),
+                    "forwardedProps": table(nullable({"profile": PROFILE, "model": MODEL})),
+                }
+            ),
+        },
+        "messages",
+    ),
+)
+
+FACTS = Facts(
+    path="/api/ag-ui",
+    request=REQUEST,
+    example={"threadId": "thread-1", "runId": "run-1", "messages": [{"id": "1", "role": "user", "content": "Hello"}]},
+    event=event_schema("message"),
+    stream="The events of AG-UI: `RUN_STARTED` to `RUN_FINISHED` or `RUN_ERROR`",
+    error=whole(
+        {"message": STRING, "code": STRING, "request_id": REQUEST_ID}, field=STRING, challenge=REQUIRED_CHALLENGE
+    ),
+)
+
 
 class AGUI:
     """The dialect of AG-UI. `path` is the HttpAgent's `url`."""
+
+    facts: ClassVar[Facts] = FACTS
 
     takes_images = True
 

@@ -2,12 +2,13 @@
 
 https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol. Its reader ends the whole chat at an unknown chunk, a delta without
 its start, or an empty object, so none of these is ever sent.
+The file is long because it has all that is known of the format: parser, encoder and schemas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -17,8 +18,38 @@ from chat_nest.core.messages import ChatRequest, Format, Message, Options, Role,
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
 from chat_nest.dialects import options as asked
+from chat_nest.dialects.facts import Facts
+from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, template, texts
 from chat_nest.dialects.media_parts import Parts, file_name, from_url, media_type
+from chat_nest.dialects.schemas import (
+    ANY,
+    DESCRIBED,
+    JSON_SCHEMA,
+    LOWERED,
+    MODEL,
+    NAME,
+    NULL,
+    PENALTY,
+    PROFILE,
+    SEED,
+    STOPS,
+    STRING,
+    TEMPERATURE,
+    TEXT,
+    TOOL,
+    TOP_K,
+    TOP_P,
+    array,
+    block,
+    described,
+    either,
+    event_schema,
+    messages,
+    nullable,
+    refusing,
+    table,
+)
 from chat_nest.dialects.strict_json import is_array, is_object
 from chat_nest.dialects.turns import Turn, conversation, entries
 
@@ -43,9 +74,72 @@ _FINISH_REASONS: dict[FinishReason | None, str] = {
     "content_filter": "content-filter",
 }
 
+UI_PART = table(
+    {
+        "type": described(TEXT, "Parts that are not known are ignored"),
+        "text": described(ANY, "A string, in a part of type `text`"),
+        "url": described(ANY, "A data URL, in a part of type `file`"),
+        "filename": described(ANY, "A string, in a part of type `file`"),
+    },
+    "type",
+)
+UI_MESSAGE = {
+    **table(
+        {
+            "role": {"enum": [*ROLES]},
+            "parts": array(UI_PART, MAX_PARTS),
+            "content": described(ANY, "Instead of `parts`: a string, as version 4 had it"),
+        },
+        "role",
+    ),
+    "examples": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}],
+}
+UI_OPTIONS = nullable(
+    {
+        "id": described(NAME, "The chat's"),
+        "profile": PROFILE,
+        "model": MODEL,
+        "system": TEXT,
+        "maxOutputTokens": LOWERED,
+        "temperature": TEMPERATURE,
+        "responseFormat": either(
+            block("text", {}), block("json", {**DESCRIBED["properties"], **nullable({"schema": JSON_SCHEMA})})
+        ),
+        "stopSequences": STOPS,
+        "seed": SEED,
+        "topP": TOP_P,
+        "topK": TOP_K,
+        **dict.fromkeys(("frequencyPenalty", "presencePenalty"), PENALTY),
+        "tools": {
+            "type": "object",
+            "maxProperties": MAX_TOOLS,
+            "propertyNames": TOOL,
+            "additionalProperties": table(
+                nullable({"description": TEXT, "inputSchema": described(JSON_SCHEMA, "Or `parameters`")})
+            ),
+        },
+    }
+)
+
+REQUEST = either(
+    refusing(REFUSED_FIELDS, table({"messages": messages(UI_MESSAGE), **UI_OPTIONS}, "messages")),
+    refusing(REFUSED_FIELDS, table({"message": UI_MESSAGE, "messages": NULL, **UI_OPTIONS}, "message")),
+)
+
+FACTS = Facts(
+    path="/api/ai",
+    request=REQUEST,
+    example={"id": "chat-1", "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hello"}]}]},
+    event=event_schema("message"),
+    stream="The UI message stream of the AI SDK, version 1",
+    error=described(STRING, "A sentence to show"),
+)
+
 
 class AISDK:
     """The dialect of the AI SDK. `path` is the transport's `api`."""
+
+    facts: ClassVar[Facts] = FACTS
 
     option_names = OPTION_NAMES
     takes_images = True

@@ -7,7 +7,7 @@ GET, and a GET here spends money, so it is off by default.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 from chat_nest.core import header_fields
@@ -17,7 +17,20 @@ from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route, Scope
 from chat_nest.core.sse import event
 from chat_nest.dialects import fields as read
+from chat_nest.dialects.facts import Facts
+from chat_nest.dialects.fields import OWN_CONNECTION
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, texts
+from chat_nest.dialects.schemas import (
+    REQUEST_ID,
+    REQUIRED_CHALLENGE,
+    STRING,
+    TEXT,
+    described,
+    event_schema,
+    refusing,
+    table,
+    whole,
+)
 
 FAILED = 429
 """From this status on the request itself was valid: a limit, this server or the provider refused it."""
@@ -25,8 +38,23 @@ FAILED = 429
 _TOKEN = b'event: chunk\ndata: {"text":%b}\n\n'
 
 
+REQUEST = refusing(OWN_CONNECTION, table({"message": described({**TEXT, "minLength": 1}, "Not blank")}, "message"))
+
+FACTS = Facts(
+    path="/chat",
+    is_on=False,
+    request=REQUEST,
+    example={"message": "Hello"},
+    event=event_schema("chunk", "done", "error", id=described(STRING, "Of the first one: the run's")),
+    stream="`chunk` with `text`, then one `done` or `error`",
+    error=whole({"error": STRING, "code": STRING, "request_id": REQUEST_ID}, challenge=REQUIRED_CHALLENGE),
+)
+
+
 class Blog:
     """The dialect of blogs' chats, at `path`. `get` enables GET."""
+
+    facts: ClassVar[Facts] = FACTS
 
     def __init__(self, path: str = "/chat", *, get: bool = False) -> None:
         routes = [Route(path=path)]

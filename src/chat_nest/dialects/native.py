@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, get_args
 
+from chat_nest.core.claims import Scope
 from chat_nest.core.deltas import Batch, TextDelta
 from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
 from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.core.usage import NANO
 from chat_nest.dialects import fields as read
+from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.frames import EVENT_STREAM, as_json, in_dollars, texts
 from chat_nest.dialects.media_parts import openai_part, read_parts
+from chat_nest.dialects.schemas import (
+    ANY,
+    COUNT,
+    LEFT,
+    NAME,
+    PARTS,
+    PROFILE,
+    REQUEST_ID,
+    REQUIRED_CHALLENGE,
+    STRING,
+    TEMPERATURE,
+    TEXT,
+    WRITTEN,
+    described,
+    event_schema,
+    messages,
+    nullable,
+    refusing,
+    table,
+    whole,
+)
 from chat_nest.dialects.strict_json import is_object, parse_object
 from chat_nest.dialects.turns import ROLES, entries
 
@@ -30,11 +53,62 @@ MISSING = object()
 _TOKEN = b"event: token\ndata: %b\n\n"
 
 
+REQUEST = refusing(
+    REFUSED_FIELDS,
+    table(
+        {
+            "messages": messages(
+                table(
+                    {"role": {"enum": [*ROLES]}, **nullable({"content": PARTS, "signature": NAME})}, "role", "content"
+                ),
+                "the user's, and not blank",
+            ),
+            "profile": described(ANY, PROFILE["description"]),
+            **nullable(
+                {
+                    "dailyTokenLimit": {**WRITTEN, "examples": [50_000]},
+                    "maxTokensPerRequest": {**WRITTEN, "examples": [2_000]},
+                    **dict.fromkeys(OUTPUT_FIELDS, WRITTEN),
+                    "temperature": TEMPERATURE,
+                    "systemPrompt": described(TEXT, "Ignored unless the profile allows it"),
+                    "conversation": described(NAME, "The client's id of the conversation"),
+                }
+            ),
+        },
+        "messages",
+    ),
+    but=False,
+)
+
+FACTS = Facts(
+    path="/api/chat",
+    request=REQUEST,
+    example={"messages": [{"role": "user", "content": "Hello"}], "profile": "balanced"},
+    event=event_schema(
+        "queued", "start", "token", "ping", "done", "error", id=described(STRING, "Where the run can be resumed")
+    ),
+    stream="`start`, then `token` and `ping`, then one `done` or `error`",
+    error=whole(
+        {"error": described(STRING, "The text to show"), "code": STRING, "request_id": REQUEST_ID},
+        field=described(STRING, "What broke the rule"),
+        detail=described(STRING, "The rule"),
+        limit=described(STRING, "The limit that refused, by its name in the configuration"),
+        scope={"enum": [*get_args(Scope)], "description": "Whose limit it is"},
+        remaining=described(LEFT, "What is left of the limit, in tokens or dollars, if a shorter request may fit"),
+        needed=described(LEFT, "What this request needs of it, at least"),
+        retry_after=described(COUNT, "Seconds"),
+        challenge=REQUIRED_CHALLENGE,
+    ),
+)
+
+
 class Native:
     """The native dialect, byte-compatible with the clients of the npm package chat-nest-server 1.x.
 
     `content` may also be an array of parts, as in OpenAI's chat completions.
     """
+
+    facts: ClassVar[Facts] = FACTS
 
     takes_images = True
 

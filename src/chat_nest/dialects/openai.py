@@ -2,13 +2,14 @@
 
 https://platform.openai.com/docs/api-reference/chat. The stream has no `event:`, `id:` or `retry:` lines and no empty
 `data:`, because the official clients parse the data of every event that a blank line ends.
+The file is long because it has all that is known of the format: parser, encoder and schemas.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from chat_nest.core.claims import Quota
 from chat_nest.core.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
@@ -17,10 +18,46 @@ from chat_nest.core.messages import ChatRequest, Options, Tool
 from chat_nest.core.protocols import Answer, Encoder, Ending, Now, Route
 from chat_nest.core.usage import Usage
 from chat_nest.dialects import fields as read
+from chat_nest.dialects import options
 from chat_nest.dialects import options as asked
 from chat_nest.dialects.collected import NO_ARGUMENTS, Collected
+from chat_nest.dialects.facts import Facts
+from chat_nest.dialects.fields import MAX_TOOLS
 from chat_nest.dialects.frames import EVENT_STREAM, JSON, LONGEST_WAIT, PING, as_json, data, template, texts
 from chat_nest.dialects.openai_refusals import error_body, quota_headers, refusal
+from chat_nest.dialects.schemas import (
+    COUNT,
+    DESCRIBED,
+    EFFORT,
+    FUNCTION,
+    LOWERED,
+    MODEL,
+    NAME,
+    NULL,
+    OPENAI_ERROR,
+    PENALTY,
+    SEED,
+    STOP,
+    STOPS,
+    STRING,
+    SWITCH,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    array,
+    block,
+    described,
+    either,
+    event_schema,
+    formats,
+    listed,
+    messages,
+    nullable,
+    refusing,
+    table,
+    turns,
+    whole,
+)
 from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
 
@@ -41,9 +78,90 @@ _FINISH_REASONS: dict[FinishReason | None, str] = {
     "content_filter": "content_filter",
 }
 
+CHOSEN = block("function", {"function": table({"name": NAME}, "name")}, "function")
+TOOL_CALL = whole(
+    {"id": STRING, "type": {"const": "function"}, "function": whole({"name": STRING, "arguments": STRING})},
+)
+CHAT_COMPLETION = whole(
+    {
+        "id": STRING,
+        "object": {"const": "chat.completion"},
+        "created": described(COUNT, "Unix time in seconds"),
+        "model": STRING,
+        "choices": listed(
+            whole(
+                {
+                    "index": COUNT,
+                    "message": whole(
+                        {"role": {"const": "assistant"}, "content": either(STRING, NULL), "refusal": NULL},
+                        reasoning_content=STRING,
+                        tool_calls=listed(TOOL_CALL),
+                    ),
+                    "logprobs": NULL,
+                    "finish_reason": {"enum": ["stop", "length", "tool_calls", "content_filter"]},
+                }
+            )
+        ),
+        "usage": whole(
+            {
+                "prompt_tokens": COUNT,
+                "completion_tokens": COUNT,
+                "total_tokens": COUNT,
+                "prompt_tokens_details": whole({"cached_tokens": COUNT}),
+                "completion_tokens_details": whole({"reasoning_tokens": COUNT}),
+            }
+        ),
+    }
+)
+
+REQUEST = refusing(
+    REFUSED_FIELDS,
+    table(
+        {
+            "messages": messages(either(*turns("tool_calls", "tool_call_id"))),
+            **nullable(
+                {
+                    "model": MODEL,
+                    "stream": SWITCH,
+                    "stream_options": described(table({}), "`include_usage` is read"),
+                    **dict.fromkeys(OUTPUT_FIELDS, LOWERED),
+                    "temperature": TEMPERATURE,
+                    "tools": array(block("function", {"function": FUNCTION}, "function"), MAX_TOOLS),
+                    "tool_choice": {**either({"enum": ["auto", "none", "required"]}, CHOSEN), "examples": ["auto"]},
+                    "response_format": formats(
+                        block("json_schema", {"json_schema": DESCRIBED}, "json_schema"), "json_object"
+                    ),
+                    "stop": either(STOP, STOPS),
+                    "parallel_tool_calls": SWITCH,
+                    "reasoning_effort": EFFORT,
+                    "verbosity": {"enum": [*options.VERBOSITIES]},
+                    "seed": SEED,
+                    "top_p": TOP_P,
+                    "top_k": TOP_K,
+                    **dict.fromkeys(("frequency_penalty", "presence_penalty"), PENALTY),
+                    **{name: {"const": only} for name, only in ONLY.items()},
+                }
+            ),
+        },
+        "messages",
+    ),
+)
+
+FACTS = Facts(
+    path="/v1",
+    request=REQUEST,
+    example={"messages": [{"role": "user", "content": "Hello"}], "stream": True},
+    event=event_schema("message"),
+    stream="`chat.completion.chunk` objects, then `[DONE]`; an object with `error` if it fails",
+    answer=CHAT_COMPLETION,
+    error=OPENAI_ERROR,
+)
+
 
 class OpenAI:
     """The dialect of chat completions. The `base_url` of a client ends with `path`; `now` is the clock of `created`."""
+
+    facts: ClassVar[Facts] = FACTS
 
     option_names = OPTION_NAMES
     takes_images = True

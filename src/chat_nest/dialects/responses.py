@@ -1,6 +1,7 @@
 """OpenAI's Responses, streamed or whole. https://platform.openai.com/docs/api-reference/responses
 
 Unless `store` is false, an answer is kept for a while, and its caller can read, continue and delete it.
+The file is long because the schemas of the format are beside what they describe.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec.structs import replace
@@ -16,16 +17,63 @@ from msgspec.structs import replace
 from chat_nest.core.attachments import without
 from chat_nest.core.claims import Quota
 from chat_nest.core.errors import BadRequest, ChatError, NotFound, by_code
-from chat_nest.core.messages import ChatRequest, Message, Options, Tool
+from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Now, Route
 from chat_nest.dialects import fields as read
+from chat_nest.dialects import options, responses_items
 from chat_nest.dialects import options as asked
 from chat_nest.dialects import responses_items as items
+from chat_nest.dialects.facts import Facts
+from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
 from chat_nest.dialects.frames import LONGEST_WAIT, as_json
 from chat_nest.dialects.openai_refusals import quota_headers, refusal
+from chat_nest.dialects.responses_request import (
+    INCLUDED,
+    MAX_METADATA,
+    SUMMARIES,
+    check_include,
+    choice_as_echoed,
+    echo_of,
+    read_format,
+    read_options,
+    read_tool_choice,
+    read_tools,
+    tool_as_echoed,
+)
 from chat_nest.dialects.responses_stream import ResponsesEncoder, ResponsesWhole
+from chat_nest.dialects.schemas import (
+    COUNT,
+    DETAIL,
+    EFFORT,
+    JSON_SCHEMA,
+    JSON_SCHEMA_FORMAT,
+    LOWERED,
+    MODEL,
+    NAME,
+    NULL,
+    OPENAI_ERROR,
+    PENALTY,
+    STRING,
+    SWITCH,
+    TEMPERATURE,
+    TEXT,
+    TOOL,
+    TOP_P,
+    URL,
+    array,
+    block,
+    described,
+    either,
+    event_schema,
+    formats,
+    listed,
+    nullable,
+    refusing,
+    table,
+    whole,
+)
 from chat_nest.dialects.strict_json import is_object
-from chat_nest.dialects.turns import conversation, with_open_thoughts
+from chat_nest.dialects.turns import MAX_MESSAGES, conversation, with_open_thoughts
 from chat_nest.runs.kept import Kept
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "conversation", "prompt", "context_management", "moderation"}
@@ -33,19 +81,6 @@ REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "conversation", "prompt", "con
 ONLY = {"background": False, "top_logprobs": 0}
 OUTPUT_FIELDS = ("max_output_tokens",)
 OPTION_NAMES = {"format": "text.format", "parallel_calls": "parallel_tool_calls"}
-HOSTED = (
-    *("web_search_preview", "web_search", "file_search", "code_interpreter", "computer_use_preview", "computer"),
-    *("image_generation", "mcp", "local_shell", "shell", "apply_patch", "custom", "tool_search"),
-)
-"""Tools that run at OpenAI, or that other providers do not have."""
-INCLUDED = (
-    *("reasoning.encrypted_content", "web_search_call.results", "web_search_call.action.sources"),
-    *("file_search_call.results", "code_interpreter_call.outputs", "computer_call_output.output.image_url"),
-    "message.input_image.image_url",
-)
-"""The values that `include` may have. Answers contain only the first, if the provider has Responses itself."""
-SUMMARIES = ("auto", "concise", "detailed")
-MAX_METADATA = 16
 MAX_REFERRED = 64
 """The most kept answers that one request may refer to."""
 
@@ -55,6 +90,140 @@ FORGOTTEN = ChatRequest(messages=(), keep=False)
 _ITEM_ID = re.compile(r"(?:msg|fc|rs)_([0-9a-f]{24})_\d{1,9}")
 _RESPONSE_ID = re.compile(r"resp_([0-9a-f]{24})")
 
+INPUT_PART = either(
+    *(block(kind, {"text": TEXT}, "text") for kind in sorted(responses_items.TEXT_PARTS)),
+    block("refusal", {"refusal": TEXT}, "refusal"),
+    block("input_image", nullable({"image_url": URL, "detail": DETAIL})),
+    block("input_file", nullable({"file_data": URL, "file_url": URL, "filename": TEXT})),
+)
+INPUT_TEXT = either(TEXT, array(INPUT_PART, MAX_PARTS))
+ITEM = either(
+    table(
+        {
+            "type": {"enum": ["message", None]},
+            "role": {"enum": ["user", "assistant", "system", "developer"]},
+            "content": INPUT_TEXT,
+        },
+        "role",
+        "content",
+    ),
+    block("function_call", {"call_id": NAME, "name": NAME, "arguments": TEXT}, "call_id", "name", "arguments"),
+    block("function_call_output", {"call_id": NAME, "output": INPUT_TEXT}, "call_id", "output"),
+    described(block("reasoning", {}), "Left out; not sent to the model"),
+    described(block("item_reference", {"id": NAME}, "id"), "To an item of an answer that is kept"),
+)
+RESPONSES_TOOL = block(
+    "function", {"name": TOOL, **nullable({"description": TEXT, "parameters": JSON_SCHEMA, "strict": SWITCH})}, "name"
+)
+RESPONSES_CHOICE = {
+    **either(
+        {"enum": ["auto", "none", "required"]},
+        block("function", {"name": NAME}, "name"),
+        block(
+            "allowed_tools",
+            {"mode": {"enum": ["auto", "required", None]}, "tools": array(table({"name": NAME}, "name"), MAX_TOOLS)},
+            "tools",
+        ),
+    ),
+    "examples": ["auto"],
+}
+RESPONSE_USAGE = whole(
+    {
+        "input_tokens": COUNT,
+        "input_tokens_details": whole({"cached_tokens": COUNT, "cache_write_tokens": COUNT}),
+        "output_tokens": COUNT,
+        "output_tokens_details": whole({"reasoning_tokens": COUNT}),
+        "total_tokens": COUNT,
+    }
+)
+RESPONSE = described(
+    whole(
+        {
+            "id": STRING,
+            "object": {"const": "response"},
+            "created_at": described(COUNT, "Unix time in seconds"),
+            "completed_at": either(COUNT, NULL),
+            "status": {"enum": ["completed", "incomplete", "failed", "cancelled", "in_progress"]},
+            "model": STRING,
+            "output": described(listed({"type": "object"}), "Items of type message, reasoning or function_call"),
+            "usage": RESPONSE_USAGE,
+            "error": either(whole({"code": STRING, "message": STRING}), NULL),
+            "incomplete_details": either(whole({"reason": {"enum": ["max_output_tokens", "content_filter"]}}), NULL),
+            "store": described(SWITCH, "Whether it can be read again, for a while"),
+        }
+    ),
+    "OpenAI's response object, with every field of it",
+)
+
+REQUEST = refusing(
+    REFUSED_FIELDS,
+    table(
+        {
+            "input": {
+                **either(TEXT, array(ITEM, MAX_MESSAGES, 1)),
+                "description": "Text of the user's, or items; the last one is the user's or the result of a tool",
+            },
+            **nullable(
+                {
+                    "instructions": TEXT,
+                    "model": MODEL,
+                    "stream": SWITCH,
+                    "store": described(
+                        SWITCH, "Whether the answer may be kept, for a while; it is unless this is false"
+                    ),
+                    "previous_response_id": described(NAME, "A kept answer that the request goes on from"),
+                    **dict.fromkeys(OUTPUT_FIELDS, LOWERED),
+                    "temperature": TEMPERATURE,
+                    "top_p": TOP_P,
+                    **dict.fromkeys(("frequency_penalty", "presence_penalty"), PENALTY),
+                    "tools": array(RESPONSES_TOOL, MAX_TOOLS),
+                    "tool_choice": RESPONSES_CHOICE,
+                    "parallel_tool_calls": SWITCH,
+                    "text": table(
+                        nullable(
+                            {
+                                "format": formats(JSON_SCHEMA_FORMAT, "json_object"),
+                                "verbosity": {"enum": [*options.VERBOSITIES]},
+                            }
+                        )
+                    ),
+                    "reasoning": table(nullable({"effort": EFFORT, "summary": {"enum": [*SUMMARIES]}})),
+                    "truncation": {"enum": ["auto", "disabled"]},
+                    "include": array({"enum": [*INCLUDED]}, 16),
+                    "metadata": {
+                        "type": "object",
+                        "maxProperties": MAX_METADATA,
+                        "propertyNames": {**TEXT, "maxLength": 64},
+                        "additionalProperties": {**TEXT, "maxLength": 512},
+                    },
+                    "user": TEXT,
+                    **dict.fromkeys(("safety_identifier", "prompt_cache_key"), NAME),
+                    **{name: {"const": only} for name, only in ONLY.items()},
+                }
+            ),
+        },
+        "input",
+    ),
+)
+
+FACTS = Facts(
+    path="/v1/responses",
+    request=REQUEST,
+    example={"input": [{"role": "user", "content": "Hello"}], "stream": True},
+    event=event_schema(
+        *("response.created", "response.in_progress", "response.output_item.added", "response.output_item.done"),
+        *("response.content_part.added", "response.content_part.done"),
+        *("response.output_text.delta", "response.output_text.done"),
+        *("response.reasoning_summary_part.added", "response.reasoning_summary_part.done"),
+        *("response.reasoning_summary_text.delta", "response.reasoning_summary_text.done"),
+        *("response.function_call_arguments.delta", "response.function_call_arguments.done"),
+        *("response.completed", "response.incomplete", "response.failed", "error"),
+    ),
+    stream="`response.created` to `response.completed`, `response.incomplete` or `response.failed`",
+    answer=RESPONSE,
+    error=OPENAI_ERROR,
+)
+
 
 class Responses:
     """The dialect of Responses.
@@ -63,6 +232,8 @@ class Responses:
 
     Without `store` no answer is kept, whatever a client sends.
     """
+
+    facts: ClassVar[Facts] = FACTS
 
     option_names = OPTION_NAMES
     takes_images = True
@@ -87,13 +258,13 @@ class Responses:
         for name, only in ONLY.items():
             if fields.get(name, only) != only or type(fields.get(name, only)) is not type(only):
                 raise BadRequest("is not offered here: leave it out", field=name)
-        _check_include(fields)
+        check_include(fields)
         context, referred = _continued(fields, earlier or {})
         turns = items.turns(items.entries(fields.get("input")), referred)
         if not turns:
             raise BadRequest("must hold a message", field="input")
-        tools = _tools(fields)
-        choice, tools = _tool_choice(fields.get("tool_choice", "auto"), tools)
+        tools = read_tools(fields)
+        choice, tools = read_tool_choice(fields.get("tool_choice", "auto"), tools)
         text = read.table(fields.get("text", {}), "text")
         reasoning = read.table(fields.get("reasoning", {}), "reasoning")
         instructions = read.text(fields.get("instructions", ""), "instructions")
@@ -107,11 +278,11 @@ class Responses:
             temperature=read.temperature(fields),
             tools=tools,
             tool_choice=choice,
-            options=_options(fields, text, reasoning),
+            options=read_options(fields, text, reasoning),
             stream=read.switch(fields, "stream"),
             keep=(read.switch(fields, "store") if "store" in fields else True) and self._store,
             may_trim=asked.word(fields.get("truncation"), ("auto", "disabled"), "truncation") != "disabled",
-            echo=(as_json(_echo(fields, reasoning)).decode(),),
+            echo=(as_json(echo_of(fields, reasoning)).decode(),),
         )
 
     def earlier(self, body: bytes) -> Sequence[str]:
@@ -193,7 +364,7 @@ class Responses:
     def _response(self, request: ChatRequest) -> dict[str, Any]:
         """Return the fields of the object besides the answer: the values that apply, not the requested ones."""
         options = request.options
-        echo: dict[str, Any] = msgspec.json.decode(request.echo[0]) if request.echo else _echo({}, {})
+        echo: dict[str, Any] = msgspec.json.decode(request.echo[0]) if request.echo else echo_of({}, {})
         return {
             "created_at": int(self._now()),
             "completed_at": None,
@@ -209,9 +380,9 @@ class Responses:
             "service_tier": "default",
             "store": request.keep,
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "text": {"format": _format(options), "verbosity": options.verbosity or "medium"},
-            "tool_choice": _choice(request.tool_choice),
-            "tools": [_tool(tool) for tool in request.tools],
+            "text": {"format": read_format(options), "verbosity": options.verbosity or "medium"},
+            "tool_choice": choice_as_echoed(request.tool_choice),
+            "tools": [tool_as_echoed(tool) for tool in request.tools],
             "top_logprobs": 0,
             "top_p": 1.0 if options.top_p is None else options.top_p,
             "truncation": "auto" if request.may_trim else "disabled",
@@ -259,142 +430,3 @@ class PreviousNotFound(BadRequest):
     def __init__(self) -> None:
         rule = "there is no such response here, or it is not kept any more: send its items as input"
         super().__init__(rule, field="previous_response_id")
-
-
-def _check_include(fields: Mapping[str, Any]) -> None:
-    for index, name in enumerate(read.array(fields.get("include", []), "include", 16)):
-        if type(name) is not str or name not in INCLUDED:
-            raise BadRequest("is not offered here: leave it out", field=f"include[{index}]")
-
-
-def _options(fields: dict[str, Any], text: dict[str, Any], reasoning: dict[str, Any]) -> Options:
-    chosen = text.get("format")
-    return Options(
-        format=None if chosen is None else asked.json_format(chosen, "text.format"),
-        parallel_calls=asked.switch(fields, "parallel_tool_calls"),
-        effort=asked.word(reasoning.get("effort"), asked.EFFORTS, "reasoning.effort"),
-        summary=_summary(reasoning),
-        encrypted_reasoning="reasoning.encrypted_content" in fields.get("include", ()),
-        verbosity=asked.word(text.get("verbosity"), asked.VERBOSITIES, "text.verbosity"),
-        **asked.sampling(
-            fields, top_p="top_p", frequency_penalty="frequency_penalty", presence_penalty="presence_penalty"
-        ),
-    )
-
-
-def _tools(fields: dict[str, Any]) -> tuple[Tool, ...]:
-    """Return the functions.
-
-    A function of a namespace is named NAMESPACE__NAME: models and other providers have no groups.
-    """
-    tools = _functions(fields.get("tools", []), "tools")
-    if len(tools) > read.MAX_TOOLS:
-        raise BadRequest(f"must not have more than {read.MAX_TOOLS} functions", field="tools")
-    return tools
-
-
-def _functions(value: Any, field: str, namespace: str = "") -> tuple[Tool, ...]:
-    tools: list[Tool] = []
-    for index, entry in enumerate(read.array(value, field, read.MAX_TOOLS)):
-        at = f"{field}[{index}]"
-        offered = read.table(entry, at)
-        kind = offered.get("type")
-        if kind == "namespace" and not namespace:
-            tools += _functions(offered.get("tools"), f"{at}.tools", read.name(offered.get("name"), f"{at}.name"))
-            continue
-        if kind == "web_search" and offered.get("external_web_access") is False:
-            continue  # Codex always sends it: with this value the tool may look up nothing
-        if kind != "function":
-            hosted = next((f"{name} is not offered here: " for name in HOSTED if _is(kind, name)), "")
-            raise BadRequest(f"{hosted}must be function", field=f"{at}.type")
-        named, description, parameters = (offered.get(name) for name in ("name", "description", "parameters"))
-        if namespace and type(named) is str:
-            named = items.qualified(named, namespace)
-        strict = asked.strictness(offered, at)
-        tool = read.tool(named, description, parameters, at, "parameters", strict=strict)
-        tools.append(replace(tool, namespace=namespace) if namespace else tool)
-    return tuple(tools)
-
-
-def _is(kind: Any, name: str) -> bool:
-    """Return whether a type has this name, with or without a date."""
-    return type(kind) is str and (kind == name or re.fullmatch(rf"{name}_\d{{4}}_\d\d_\d\d", kind) is not None)
-
-
-def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[Tool, ...]]:
-    """Return the choice, and the tools that it leaves."""
-    if type(value) is str and value in ("auto", "none", "required"):
-        return read.choice(value, tools, "tool_choice"), tools
-    if is_object(value) and value.get("type") == "function":
-        named = read.name(value.get("name"), "tool_choice.name")
-        return read.choice(f"tool:{named}", tools, "tool_choice.name"), tools
-    if is_object(value) and value.get("type") == "allowed_tools":
-        mode = asked.word(value.get("mode"), ("auto", "required"), "tool_choice.mode") or "auto"
-        allowed: set[str] = set()
-        for index, entry in enumerate(read.array(value.get("tools"), "tool_choice.tools", read.MAX_TOOLS)):
-            at = f"tool_choice.tools[{index}]"
-            named = read.name(read.table(entry, at).get("name"), f"{at}.name")
-            read.choice(f"tool:{named}", tools, f"{at}.name")
-            allowed.add(named)
-        left = tuple(tool for tool in tools if tool.name in allowed)
-        return read.choice(mode, left, "tool_choice.mode"), left
-    raise BadRequest("must be auto, none, required, a function or allowed_tools", field="tool_choice")
-
-
-def _echo(fields: Mapping[str, Any], reasoning: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that are only echoed."""
-    summary = _summary(reasoning)
-    effort = asked.word(reasoning.get("effort"), asked.EFFORTS, "reasoning.effort")
-    named = {
-        name: read.name(fields[name], name) for name in ("safety_identifier", "prompt_cache_key") if name in fields
-    }
-    return {
-        "metadata": _metadata(fields),
-        "previous_response_id": fields.get("previous_response_id"),
-        "reasoning": {"effort": effort, "summary": summary},
-        "safety_identifier": named.get("safety_identifier"),
-        "prompt_cache_key": named.get("prompt_cache_key"),
-        "user": read.text(fields.get("user", ""), "user"),
-    }
-
-
-def _summary(reasoning: Mapping[str, Any]) -> Any:
-    """Return the client's wish; `generate_summary` is the field's former name."""
-    name = "generate_summary" if reasoning.get("summary") is None else "summary"
-    return asked.word(reasoning.get(name), SUMMARIES, f"reasoning.{name}")
-
-
-def _metadata(fields: Mapping[str, Any]) -> dict[str, str]:
-    pairs = read.table(fields.get("metadata", {}), "metadata")
-    if len(pairs) > MAX_METADATA:
-        raise BadRequest(f"must not have more than {MAX_METADATA} pairs", field="metadata")
-    for key, value in pairs.items():
-        if len(read.text(key, "metadata")) > 64 or len(read.text(value, "metadata")) > 512:
-            raise BadRequest("must have keys of at most 64 and values of at most 512 characters", field="metadata")
-    return pairs
-
-
-def _format(options: Options) -> dict[str, Any]:
-    format = options.format
-    if format is None:
-        return {"type": "text"}
-    if format.schema is None:
-        return {"type": "json_object"}
-    described = {"description": format.description} if format.description else {}
-    strict = format.strict is True
-    return {"type": "json_schema", "name": format.name, **described, "schema": format.schema, "strict": strict}
-
-
-def _choice(choice: str) -> object:
-    kind, _, name = choice.partition(":")
-    return {"type": "function", "name": name} if name else kind
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        **items.named(tool.name, tool.namespace),
-        "description": tool.description or None,
-        "parameters": tool.parameters,
-        "strict": tool.strict is True,
-    }

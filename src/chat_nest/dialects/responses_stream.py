@@ -1,4 +1,7 @@
-"""Encoders for Responses: numbered events, or the object that the last event holds."""
+"""Encoders for Responses: numbered events, or the object that the last event holds.
+
+The file is long because one answer is one object here, whose events and items depend on each other.
+"""
 
 from __future__ import annotations
 

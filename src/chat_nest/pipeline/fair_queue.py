@@ -8,6 +8,7 @@ A request waits before it reserves anything: it holds no budget, no lease and no
 computed when its turn comes. The lines belong to one process, and its times are the event loop's. Nothing runs while
 nobody waits; one timer a second serves all who do. Workers on one store share the streams of a provider, and the order
 of the callers: see `fleet`.
+The file is long because a queue and its places change each other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Anthropic's Messages API: the request body, the events of a stream, and the provider.
 
 The format is that of https://docs.anthropic.com/en/api/messages-streaming. llama.cpp and others also have it.
+The file is long because it has all that is known of one wire format, so that a format is one file.
 """
 
 from __future__ import annotations

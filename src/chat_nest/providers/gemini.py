@@ -1,6 +1,7 @@
 """Google's Gemini API: the request body, the events of a stream, and the provider.
 
 The format is that of https://ai.google.dev/api/generate-content (streamGenerateContent with alt=sse).
+The file is long because it has all that is known of one wire format, so that a format is one file.
 """
 
 from __future__ import annotations

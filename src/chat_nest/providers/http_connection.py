@@ -1,6 +1,7 @@
 """One connection to a provider: an asyncio protocol on llhttp (httptools), read without a task or a queue.
 
 It refuses everything but HTTP/1.1 as in RFC 9112, and limits what it keeps.
+The file is long because a connection is one state machine.
 """
 
 from __future__ import annotations

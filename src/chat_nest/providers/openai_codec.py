@@ -2,6 +2,7 @@
 
 The format is that of https://platform.openai.com/docs/api-reference/chat-streaming. It is read leniently, because
 servers differ.
+The file is long because it has all that is known of one wire format, so that a format is one file.
 """
 
 from __future__ import annotations

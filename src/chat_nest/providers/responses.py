@@ -2,6 +2,7 @@
 
 The format is that of https://platform.openai.com/docs/api-reference/responses-streaming. vLLM, Ollama, LM Studio and
 OpenRouter also have it. Nothing is stored at the provider: each request sends the whole conversation.
+The file is long because it has all that is known of one wire format, so that a format is one file.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from chat_nest import (
     Timeouts,
     create_chat_handler,
 )
-from chat_nest.dialects.built_in import DialectName
+from chat_nest.dialects import DialectName
 from chat_nest.dialects.native import Native
 from chat_nest.observers.log import LogObserver
 from chat_nest.limits.prices import price

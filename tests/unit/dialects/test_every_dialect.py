@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
-from chat_nest.dialects.built_in import DIALECTS, named
+from chat_nest.dialects import DIALECTS, named
 from chat_nest.core.errors import BadRequest, UpstreamIdle
 from chat_nest.core.messages import ChatRequest
 from chat_nest.core.protocols import Dialect, Encoder

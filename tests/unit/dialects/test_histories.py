@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chat_nest.dialects.built_in import named
+from chat_nest.dialects import named
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import Message
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 
 from chat_nest import Caller, Limits, MemoryStore, Profile, create_chat_handler, price
 from chat_nest.core.errors import LimiterUnavailable, UpstreamUnavailable
-from chat_nest.dialects.built_in import DIALECTS
+from chat_nest.dialects import DIALECTS
 from chat_nest.limits.spec import Queue
 from chat_nest.metrics import FAMILIES, Metrics
 from chat_nest.testing import ScriptedProvider, answer, collect

@@ -13,7 +13,8 @@ from signing_keys import RSA_KEY
 from chat_nest.limits.spec import BUILT_IN_PROFILES, HARD_CAPS
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.server.config.settings import load
-from chat_nest.server.config.front_ends import OFF, PATHS
+from chat_nest.dialects import DIALECTS
+from chat_nest.server.config.front_ends import PATHS
 from chat_nest.server.config.schema import SECTIONS, ServerSection, StoreSection
 
 ROOT = Path(__file__).parents[3]
@@ -49,7 +50,7 @@ def test_documented_defaults_are_the_real_ones() -> None:
     assert cells("store", "url")[0] == f'"{StoreSection().url}"'
     assert float(cells("store", "records_days")[0]) == StoreSection().records_days
     for name, path in PATHS.items():
-        assert cells("dialects", name)[0] == ("false" if name in OFF else f'"{path}"')
+        assert cells("dialects", name)[0] == ("false" if not DIALECTS[name].facts.is_on else f'"{path}"')
     for key in SECTIONS["timeouts"]:
         assert float(cells("timeouts", key)[0]) == getattr(Timeouts(), key), key
     for key in SECTIONS["profiles"]:

@@ -9,23 +9,12 @@ from typing import Any
 from chat_nest.asgi.routing import Routes
 from chat_nest.asgi.usage_route import USAGE_PATHS
 from chat_nest.core.protocols import Dialect
+from chat_nest.dialects import DIALECTS
 from chat_nest.dialects.blog import Blog
-from chat_nest.dialects.built_in import DIALECTS as BUILT_IN
 from chat_nest.dialects.responses import Responses
-from chat_nest.server.config.schema import DIALECTS
 from chat_nest.server.config.sources import Sources
 
-PATHS: Mapping[str, str] = {
-    "native": "/api/chat",
-    "openai": "/v1",
-    "responses": "/v1/responses",
-    "ai_sdk": "/api/ai",
-    "ag_ui": "/api/ag-ui",
-    "anthropic": "/v1/messages",
-    "blog": "/chat",
-}
-OFF = frozenset({"blog"})
-"""Off by default."""
+PATHS: Mapping[str, str] = {name: dialect.facts.path for name, dialect in DIALECTS.items()}
 TAKEN = ("/", "/healthz", "/readyz", "/version", "/api/info", "/openapi.json", *USAGE_PATHS)
 """The server's own paths."""
 
@@ -34,7 +23,7 @@ def resolve_dialects(sources: Sources, table: Mapping[str, Any]) -> dict[str, st
     """Return the path of each enabled dialect. Notes problems."""
     paths: dict[str, str] = {}
     for name in DIALECTS:
-        given = table.get(name, name not in OFF)
+        given = table.get(name, DIALECTS[name].facts.is_on)
         if given not in (False, "false"):
             paths[name] = PATHS[name] if given in (True, "true") else given
     if not paths:
@@ -57,7 +46,7 @@ def resolve_dialects(sources: Sources, table: Mapping[str, Any]) -> dict[str, st
 def make_dialects(paths: Mapping[str, str], *, blog_get: bool, responses_store: bool = True) -> list[Dialect]:
     """Return a dialect for each name, at its path."""
     made: dict[str, Callable[[str], Dialect]] = {
-        **BUILT_IN,
+        **DIALECTS,
         "blog": partial(Blog, get=blog_get),
         "responses": partial(Responses, store=responses_store),
     }

@@ -1,4 +1,7 @@
-"""The schema of the config file: its keys, and the rule for each value."""
+"""The schema of the config file: its keys, and the rule for each value.
+
+The file is long because it is one table.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.records import RECORDS_DAYS
 from chat_nest.core.timeouts import Timeouts
+from chat_nest.dialects import DIALECTS
 from chat_nest.identity.sessions import EXPIRES_IN
 from chat_nest.ledger.ledger import LEASE_SECONDS
 from chat_nest.limits.counters import RANGES, Range
@@ -342,8 +346,6 @@ RUNS = keys_of(RunsSection)
 SESSIONS = keys_of(SessionsSection)
 STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
 
-DIALECTS = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", "blog")
-"""The wire formats. Each key switches one on or off, or gives it another path."""
 PROVIDER: Keys = {
     "kind": TEXT,
     "base_url": TEXT,

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from chat_nest.core.errors import BadRequest, BodyTooLarge, ChatError, HeadersTooLarge, Overloaded, RequestTimeout
 from chat_nest.core.protocols import Answer
-from chat_nest.server.openapi.words import Schema
+from chat_nest.dialects.schemas import Schema
 
 Found = dict[str, Any]
 """An operation, its responses by status, or a path's operations by method."""

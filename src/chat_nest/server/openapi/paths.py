@@ -68,7 +68,8 @@ from chat_nest.core.errors import (
     UpstreamUnreachable,
 )
 from chat_nest.core.protocols import Dialect, Route
-from chat_nest.dialects.built_in import DIALECTS as BUILT_IN
+from chat_nest.dialects import DIALECTS as BUILT_IN
+from chat_nest.dialects.schemas import CHALLENGE, TEXT, Schema
 from chat_nest.server.openapi import answers
 from chat_nest.server.openapi import sessions as session_parts
 from chat_nest.server.openapi.parts import (
@@ -86,9 +87,6 @@ from chat_nest.server.openapi.parts import (
     refusal,
     responses,
 )
-from chat_nest.server.openapi.requests import EXAMPLES, REQUESTS
-from chat_nest.server.openapi.requests import SOLUTION as SOLVED
-from chat_nest.server.openapi.words import TEXT, Schema
 
 PATH = "/openapi.json"
 STREAMED = "text/event-stream"
@@ -141,15 +139,6 @@ at `/` and its files are not listed.
 """
 BODY = """At most {most} bytes of UTF-8 JSON, as `application/json` or `application/...+json`, plain or with
 `content-encoding: gzip`; at most 128 levels deep, no key twice. Fields that are not listed are ignored."""
-STREAM = {
-    "native": "`start`, then `token` and `ping`, then one `done` or `error`",
-    "openai": "`chat.completion.chunk` objects, then `[DONE]`; an object with `error` if it fails",
-    "responses": "`response.created` to `response.completed`, `response.incomplete` or `response.failed`",
-    "ai_sdk": "The UI message stream of the AI SDK, version 1",
-    "ag_ui": "The events of AG-UI: `RUN_STARTED` to `RUN_FINISHED` or `RUN_ERROR`",
-    "anthropic": "`message_start` to `message_stop`, or `error`",
-    "blog": "`chunk` with `text`, then one `done` or `error`",
-}
 _json = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -235,10 +224,11 @@ def _described(
     for path in SESSION_PATHS if sessions else ():
         paths[path] = {"post": about.session()}
         paths[f"{path}/{{session}}"] = {"delete": about.revocation()}
+    known = {name: BUILT_IN[name].facts for name in dialects}
     schemas: dict[str, Schema] = {
-        **{f"{name}_request": REQUESTS[name] for name in dialects},
-        **{f"{name}_error": answers.ERRORS[name] for name in dialects},
-        **{f"{name}_answer": schema for name, schema in answers.WHOLE.items() if name in dialects},
+        **{f"{name}_request": facts.request for name, facts in known.items()},
+        **{f"{name}_error": facts.error for name, facts in known.items()},
+        **{f"{name}_answer": facts.answer for name, facts in known.items() if facts.answer is not None},
         "refused": answers.REFUSED,
     }
     return paths, {"schemas": schemas, "headers": HEADERS}
@@ -286,7 +276,7 @@ class About:
         stream = Told(
             status=200,
             text="With `stream`: the events, as far as they are kept",
-            schema=answers.EVENTS[name],
+            schema=BUILT_IN[name].facts.event,
             media_type="text/event-stream",
             headers=KNOWN,
         )
@@ -326,7 +316,7 @@ class About:
         return {**chat, "parameters": [KEY], "requestBody": self._body(name)}
 
     def _body(self, name: str) -> Found:
-        content = {"schema": ref(f"{name}_request"), "examples": {"hello": {"value": EXAMPLES[name]}}}
+        content = {"schema": ref(f"{name}_request"), "examples": {"hello": {"value": BUILT_IN[name].facts.example}}}
         return {
             "required": True,
             "description": BODY.format(most=self._most),
@@ -339,7 +329,7 @@ class About:
         return {**operation("Count tokens", name, told, *refused), "requestBody": self._body(name)}
 
     def _asked_by_get(self, name: str) -> Found:
-        schema = REQUESTS[name]["properties"]["message"]
+        schema = BUILT_IN[name].facts.request["properties"]["message"]
         message = {"name": "message", "in": "query", "required": True, "schema": schema, "example": "Hello"}
         over = Told(status=204, text="An EventSource reconnects after its answer is over", headers=KNOWN)
         errors = [error for error in CHAT if error not in (BodyTooLarge, UnsupportedMediaType)]
@@ -352,13 +342,13 @@ class About:
         told = [
             Told(
                 status=200,
-                text=STREAM[name],
-                schema=answers.EVENTS[name],
+                text=BUILT_IN[name].facts.stream,
+                schema=BUILT_IN[name].facts.event,
                 media_type=STREAMED,
                 headers=headers,
             )
         ]
-        if name in answers.WHOLE:
+        if BUILT_IN[name].facts.answer is not None:
             schema = ref(f"{name}_answer")
             told.append(Told(status=200, text="Whole, without `stream`", schema=schema, headers=headers))
             text = "Without `stream`, for an `upstream_...` failure that may have been billed: do not repeat it"
@@ -368,7 +358,13 @@ class About:
 
     def _stream(self, name: str) -> Found:
         over = Told(status=204, text="It is over, and the reader has all of it", headers=KNOWN)
-        stream = Told(status=200, text=STREAM[name], schema=answers.EVENTS[name], media_type=STREAMED, headers=KNOWN)
+        stream = Told(
+            status=200,
+            text=BUILT_IN[name].facts.stream,
+            schema=BUILT_IN[name].facts.event,
+            media_type=STREAMED,
+            headers=KNOWN,
+        )
         follow = operation("Follow a run", name, stream, over, *self._refusals(name, *RUN))
         query = [session_parts.READ_TOKEN] if self._sessions else []
         return {**follow, "parameters": [RUN_NAME, LAST_ID, *query]}
@@ -385,7 +381,9 @@ class About:
         """Return the dialect's responses for these errors, and for those of callers."""
         kinds = (*self._caller, *errors)
         told = [refusal(f"{name}_error", kind, self._dialects[name].refuse(kind(), "")) for kind in kinds]
-        told = [replace(each, schema=answers.EVENTS[name]) if each.media_type == STREAMED else each for each in told]
+        told = [
+            replace(each, schema=BUILT_IN[name].facts.event) if each.media_type == STREAMED else each for each in told
+        ]
         if NotFound in errors:  # some names give a path of no dialect: the first one refuses it
             told.append(refusal(f"{self._first}_error", NotFound, self._dialects[self._first].refuse(NotFound(), "")))
         return told
@@ -409,8 +407,8 @@ def visitor_paths(dialects: Mapping[str, Dialect], *, challenge: bool) -> dict[s
     paths = {VISIT_PATH: {"post": one("Get a visitor's token", answers.VISIT)}}
     if challenge:
         solve = one("Send the solution of a challenge", answers.PASSED, *SOLUTION)
-        body = {"required": True, "content": {"application/json": {"schema": SOLVED}}}
-        challenge_path = {"get": one("Get a challenge", answers.CHALLENGE), "post": {**solve, "requestBody": body}}
+        body = {"required": True, "content": {"application/json": {"schema": answers.SOLUTION}}}
+        challenge_path = {"get": one("Get a challenge", CHALLENGE), "post": {**solve, "requestBody": body}}
         paths[CHALLENGE_PATH] = challenge_path
     return paths
 

@@ -17,10 +17,9 @@ from chat_nest.core.errors import (
     SessionRevoked,
     UnsupportedMediaType,
 )
+from chat_nest.dialects.schemas import COUNT, STRING, Schema, array, described, table, whole
 from chat_nest.identity.session_fields import LEAST_USD, MAX_ORIGINS, MAX_PROFILES, MAX_SECONDS, MOST_USD
-from chat_nest.server.openapi.answers import COUNT, STRING, whole
 from chat_nest.server.openapi.parts import Found, Told
-from chat_nest.server.openapi.words import Schema, array, described, table
 
 Errors = Sequence[type[ChatError]]
 

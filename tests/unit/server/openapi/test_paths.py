@@ -17,7 +17,7 @@ from chat_nest.asgi.handler import USAGE_PATHS
 from chat_nest.asgi.request import idempotency_key
 from chat_nest.asgi.kept_routes import KEPT_METHODS
 from chat_nest.asgi.run_routes import METHODS
-from chat_nest.dialects.built_in import DIALECTS
+from chat_nest.dialects import DIALECTS
 from chat_nest.dialects.native import Native
 from chat_nest.dialects.openai import OpenAI
 from chat_nest.core.errors import (
@@ -44,7 +44,6 @@ from chat_nest.server.openapi.paths import CALLER, CHAT, PATH, RUN, SOLUTION, VI
 from chat_nest.server.openapi.paths import document
 from chat_nest.server.openapi.parts import CONNECTION
 from chat_nest.server.page_files import packaged
-from chat_nest.server.openapi.requests import EXAMPLES
 
 METHOD_NAMES = {"get", "post", "put", "patch", "delete"}
 NEVER_TOLD = {ChatError, LimitExceeded, SlowReader, ClientGone, Forgotten, MethodNotAllowed, StoreEmptied}
@@ -167,8 +166,8 @@ def test_a_wait_has_its_header():
 @pytest.mark.parametrize("name", DIALECTS)
 def test_the_example_of_a_request_is_one(name):
     dialects, described = made()
-    schema_of(described, described["components"]["schemas"][f"{name}_request"]).validate(EXAMPLES[name])
-    assert dialects[name].parse(json.dumps(EXAMPLES[name]).encode()).messages[-1].content == "Hello"
+    schema_of(described, described["components"]["schemas"][f"{name}_request"]).validate(DIALECTS[name].facts.example)
+    assert dialects[name].parse(json.dumps(DIALECTS[name].facts.example).encode()).messages[-1].content == "Hello"
 
 
 def test_bounds_are_in_it():
