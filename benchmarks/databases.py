@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.processes import Failed, Missing, free_port
+from benchmarks.processes import Failed, Missing, cpu_seconds, family, free_port
 
 
 class Database:
@@ -30,6 +30,10 @@ class Database:
                 self.stop()
                 raise Failed(f"{command[0]} did not start.\n{said}")
             time.sleep(0.02)
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the server's processes."""
+        return cpu_seconds(family(self._process.pid))
 
     def stop(self) -> None:
         self._process.terminate()

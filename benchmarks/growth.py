@@ -76,7 +76,7 @@ def main() -> int:
         compile_programs()
         if asked.peers:
             install()
-        results = measure(chosen, plan)
+        results = measure(chosen, plan, Cores())
     except Missing as e:
         print(e, file=sys.stderr)
         return 2
@@ -98,10 +98,9 @@ def main() -> int:
     return 0
 
 
-def measure(chosen: tuple[Stack, ...], plan: Plan) -> Results:
+def measure(chosen: tuple[Stack, ...], plan: Plan, cores: Cores) -> Results:
     """Every stack at every count, round by round, so that a slow minute of the machine is shared by all."""
     results: Results = {stack.name: [{} for _ in range(plan.rounds)] for stack in chosen}
-    cores = Cores()
     directory = Path(tempfile.mkdtemp(prefix="growth-", dir=BUILD))
     standin = StandIn()
     try:

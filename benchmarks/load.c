@@ -9,6 +9,8 @@
 //   --events N       token events that an answer has, if not N = tokens; 0: any number
 //   --connections N  streams at a time              --requests N     in all
 //   --seconds S      start none after S seconds     --ramp-ms MS     spread the first starts over MS
+//   --rate R         R requests a second, due whether or not those before have ended; a late one counts from when it was
+//                    due, and errors end nothing
 //   --abort-after K  close after K tokens           --abort-ms MS    close MS after the request, before any token
 //   --hold           when every connection has its first token print "held", and close them all at the end of stdin
 // "########" in the body becomes the request's number, from 0 on.
@@ -56,7 +58,7 @@ static struct sockaddr_in address;
 static int epoll_fd, connections = 1;
 static const char *mark, *done_mark;
 static long tokens = -1, events = -1, requests = 1, abort_after = 0, abort_ms = 0;
-static double seconds = 1e9, ramp_ms = 0;
+static double seconds = 1e9, ramp_ms = 0, rate = 0;
 static int stamped, hold;
 static char *request, *request_number;
 static size_t request_len;
@@ -73,6 +75,10 @@ static struct {
 // ---- a request's life
 
 static void begin(Conn *c);
+static Conn **idle;                // with a rate: those that wait for the next request to be due
+static int idle_len;
+
+static uint64_t due(long number) { return begun + (uint64_t)((double)number * 1e9 / rate); }
 
 static void leave(Conn *c) {
   close(c->fd);
@@ -119,16 +125,16 @@ static void send_request(Conn *c) {
   }
 }
 
-static void begin(Conn *c) {
-  if (started >= requests || errors >= ERRORS_MAX || now_ns() - begun > seconds * 1e9) {
-    if (c->fd >= 0) leave(c);
-    return;
-  }
+static bool ended(void) {
+  return started >= requests || (errors >= ERRORS_MAX && !rate) || now_ns() - begun > seconds * 1e9;
+}
+
+static void start(Conn *c, uint64_t since) {
   c->number = started++, c->busy = true, busy++;
   c->done = c->held = false, c->part = HEAD;
   c->written = c->line_len = c->framing_len = c->chunk_left = 0, c->tokens = 0;
   c->check = (Check){0};
-  c->started = now_ns();
+  c->started = since;
   if (c->fd >= 0) return send_request(c);
   int one = 1;
   c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
@@ -136,6 +142,14 @@ static void begin(Conn *c) {
   struct epoll_event e = {EPOLLIN | EPOLLOUT | EPOLLET, {.ptr = c}};
   epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &e);
   if (connect(c->fd, (void *)&address, sizeof address) && errno != EINPROGRESS) fail(c, "cannot connect", errno);
+}
+
+static void begin(Conn *c) {
+  uint64_t now = now_ns();
+  if (ended()) {
+    if (c->fd >= 0) leave(c);
+  } else if (rate && due(started) > now) idle[idle_len++] = c;
+  else start(c, rate ? due(started) : now);
 }
 
 // ---- what arrives; each of these is false once the connection has gone on to something else
@@ -278,13 +292,15 @@ static void run(void) {
   struct epoll_event events_ready[256], end_of_input = {EPOLLIN, {.ptr = NULL}};
   int begun_connections = 0;
   if (hold) epoll_ctl(epoll_fd, EPOLL_CTL_ADD, STDIN_FILENO, &end_of_input);
-  for (begun = last_progress = now_ns(); busy || begun_connections < connections;) {
+  idle = calloc((size_t)connections, sizeof *idle);
+  for (begun = last_progress = now_ns(); busy || begun_connections < connections || (idle_len && !ended());) {
+    while (idle_len && !ended() && due(started) <= now_ns()) start(idle[--idle_len], now_ns());
     for (; begun_connections < connections && now_ns() - begun >= ramp_ms * 1e6 * begun_connections / connections;
          begun_connections++) {
       all[begun_connections].fd = -1;
       begin(&all[begun_connections]);
     }
-    int n = epoll_wait(epoll_fd, events_ready, 256, begun_connections < connections || abort_ms ? 1 : 1000);
+    int n = epoll_wait(epoll_fd, events_ready, 256, begun_connections < connections || abort_ms || rate ? 1 : 1000);
     for (int i = 0; i < n; i++) {
       Conn *c = events_ready[i].data.ptr;
       if (!c) return;
@@ -305,6 +321,7 @@ int main(int argc, char **argv) {
                                    {"done", 1, 0, 'd'},         {"tokens", 1, 0, 't'},      {"events", 1, 0, 'e'},
                                    {"connections", 1, 0, 'c'},  {"requests", 1, 0, 'r'},    {"seconds", 1, 0, 's'},
                                    {"ramp-ms", 1, 0, 'p'},      {"abort-after", 1, 0, 'a'}, {"abort-ms", 1, 0, 'A'},
+                                   {"rate", 1, 0, 'R'},
                                    {"stamped", 0, &stamped, 1}, {"hold", 0, &hold, 1},      {0}};
   for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (o) {
       case 'u': url = optarg; break;
@@ -318,6 +335,7 @@ int main(int argc, char **argv) {
       case 's': seconds = atof(optarg); break;
       case 'p': ramp_ms = atof(optarg); break;
       case 'a': abort_after = atol(optarg); break;
+      case 'R': rate = atof(optarg); break;
       case 'A': abort_ms = atol(optarg); break;
       case '?': return 2;
     }

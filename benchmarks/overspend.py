@@ -1,16 +1,18 @@
 """How far a budget is overspent, and how many requests are refused that it could pay, when many come at once.
 
-    scripts/bench overspend [--store NAME]
+    scripts/bench overspend [--store NAME] [--peers]
 
 A budget pays 20 requests. 50, and then 1,000, come at once, from one caller, at two ledgers with a store each, as two
 workers have them (in memory: at one). Each holds its share, waits until all others were answered, and uses all that it
-held. It starts a Redis and a PostgreSQL of its own; exit code 2 names a missing one.
+held. It starts a Redis and a PostgreSQL of its own; exit code 2 names a missing one. With `--peers` LiteLLM gets a
+budget of the same 20 requests, and the same crowds over HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -18,8 +20,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks import peers
 from benchmarks.databases import Database, start_postgres, start_redis
-from benchmarks.processes import Failed, Missing
+from benchmarks.processes import Cores, Failed, Missing
+from benchmarks.programs import BUILD, StandIn, compile_programs
+from benchmarks.scenarios import fresh
 from chat_nest.core.claims import Claim, Line, Refused
 from chat_nest.core.errors import ChatError, LimiterUnavailable, LimitExceeded
 from chat_nest.core.protocols import Store
@@ -111,10 +116,40 @@ async def measure(name: str, make: Callable[[], Store], workers: int) -> None:
             await ledger.store.aclose()
 
 
+TOKENS, PROMPT_TOKENS = 20, 1_100
+"""Of an answer of the stand-in, whose tokens come one by one within a second."""
+NANODOLLARS = 150 * PROMPT_TOKENS + 600 * TOKENS
+"""What LiteLLM's own table says of such an answer of gpt-4o-mini."""
+
+
+def measure_litellm() -> None:
+    """The crowds at LiteLLM, each at a fresh one; one request before them tells it what a request costs."""
+    compile_programs()
+    peers.install()
+    stack = peers.litellm_with_budget((PAYS + 1) * NANODOLLARS / 1e9)
+    directory = Path(tempfile.mkdtemp(prefix="overspend-", dir=BUILD))
+    standin, cores = StandIn(), Cores()
+    try:
+        for number in AT_ONCE:
+            with fresh(stack, standin, cores, directory / str(number)) as running:
+                running.warm_up(1)
+                options = {"tokens": TOKENS, "connections": number, "requests": number, "rate": 1_000_000}
+                found = running.begin(f"tokens={TOKENS},gap=50000", **options).outcome()
+            granted = found.completed
+            wrongly = max(0, PAYS - granted)
+            refused = number - granted
+            print(f"| LiteLLM | {number:,} | {granted} | {refused} | | {granted / PAYS:.2f} x | {wrongly} |")
+    finally:
+        standin.stop()
+        shutil.rmtree(directory)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overspend", description=__doc__)
     parser.add_argument("--store", action="append", choices=STORES, help="only this one; may be repeated")
-    chosen = parser.parse_args().store or STORES
+    parser.add_argument("--peers", action="store_true", help="LiteLLM, too")
+    asked = parser.parse_args()
+    chosen = asked.store or STORES
     print("| store | at once | granted | refused | not answered | used | refused though paid |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     try:
@@ -136,6 +171,8 @@ def main() -> int:
             if "postgres" in chosen:
                 url_of_postgres = started(start_postgres)
                 asyncio.run(measure("PostgreSQL", lambda: PostgresStore(url_of_postgres), 2))
+            if asked.peers:
+                measure_litellm()
     except Missing as missing:
         print(missing, file=sys.stderr)
         return 2

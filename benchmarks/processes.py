@@ -25,13 +25,31 @@ class Cores:
         if len(usable) < 2:
             raise Missing("Two processor cores are needed: one for the servers, one for the load.")
         self.servers, self.load = usable[0], usable[1]
+        self.both = f"{self.servers},{self.load}"
         os.sched_setaffinity(0, {self.load})
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time of the living processes, all threads, ended ones too.
+
+    It is what /proc/PID/stat says, but in nanoseconds: the process's CPU-time clock (clock_getcpuclockid(3)).
+    """
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
 class Server:
     """A running server and its children, pinned to one core if any, with what it prints in a file."""
 
-    def __init__(self, name: str, command: list[str], *, port: int, core: int | None, directory: Path) -> None:
+    def __init__(self, name: str, command: list[str], *, port: int, core: str | None, directory: Path) -> None:
         self.name, self.port = name, port
         self.log = directory / "output.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -39,7 +57,7 @@ class Server:
         if command:
             with self.log.open("wb") as out:
                 self.process = subprocess.Popen(
-                    command if core is None else ["taskset", "-c", str(core), *command],
+                    command if core is None else ["taskset", "-c", core, *command],
                     cwd=directory,
                     env=environ,
                     stdin=subprocess.DEVNULL,
@@ -63,18 +81,11 @@ class Server:
 
     def pids(self) -> list[int]:
         """The process and all that descend from it."""
-        found = [self.process.pid] if self.process else []
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-        return found
+        return family(self.process.pid) if self.process else []
 
     def cpu_seconds(self) -> float:
-        """User and system time of the living processes, all threads, ended ones too.
-
-        It is what /proc/PID/stat says, but in nanoseconds: the process's CPU-time clock (clock_getcpuclockid(3)).
-        """
-        return sum(time.clock_gettime((~pid << 3) | 2) for pid in self.pids())
+        """See `cpu_seconds`."""
+        return cpu_seconds(self.pids())
 
     def memory_kb(self) -> int:
         """The proportional set size: pages shared with other processes count by share. Socket buffers are not in it."""

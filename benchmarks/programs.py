@@ -39,6 +39,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     closes: list[Close]
     first_token_ms: tuple[float, float, float] | None
     token_delay_ms: tuple[float, float, float] | None
+    whole_ms: tuple[float, float, float] | None
+    """Of the whole answers."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +140,11 @@ class Load:
             self.stop()
             raise Failed(f"no end after {LONGEST:g} s") from None
         return self._result(out, err)
+
+    def outcome(self) -> Loaded:
+        """What it saw, with the errors, where they are part of what is measured."""
+        out, _ = self._process.communicate(timeout=LONGEST)
+        return msgspec.json.decode(out.splitlines()[-1], type=Loaded)
 
     def stop(self) -> None:
         self._process.kill()

@@ -25,7 +25,7 @@
 
 #include "answer.h"
 
-#define REQUEST_MAX 65536
+#define REQUEST_MAX (1 << 20)
 #define CLOSES_MAX 1024
 
 typedef struct {

@@ -46,7 +46,8 @@ class Running:
         port = free_port() if stack.prepare else standin.port
         command = stack.prepare(directory, port, provider) if stack.prepare else []
         self.url = f"http://127.0.0.1:{port}{stack.path}"
-        self.server = Server(stack.name, command, port=port, core=cores.servers, directory=directory)
+        core = str(cores.servers) if stack.pinned else cores.both
+        self.server = Server(stack.name, command, port=port, core=core, directory=directory)
         try:
             self.server.wait_until_open(stack.start_seconds)
         except Failed:
@@ -70,7 +71,17 @@ class Running:
         return self.end(self.begin(steering, **options))
 
     def warm_up(self, requests: int) -> None:
-        self.load("tokens=20", tokens=20, connections=min(BURST_CONNECTIONS, requests), requests=requests)
+        """Send requests; some servers listen before they know their provider, and get a second chance."""
+        give_up = time.monotonic() + self.stack.start_seconds
+        while True:
+            try:
+                self.load("tokens=20", tokens=20, connections=min(BURST_CONNECTIONS, requests), requests=requests)
+            except Failed:
+                if self.stack.scenarios is None or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     scenarios: frozenset[str] | None = None
     """Those that it takes part in; None: all."""
     start_seconds: float = 15.0
+    pinned: bool = True
+    """Whether it has one core; else it has all."""
 
 
 # ---- bodies: five messages, about 5 kB
@@ -69,6 +71,24 @@ def openai_body(steering: str) -> Any:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+PROMPT_BYTES = 400_000
+"""Of a large prompt, about 90,000 tokens."""
+
+
+def large(body: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The same request after a document that makes it PROMPT_BYTES long."""
+
+    def with_document(steering: str) -> Any:
+        made = body(steering)
+        pieces: list[str] = []
+        while len(pieces) * 900 < PROMPT_BYTES:
+            pieces.append(paragraph(3 * len(pieces)))
+        document = {"role": "user", "content": " ".join(pieces)[:PROMPT_BYTES]}
+        return made | {"messages": [document, {"role": "assistant", "content": "I read it."}, *made["messages"]]}
+
+    return with_document
 
 
 def native_body(steering: str) -> Any:
@@ -201,6 +221,7 @@ NATIVE: dict[str, Any] = {"path": "/api/chat", "body": native_body, "mark": 'dat
 
 DIRECT = "no server"
 FLOOR = "nginx"
+TLS = "chat-nest memory, TLS"
 STACKS = (
     Stack(name=DIRECT, prepare=None, **OPENAI),
     Stack(name=FLOOR, prepare=nginx, **OPENAI),
@@ -208,7 +229,7 @@ STACKS = (
     Stack(name="chat-nest sqlite", prepare=chat_nest("sqlite:///chat-nest.db"), **NATIVE),
     Stack(name="chat-nest in FastAPI", prepare=fast_api, **NATIVE),
     Stack(name="nginx, TLS", prepare=nginx, tls=True, **OPENAI),
-    Stack(name="chat-nest memory, TLS", prepare=trusting(chat_nest("memory://")), tls=True, **NATIVE),
+    Stack(name=TLS, prepare=trusting(chat_nest("memory://")), tls=True, **NATIVE),
 )
 """With TLS: to the provider only."""
 

@@ -238,6 +238,27 @@ async def run(
     return found
 
 
+async def admissions(
+    names: list[str], directory: Path, servers: dict[str, Database], cycles: int, runs: int = 1
+) -> dict[str, float]:
+    """How many requests a second one core of each server admits and settles: 200 at once, of 10,000 callers.
+
+    It is what the server's own CPU time allows: who asks here is busier than the server.
+    """
+    found: dict[str, float] = {}
+    async with opened(names, directory, servers) as subjects:
+        for subject in subjects:
+            await each(subject.cycle, subject.claims(cycles, 10_000), CROWD)
+            rates: list[float] = []
+            for _ in range(runs):
+                before = servers[subject.name].cpu_seconds()
+                await each(subject.cycle, subject.claims(cycles, 10_000), CROWD)
+                rates.append(cycles / (servers[subject.name].cpu_seconds() - before))
+            found[f"store: {subject.name}, a second"] = statistics.median(rates)
+            await subject.check()
+    return found
+
+
 STARTS: dict[str, Callable[[str | None], Database] | None] = {
     "memory": None, "sqlite": None, "postgres": start_postgres, "redis": start_redis,
 }  # fmt: skip
@@ -255,6 +276,13 @@ def started(names: list[str], directory: str | None) -> Iterator[dict[str, Datab
     finally:
         for server in servers.values():
             server.stop()
+
+
+def print_admissions(asked: argparse.Namespace, directory: Path, servers: dict[str, Database]) -> None:
+    """Print the median over the runs."""
+    found = asyncio.run(admissions(list(servers), directory, servers, 5 * asked.cycles, asked.runs))
+    for name, rate in found.items():
+        print(f"{name}: {rate:,.0f}")
 
 
 def medians(found: dict[str, dict[str, list[Figures]]]) -> dict[str, dict[str, Figures]]:
@@ -288,6 +316,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=400, metavar="N", help="of each kind in a case of a run")
     parser.add_argument("--store", action="append", choices=list(STARTS), help="only this one; may be repeated")
     parser.add_argument("--directory", help="where the data lies; it should be on the disk that you would use")
+    parser.add_argument("--admissions", action="store_true", help="only how many a second one core of a server admits")
     asked = parser.parse_args()
     began = time.monotonic()
     try:
@@ -295,6 +324,9 @@ def main() -> int:
             tempfile.TemporaryDirectory(dir=asked.directory) as directory,
             started(asked.store or list(STARTS), asked.directory) as servers,
         ):
+            if asked.admissions:
+                print_admissions(asked, Path(directory), servers)
+                return 0
             found = asyncio.run(run(asked, Path(directory), servers))
     except Missing as e:
         print(e, file=sys.stderr)

@@ -7,14 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.processes import Missing
+import msgspec
+
+from benchmarks.processes import Missing, free_port
 from benchmarks.programs import BUILD
 from benchmarks.stacks import NATIVE, OPENAI, Stack
 
 HERE = Path(__file__).parent
 LITELLM = "litellm[proxy]==1.106.12"
+SMG = "smg==1.13.0"
+ROUTER = "vllm-router==0.1.17"
 EXPRESS_NAME = "Express + openai SDK"
 LITELLM_NAME = "LiteLLM proxy"
+SMG_NAME = "SMG"
+ROUTER_NAME = "vllm-router"
 COST_ONLY = frozenset(("burst-1", "burst-200", "paced"))
 """What is measured of a peer: a token and a request."""
 
@@ -34,6 +40,15 @@ general_settings:
 """
 
 
+LITELLM_BUDGET = """\
+router_settings:
+  provider_budget_config:
+    openai:
+      budget_limit: {dollars:.6f}
+      time_period: 1d
+"""
+
+
 def install() -> None:
     """Raises Missing."""
     node, npm = shutil.which("node"), shutil.which("npm")
@@ -41,11 +56,16 @@ def install() -> None:
         raise Missing("The peer on Express needs Node 20 or newer, with npm.")
     if not (HERE / "express/node_modules").exists():
         subprocess.run([npm, "ci", "--no-progress"], cwd=HERE / "express", check=True, stdout=sys.stderr)
-    stamp = BUILD / "litellm" / LITELLM
+    for place, package in (("litellm", LITELLM), ("smg", SMG), ("vllm-router", ROUTER)):
+        _install_from_index(place, package)
+
+
+def _install_from_index(place: str, package: str) -> None:
+    stamp = BUILD / place / package
     if not stamp.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", BUILD / "litellm"], check=True)
-        pip = [BUILD / "litellm/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, LITELLM], check=True, stdout=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", BUILD / place], check=True)
+        pip = [BUILD / place / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, package], check=True, stdout=sys.stderr)
         stamp.touch()
 
 
@@ -59,7 +79,41 @@ def _litellm(directory: Path, port: int, provider: str) -> list[str]:
     return [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 
 
+def litellm_with_budget(dollars: float) -> Stack:
+    """LiteLLM that may spend so much a day at the provider: a budget that it keeps without a database."""
+
+    def prepare(directory: Path, port: int, provider: str) -> list[str]:
+        command = _litellm(directory, port, provider)
+        with (directory / "config.yaml").open("a") as config:
+            config.write(LITELLM_BUDGET.format(dollars=dollars))
+        return command
+
+    [litellm] = [stack for stack in PEERS if stack.name == LITELLM_NAME]
+    return msgspec.structs.replace(litellm, prepare=prepare)
+
+
+def _smg(_directory: Path, port: int, provider: str) -> list[str]:
+    """Of its defaults only what costs it something here is off: its log lines, its history, its checks."""
+    serve = ["launch", "--backend", "openai", "--worker-urls", provider, "--host", "127.0.0.1", "--port", str(port)]
+    quiet = ["--log-level", "error", "--history-backend", "none", "--disable-health-check"]
+    return [str(BUILD / "smg/bin/smg"), *serve, *quiet, "--prometheus-port", str(free_port())]
+
+
+def _router(_directory: Path, port: int, provider: str) -> list[str]:
+    serve = ["--worker-urls", provider, "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
+    return [
+        str(BUILD / "vllm-router/bin/vllm-router"),
+        *serve,
+        "--log-level",
+        "error",
+        "--prometheus-port",
+        str(free_port()),
+    ]
+
+
 PEERS = (
+    Stack(name=SMG_NAME, prepare=_smg, scenarios=COST_ONLY, start_seconds=60.0, **OPENAI),
+    Stack(name=ROUTER_NAME, prepare=_router, scenarios=COST_ONLY, start_seconds=60.0, **OPENAI),
     Stack(name=EXPRESS_NAME, prepare=_express, scenarios=COST_ONLY, **NATIVE),
     Stack(
         name=LITELLM_NAME,
