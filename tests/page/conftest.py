@@ -1,4 +1,6 @@
-"""The page in a real browser, before a real server: one of each for a whole module; only the provider is scripted.
+"""The page in a real browser, before a real server; only the provider is scripted.
+
+A browser is for all modules, a server for one: to launch Chromium or Firefox takes seconds of a processor.
 
 `talk = await visit()` opens the page as a visitor of its own: each has an address of its own (the browser sends
 `X-Forwarded-For`, and the server believes it), so each has budgets of its own.
@@ -106,9 +108,9 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("browser", ["chromium", "firefox"], indirect=True)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browsers():
-    """`await browsers("firefox")`: Debian's browser, the same for the whole module."""
+    """`await browsers("firefox")`: Debian's browser, the same for all modules."""
     started = {}
     async with async_playwright() as playwright:
 
@@ -127,7 +129,7 @@ async def browsers():
             await browser.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def browser(request, browsers):
     return await browsers(getattr(request, "param", "chromium"))
 
@@ -166,7 +168,7 @@ class Served:
         await self.process.wait()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def serving(tmp_path_factory):
     """`await serving(provider, config)`: a server until the end of the module."""
     running = []
@@ -183,25 +185,25 @@ async def serving(tmp_path_factory):
             await served.kill()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def shared():
     async with ScriptedProvider() as provider:
         yield provider
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def served(shared, serving):
     return await serving(shared)
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def provider(shared):
     """The module's provider, with this test's own scripts: `provider.scripts = [...]`."""
     shared.scripts, shared.requests[:] = [], []
     return shared
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def visit(browser, served):
     """`page = await visit(profile="kept", **the browser's context)`; what a page must never do fails the test."""
     wrong, contexts = [], []

@@ -10,7 +10,7 @@ from page_words import PHONE, forever, say, sent, words
 from playwright.async_api import expect
 from scripted_provider import CLOSE, DONE, HANG, answer, chunk, finish, stream, usage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STOPPED = re.compile(r"^Stopped · about \d+ tokens charged \(estimated\)$")
 

@@ -12,7 +12,7 @@ from playwright.async_api import expect
 from ports import free_port
 from scripted_provider import ScriptedProvider, answer, http
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 OTHER_PORT = free_port()
 CONFIG = """
@@ -55,18 +55,18 @@ ready();
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def served(shared, serving):
     return await serving(shared, CONFIG + WORK + PROFILES)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def verifier():
     async with ScriptedProvider() as verifier:
         yield verifier
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def with_widget(shared, serving, verifier):
     return await serving(shared, CONFIG + SERVICE.replace("{url}", verifier.url) + PROFILES)
 

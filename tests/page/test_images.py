@@ -10,7 +10,7 @@ from page_words import say, words
 from playwright.async_api import expect
 from scripted_provider import answer, failure
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MADE = """async ([width, height, type, noise]) => {
   const canvas = new OffscreenCanvas(width, height);

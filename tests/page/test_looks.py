@@ -9,7 +9,7 @@ from page_words import PHONE, forever, say, words
 from playwright.async_api import expect
 from scripted_provider import CLOSE, answer, chunk, stream
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 AXE = Path(__file__).parents[1] / "clients/node_modules/axe-core/axe.min.js"
 RICH = "# Title\n\nText with `code` and [a link](https://example.com).\n\n```python\nx = 1  # one\n```\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n- one\n- two\n\n$x^2$"

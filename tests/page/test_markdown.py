@@ -14,7 +14,7 @@ from page_words import say, words
 from playwright.async_api import expect
 from scripted_provider import DONE, answer, chunk, finish, stream, usage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RICH = """# Summing
 

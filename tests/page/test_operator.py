@@ -16,7 +16,7 @@ from playwright.async_api import expect
 from raw_client import HELLO, JSON, ask, connect
 from scripted_provider import ScriptedProvider, answer
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 expect.set_options(timeout=30_000)  # the page follows in steps of two seconds, on a busy machine in longer ones
 KEY, OTHER = "k3y-0123456789abcdef0123456789abcdef", "0th-0123456789abcdef0123456789abcdef"
@@ -84,7 +84,7 @@ class Desk:
         return await ask(self.served.port, body, headers={**JSON, "x-user": user, "x-group": group})
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def desk(tmp_path):
     """`await desk(*scripts, workers=2)`: a server until the end of the test."""
     async with AsyncExitStack() as stack:
@@ -97,7 +97,7 @@ async def desk(tmp_path):
         yield desk
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def running(desk):
     """`client, reply = await running(desk)`: an answer that runs until it is left or stopped."""
     async with AsyncExitStack() as stack:
@@ -111,7 +111,7 @@ async def running(desk):
         yield running
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def visit(browser):
     """`page = await visit(desk)`: the page, signed in; what a page must never do fails the test."""
     wrong, contexts = [], []

@@ -9,7 +9,7 @@ from page_words import say, words
 from playwright.async_api import expect
 from scripted_provider import DONE, answer, chunk, finish, stream, usage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_the_place_in_the_queue_is_shown_until_the_answer_begins(provider, visit):

@@ -7,7 +7,7 @@ from page_words import forever, say, sent, words
 from playwright.async_api import expect
 from scripted_provider import DONE, answer, chunk, finish, stream, usage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_a_conversation_with_a_continued_and_a_stopped_answer_goes_on(provider, visit):

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 from scripted_provider import answer
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PAGE = Path(__file__).parents[2] / "examples/static-page/index.html"
 CONFIG = """

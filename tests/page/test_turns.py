@@ -7,7 +7,7 @@ from page_words import say, sent, words
 from playwright.async_api import expect
 from scripted_provider import DONE, answer, chunk, failure, finish, stream, usage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_a_message_and_its_code_are_copied_as_they_were_written(provider, visit):

@@ -15,7 +15,7 @@ from chat_nest.identity.key_file import create_key
 from chat_nest.server.config.settings import load
 from chat_nest.server.config.sources import ConfigError
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LOGO = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><script>alert(1)</script><rect width="9" height="9" fill="red"/></svg>'
 YOURS = """
@@ -63,13 +63,13 @@ class Site:
         writer.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def site():
     async with Site() as site:
         yield site
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def served(shared, serving, site, tmp_path_factory):
     folder = tmp_path_factory.mktemp("yours")
     (folder / "logo.svg").write_text(LOGO)
