@@ -188,6 +188,9 @@ def config(store_url: str, provider: ScriptedProvider, sections: str, *, lease: 
         lease = {lease}
         [providers.p]
         base_url = "{provider.url}"
+        [timeouts]                           # answers are held back until a thousand clients know theirs
+        first_token = 240
+        idle = 240
         [hard_caps]
         requests_per_minute = 1_000_000
         tokens_per_day = 1_000_000_000

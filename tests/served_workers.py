@@ -47,6 +47,7 @@ async def drain(stream):
 
 async def start(folder, *arguments, **environ):
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    clean["CHAT_NEST_TIMEOUTS_STORE"] = "60"  # on a busy machine a store that is slow is not down
     process = await forked_command.run(
         "serve", "--port", "0", *arguments, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=PIPE
     )

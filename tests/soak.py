@@ -64,8 +64,8 @@ url = "memory://"
 
 [timeouts]
 write = 1
-first_token = 2
-idle = 2
+first_token = 10
+idle = 10
 commit = 0.2
 
 [hard_caps]
