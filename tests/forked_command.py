@@ -3,7 +3,7 @@
 Importing the package and building the tables that count tokens takes a second of a processor, and hundreds of tests start
 a server. Here one process for each test process does it once, and every command is a fork of it that executes the
 script `chat-nest` as the shell would: with its own arguments, environment, directory, outputs, signals and exit code.
-`serve_command.start` with `before` executes the script itself.
+tests/e2e/test_serve.py and test_scripts.py have those that must be executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,10 +74,14 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdout: int | IO[Any] | None = None,
     stderr: int | IO[Any] | None = None,
+    before: Sequence[str] = (),
 ) -> Process:
-    """Start `chat-nest ARGUMENTS`. The options are those of asyncio.create_subprocess_exec; nothing is on its input."""
+    """Start `chat-nest ARGUMENTS`; nothing is on its input. The other options are those of create_subprocess_exec.
+
+    `before` is a command that runs it, such as setpriv.
+    """
     link = socket.socket(socket.AF_UNIX)
-    link.connect(_forks())
+    link.connect(_forks(tuple(before)))
     out, out_of = _output(stdout, sys.__stdout__)
     errors, errors_of = (out, None) if stderr == STDOUT else _output(stderr, sys.__stderr__)
     asked = {"arguments": list(map(str, arguments)), "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ)}
@@ -114,10 +118,11 @@ async def _reader(descriptor: int | None) -> asyncio.StreamReader | None:
 
 
 @functools.cache
-def _forks() -> str:
-    """The socket of the process that forks, which ends with this one."""
+def _forks(before: tuple[str, ...]) -> str:
+    """The socket of the process that forks, which `before` runs, and which ends with this one."""
     folder = tempfile.mkdtemp(prefix="chat-nest-")
-    process = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = (*before, sys.executable, __file__, folder)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(shutil.rmtree, folder)
     atexit.register(process.communicate)
     assert process.stdout

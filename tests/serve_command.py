@@ -8,10 +8,9 @@ import re
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
-from forked_command import COMMAND, Process, run
+from forked_command import Process, run
 
 LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)\n")
 
@@ -19,7 +18,7 @@ LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)\n")
 class Command:
     """A running server. `said` is all that it wrote so far, on either output."""
 
-    def __init__(self, process: asyncio.subprocess.Process | Process) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.said = b""
         self.port = 0
@@ -58,9 +57,14 @@ class Command:
 async def start(folder: Path, *options: str, before: Sequence[str] = (), **environ: str) -> Command:
     """Begin to serve in `folder`; `before` is a command that runs the server's."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    execute = partial(asyncio.create_subprocess_exec, *before, COMMAND) if before else run
-    words = ("serve", "--port", "0", *options)
-    process = await execute(*words, cwd=folder, env={**clean, **environ}, stdout=PIPE, stderr=STDOUT)
+    process = await run(
+        *("serve", "--port", "0", *options),
+        cwd=folder,
+        env={**clean, **environ},
+        stdout=PIPE,
+        stderr=STDOUT,
+        before=before,
+    )
     return Command(process)
 
 

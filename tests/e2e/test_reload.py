@@ -14,12 +14,13 @@ from pathlib import Path
 
 import forked_command
 import processes
+from forked_command import COMMAND
 import pytest
 from processes import until
 from raw_client import HELLO, ask, connect, settled, standing
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
 from redis_servers import RedisServer
-from serve_command import COMMAND, Command, command
+from serve_command import Command, command
 from store_link import StoreLink
 
 STREAMS = 100

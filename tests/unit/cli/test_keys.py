@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from serve_command import COMMAND
+from forked_command import COMMAND
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.identity.api_key import KEY
