@@ -80,6 +80,7 @@ RENDER = """async ([source, size]) => {
 }"""
 
 
+@pytest.mark.in_firefox_too
 async def test_markdown_is_shown_as_what_it_means(provider, visit):
     provider.scripts = [answer(RICH)]
     page = await visit()
@@ -262,6 +263,7 @@ async def test_a_long_answer_that_comes_at_once_is_made_in_slices_between_charac
     await expect(words(page).locator("p")).to_have_text(text)
 
 
+@pytest.mark.in_firefox_too
 async def test_an_answer_of_20_000_words_is_shown_whole_and_can_be_read_from_its_beginning(provider, visit):
     text = "\n\n".join(f"## Part {part}\n\n" + "word " * 100 for part in range(200))
     pieces = [chunk(text[start : start + 4_000]) for start in range(0, len(text), 4_000)]

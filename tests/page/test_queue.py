@@ -12,6 +12,7 @@ from scripted_provider import DONE, answer, chunk, finish, stream, usage
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+@pytest.mark.in_firefox_too
 async def test_the_place_in_the_queue_is_shown_until_the_answer_begins(provider, visit):
     release = asyncio.Event()
     provider.scripts = [stream(chunk("First"), release, finish(), usage(1, 1), DONE), answer("Second")]
