@@ -25,10 +25,10 @@ from chat_nest.core.controls import Control
 from chat_nest.identity.api_key import ApiKey, Rights, make_key, present_second, secret_hash
 from chat_nest.identity.key_file import KeyFile
 from chat_nest.identity.stored_keys import StoredKeys, row_of
-from chat_nest.limits.counters import COUNTERS
+from chat_nest.core.limits import COUNTERS
 
 SECRET = b"a-secret-of-more-than-thirty-two-bytes"
-LIMITS = {name: 1_000 for name, unit, _ in COUNTERS[:10] if unit != "nanousd"}
+LIMITS = {name: 1_000 for name, unit in ((each.name, each.unit) for each in COUNTERS[:10]) if unit != "nanousd"}
 WRONG = "cn_" + "a" * 32
 
 

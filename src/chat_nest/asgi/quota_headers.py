@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from chat_nest.core.claims import OWN, Line, Quota
+from chat_nest.core.limits import UNITS
 
 _LARGEST = 10**15 - 1
 """The largest integer in a structured field (RFC 9651)."""
-_UNITS = {"requests": "", "tokens": ';qu="tokens"', "nanousd": ';qu="nanousd"', "streams": ';qu="concurrent-requests"'}
+_UNITS = {unit: f';qu="{spec.quota}"' if spec.quota else "" for unit, spec in UNITS.items()}
 
 
 def quota_headers(lines: Iterable[Line], quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:

@@ -6,14 +6,12 @@ from typing import Literal
 
 from msgspec import Struct
 
+from chat_nest.core.limits import Scope, Unit
 from chat_nest.core.records import Record
 
 MAX_AMOUNT = 2**50
 """The largest limit or amount: stores keep integers as doubles, which are exact only below 2**53."""
 
-Unit = Literal["requests", "tokens", "nanousd", "streams"]
-Scope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
-"""Whose limit it is."""
 OWN: frozenset[Scope] = frozenset(("caller", "key", "session"))
 """The owners that are one user, who may know what is left of their limits."""
 LineKind = Literal["window", "rate", "gauge", "request"]

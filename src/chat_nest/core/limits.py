@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from chat_nest.core.claims import Scope
-
 NO_LIMIT = "none"
 """The word in a file for a limit that is switched off. In Python, None is the same."""
+
+Unit = Literal["requests", "tokens", "nanousd", "streams"]
+
+Scope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
+"""Whose limit it is."""
+WindowKind = Literal["minute", "hour", "day", "month"]
+
+
+class UnitSpec(Struct, frozen=True, kw_only=True):
+    """How a unit is written: in the names of limits and in JSON, and in the header RateLimit-Policy."""
+
+    name: str
+    quota: str
+    """The unit `qu` of draft-ietf-httpapi-ratelimit-headers-10; empty for requests."""
+
+
+UNITS: Mapping[Unit, UnitSpec] = {
+    "requests": UnitSpec(name="requests", quota=""),
+    "tokens": UnitSpec(name="tokens", quota="tokens"),
+    "nanousd": UnitSpec(name="usd", quota="nanousd"),
+    "streams": UnitSpec(name="streams", quota="concurrent-requests"),
+}
+
+
+class LimitSpec(Struct, frozen=True):
+    """A limit that a Profile or Limits can have. Without a window it counts what is open at once."""
+
+    name: str
+    unit: Unit
+    window: WindowKind | None = None
+    refills: bool = False
+    """It refills evenly; all other windows are calendar windows."""
+
+
+COUNTERS: tuple[LimitSpec, ...] = (
+    LimitSpec("requests_per_minute", "requests", "minute", refills=True),
+    LimitSpec("requests_per_hour", "requests", "hour"),
+    LimitSpec("requests_per_day", "requests", "day"),
+    LimitSpec("requests_per_month", "requests", "month"),
+    LimitSpec("concurrent_streams", "streams"),
+    LimitSpec("tokens_per_minute", "tokens", "minute", refills=True),
+    LimitSpec("tokens_per_hour", "tokens", "hour"),
+    LimitSpec("tokens_per_day", "tokens", "day"),
+    LimitSpec("tokens_per_month", "tokens", "month"),
+    LimitSpec("usd_per_minute", "nanousd", "minute"),
+    LimitSpec("usd_per_hour", "nanousd", "hour"),
+    LimitSpec("usd_per_day", "nanousd", "day"),
+    LimitSpec("usd_per_month", "nanousd", "month"),
+)
+"""Each limit of Limits, in the order in which a refusal names them."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, get_args
 
-from chat_nest.core.claims import Scope
 from chat_nest.core.deltas import Batch, TextDelta
 from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
+from chat_nest.core.limits import Scope
 from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.core.usage import NANO

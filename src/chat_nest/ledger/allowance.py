@@ -5,42 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from secrets import token_hex
 
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
-from chat_nest.core.claims import MAX_AMOUNT, Claim, Line, Unit
-from chat_nest.core.limits import Limits
+from chat_nest.core.claims import MAX_AMOUNT, Claim, Line
+from chat_nest.core.limits import COUNTERS, UNITS, Limits, Unit
 from chat_nest.core.records import Record
 from chat_nest.core.usage import NANO
 from chat_nest.limits.spec import Allowance
 
 CAN_HOLD = ("window", "gauge")
 """The line kinds that can hold an allowance. A rate refills by itself, so a hold on it has no meaning."""
-RATES = ("requests_per_minute", "tokens_per_minute")
-NAMES: Mapping[Unit, str] = {"tokens": "tokens", "nanousd": "usd", "requests": "requests", "streams": "streams"}
 
 
 def check_allowance(allowance: Allowance, limits: Limits) -> None:
     """Raise ValueError, which names the key, unless the limits for all callers can hold the allowance."""
     amounts = amounts_of(allowance)
-    counted: dict[str, Unit] = {
-        field.name: unit
-        for field in fields(limits)
-        for unit, name in NAMES.items()
-        if getattr(limits, field.name) is not None and name in field.name.split("_")
-    }
-    if not any("_per_" in name and name not in RATES for name in counted):
+    given = [spec for spec in COUNTERS if getattr(limits, spec.name) is not None]
+    counted: dict[str, Unit] = {spec.name: spec.unit for spec in given}
+    if not any(spec.window is not None and not spec.refills for spec in given):
         raise ValueError("degraded needs a budget for all callers to be held in, such as limits.tokens_per_day")
     for name, unit in counted.items():
         limit = getattr(limits, name)
         if unit not in amounts:
-            raise ValueError(f"degraded.{NAMES[unit]} must be set, because there is limits.{name}")
+            raise ValueError(f"degraded.{UNITS[unit].name} must be set, because there is limits.{name}")
         if amounts[unit] >= (limit * NANO if unit == "nanousd" else limit):
-            raise ValueError(f"degraded.{NAMES[unit]} must be below limits.{name}: every process holds as much")
+            raise ValueError(f"degraded.{UNITS[unit].name} must be below limits.{name}: every process holds as much")
     for unit in amounts:
         if unit != "requests" and unit not in counted.values():
-            raise ValueError(
-                f"degraded.{NAMES[unit]} has nothing to be held in: there is no limits.{NAMES[unit]}_per_day or alike"
-            )
+            name = UNITS[unit].name
+            raise ValueError(f"degraded.{name} has nothing to be held in: there is no limits.{name}_per_day or alike")
 
 
 def amounts_of(allowance: Allowance) -> dict[Unit, int]:

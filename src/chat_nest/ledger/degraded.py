@@ -17,8 +17,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chat_nest.core.claims import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import MAX_AMOUNT, Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
 from chat_nest.core.errors import ChatError, LimiterUnavailable
+from chat_nest.core.limits import Unit
 from chat_nest.core.protocols import Now, Store
 from chat_nest.ledger.allowance import CAN_HOLD, Fund, amounts_of, funding_claim, posting, requests_line
 from chat_nest.ledger.delivery import Delivery

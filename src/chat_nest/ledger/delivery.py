@@ -10,8 +10,8 @@ import logging
 
 from msgspec.structs import replace
 
-from chat_nest.core.claims import Unit
 from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.limits import Unit
 from chat_nest.core.parts import KnownBugs
 from chat_nest.core.protocols import Store
 from chat_nest.core.usage import Usage

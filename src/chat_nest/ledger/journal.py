@@ -19,7 +19,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from chat_nest.core.claims import Claim, Unit
+from chat_nest.core.claims import Claim
+from chat_nest.core.limits import Unit
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 

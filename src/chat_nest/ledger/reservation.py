@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from chat_nest.core.claims import MAX_AMOUNT, OWN, Claim, Granted, Line, Quota, Unit
+from chat_nest.core.claims import MAX_AMOUNT, OWN, Claim, Granted, Line, Quota
 from chat_nest.core.deltas import Batch, FinishDelta, UsageDelta
+from chat_nest.core.limits import Unit
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source, Usage
 from chat_nest.counting.meter import OutputMeter

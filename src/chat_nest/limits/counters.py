@@ -12,35 +12,19 @@ from operator import attrgetter
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from chat_nest.core.claims import MAX_AMOUNT, Unit
-from chat_nest.core.limits import NO_LIMIT, Limits
+from chat_nest.core.claims import MAX_AMOUNT
+from chat_nest.core.limits import COUNTERS, NO_LIMIT, Limits
 from chat_nest.limits.spec import HardCaps, Profile
-from chat_nest.limits.windows import MAX_PER_MINUTE, WindowKind
+from chat_nest.limits.windows import MAX_PER_MINUTE
 
-COUNTERS: tuple[tuple[str, Unit, WindowKind | None], ...] = (
-    ("requests_per_minute", "requests", "minute"),
-    ("requests_per_hour", "requests", "hour"),
-    ("requests_per_day", "requests", "day"),
-    ("requests_per_month", "requests", "month"),
-    ("concurrent_streams", "streams", None),
-    ("tokens_per_minute", "tokens", "minute"),
-    ("tokens_per_hour", "tokens", "hour"),
-    ("tokens_per_day", "tokens", "day"),
-    ("tokens_per_month", "tokens", "month"),
-    ("usd_per_minute", "nanousd", "minute"),
-    ("usd_per_hour", "nanousd", "hour"),
-    ("usd_per_day", "nanousd", "day"),
-    ("usd_per_month", "nanousd", "month"),
-)
-"""Each limit that a Profile or Limits can have, in the order in which a refusal names them."""
-RATES = ("requests_per_minute", "tokens_per_minute")
+RATES = tuple(each.name for each in COUNTERS if each.refills)
 """They refill evenly; all other windows are calendar windows."""
-MONEY = tuple(name for name, unit, _ in COUNTERS if unit == "nanousd")
+MONEY = tuple(each.name for each in COUNTERS if each.unit == "nanousd")
 OWN = ("tokens_per_request", "tokens_per_conversation", "turns_per_conversation")
 """The limits that only a profile has."""
-LIMITS = (*OWN, *(name for name, _, _ in COUNTERS))
+LIMITS = (*OWN, *(each.name for each in COUNTERS))
 _OF_PROFILE = attrgetter(*LIMITS)
-_OF_ALL = attrgetter(*(name for name, _, _ in COUNTERS))
+_OF_ALL = attrgetter(*(each.name for each in COUNTERS))
 """The limits that close at 0, and those that can be switched off."""
 
 LEAST_USD = 0.000_000_001
@@ -77,7 +61,7 @@ class Range(Struct, frozen=True, kw_only=True):
 
 
 _SHARED: Mapping[str, Range] = {
-    **{name: Range(most=MAX_AMOUNT) for name, _, _ in COUNTERS},
+    **{each.name: Range(most=MAX_AMOUNT) for each in COUNTERS},
     **dict.fromkeys(RATES, Range(most=MAX_PER_MINUTE)),
     **dict.fromkeys(MONEY, Range(most=MOST_USD, kind="dollars")),
 }

@@ -29,15 +29,14 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from chat_nest.core.claims import Unit
-from chat_nest.core.limits import Limits
+from chat_nest.core.limits import COUNTERS, Limits, Unit, WindowKind
 from chat_nest.core.media import MAX_PAGES
 from chat_nest.core.usage import Rates
 from chat_nest.counting.images import image_rule
-from chat_nest.limits.counters import COUNTERS, RATES, is_closed
+from chat_nest.limits.counters import RATES, is_closed
 from chat_nest.limits.prices import Prices, nano_limit
 from chat_nest.limits.spec import Profile
-from chat_nest.limits.windows import WindowKind, calendar_window
+from chat_nest.limits.windows import calendar_window
 
 _MILLION = 1_000_000
 _TOKENS_A_BYTE = 5
@@ -141,7 +140,8 @@ class Exposure:
     def _by_common_counters(self, several: Sequence[Profile | Limits], unit: Unit) -> float:
         """Return the tightest counter of the unit that all of them have, at its largest limit."""
         bounds: list[float] = [inf]
-        for name, counted, span in COUNTERS:
+        for spec in COUNTERS:
+            name, counted, span = spec.name, spec.unit, spec.window
             limits = [getattr(each, name) for each in several]
             if counted == unit and span is not None and limits and None not in limits:
                 bounds.append(self._in_a_day(name, span, max(limits)))

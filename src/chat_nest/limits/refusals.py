@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from chat_nest.core.claims import Claim, Line, Refused, Scope, Unit
+from chat_nest.core.claims import Claim, Line, Refused
 from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
+from chat_nest.core.limits import UNITS, Scope, Unit
 from chat_nest.core.messages import Message
 from chat_nest.core.usage import NANO
 from chat_nest.counting.bounds import prompt_bound
@@ -128,7 +129,8 @@ def _span(line: Line) -> str:
 def _amount(unit: Unit, amount: int, *, up: bool = False) -> str:
     """Return the amount in tokens, or in dollars with two significant digits: rounded down unless `up`."""
     if unit != "nanousd":
-        return f"{amount:,} {'token' if amount == 1 else 'tokens'}"
+        name = UNITS[unit].name
+        return f"{amount:,} {name.removesuffix('s') if amount == 1 else name}"
     digits = next((digits for digits in range(2, 9) if amount >= NANO // 10 ** (digits - 1)), 9)
     step = NANO // 10**digits
     return f"${(-(-amount // step) if up else amount // step) / 10**digits:,.{digits}f}"

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-WindowKind = Literal["minute", "hour", "day", "month"]
+from chat_nest.core.limits import WindowKind
 
 
 class Window(Struct, frozen=True):

@@ -15,12 +15,13 @@ import msgspec
 
 from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECONDS, Terms
 from chat_nest.controls.grants import Grant, grant_row
-from chat_nest.core.claims import MAX_AMOUNT, Line, Scope
+from chat_nest.core.claims import MAX_AMOUNT, Line
 from chat_nest.core.controls import GRANT, Act, Control
+from chat_nest.core.limits import COUNTERS, Scope
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Controls, HasControls, Now, Store
 from chat_nest.core.usage import NANO
-from chat_nest.limits.counters import COUNTERS, RATES
+from chat_nest.limits.counters import RATES
 from chat_nest.limits.windows import calendar_window
 from chat_nest.server.config.caller_names import caller_of
 
@@ -112,7 +113,8 @@ def window_lines(owner: str, zone: ZoneInfo, now: float) -> list[Line]:
     """Return a line for each calendar window that an owner can have; its limit is the largest that there can be."""
     scope = cast("Scope", owner.partition(":")[0])
     lines: list[Line] = []
-    for name, unit, span in COUNTERS:
+    for spec in COUNTERS:
+        name, unit, span = spec.name, spec.unit, spec.window
         if span is None or name in RATES:
             continue
         window = calendar_window(span, now, zone)

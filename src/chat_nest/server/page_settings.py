@@ -14,7 +14,15 @@ from msgspec.structs import replace
 from chat_nest.core.protocols import Scope
 from chat_nest.server.config.page import words_files
 from chat_nest.server.config.schema import PageSection
-from chat_nest.server.page_files import PageFile, challenge_policy, packaged, page_file, policy, with_config, with_styles
+from chat_nest.server.page_files import (
+    PageFile,
+    challenge_policy,
+    packaged,
+    page_file,
+    policy,
+    with_config,
+    with_styles,
+)
 
 NAME = "Chat Nest"
 

@@ -7,7 +7,8 @@ from math import isfinite
 
 from msgspec.structs import astuple
 
-from chat_nest.core.claims import MAX_AMOUNT, Claim, Line, Unit
+from chat_nest.core.claims import MAX_AMOUNT, Claim, Line
+from chat_nest.core.limits import Unit
 from chat_nest.core.records import Record
 from chat_nest.limits.windows import US, check_rate
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from chat_nest.controls.memory import MemoryControls
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
 from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.limits import Unit
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source

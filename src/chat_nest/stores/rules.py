@@ -12,7 +12,8 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, LineKind, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, LineKind, Refused, Standing
+from chat_nest.core.limits import Unit
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US, gcra_cost, gcra_drawn_at, gcra_give, gcra_room, gcra_seen, gcra_take, gcra_wait

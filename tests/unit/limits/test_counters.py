@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from chat_nest.core.claims import MAX_AMOUNT
-from chat_nest.limits.counters import COUNTERS, RANGES, Range, check_numbers, is_closed
+from chat_nest.core.limits import COUNTERS
+from chat_nest.limits.counters import RANGES, Range, check_numbers, is_closed
 from chat_nest.core.limits import Limits
 from chat_nest.limits.spec import BALANCED, HardCaps, Profile
 
@@ -48,7 +49,7 @@ def test_a_number_out_of_its_range_is_named_with_the_rule(kind):
         assert str(refused.value) == f"it: {name} must be {known.rule}"
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in COUNTERS])
+@pytest.mark.parametrize("name", [each.name for each in COUNTERS])
 def test_a_limit_of_none_at_all_closes(name):
     assert is_closed(Limits(**{name: 0}))
     assert is_closed(Profile(**{name: 0}))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chat_nest.core.attachments import Attachment
 from chat_nest.core.media import MAX_PAGES
 from chat_nest.counting.images import attachment_bound, image_rule
-from chat_nest.limits.counters import COUNTERS
+from chat_nest.core.limits import COUNTERS
 from chat_nest.limits.exposure import Day, Exposure, longest_day
 from chat_nest.core.claims import Claim, Granted
 from chat_nest.core.limits import Limits
@@ -89,7 +89,7 @@ RARE = ("requests_per_hour", "requests_per_day", "tokens_per_hour", "tokens_per_
 def some_limits() -> st.SearchStrategy[dict[str, Any]]:
     numbers: dict[str, Any] = dict.fromkeys((*RARE, "tokens_per_minute", "requests_per_month"), amounts)
     numbers |= {"requests_per_minute": st.one_of(st.none(), st.integers(1, 5))}
-    numbers |= {name: dollars for name, unit, _ in COUNTERS if unit == "nanousd"}
+    numbers |= {each.name: dollars for each in COUNTERS if each.unit == "nanousd"}
     return st.fixed_dictionaries({}, optional=numbers)
 
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chat_nest.core.claims import Line, Scope, Unit
+from chat_nest.core.claims import Line
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
-from chat_nest.core.limits import Share, Totals
+from chat_nest.core.limits import Scope, Share, Totals, Unit
 from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall, hashed
-from chat_nest.limits.counters import COUNTERS, LIMITS, RATES
+from chat_nest.core.limits import COUNTERS
+from chat_nest.limits.counters import LIMITS, RATES
 from chat_nest.limits.counters import OWN as OWN_LIMITS
 from chat_nest.limits.prices import Prices, price
 from chat_nest.limits.profile_names import default_name
@@ -614,7 +615,7 @@ OWN = Prices({"openai:gpt-4o-mini": price(input=0.15, output=0.6), "openai:big":
 
 
 def test_every_counter_becomes_a_line_of_its_unit_and_window() -> None:
-    numbers = {name: 1.5 if unit == "nanousd" else 100 for name, unit, _ in COUNTERS}
+    numbers = {each.name: 1.5 if each.unit == "nanousd" else 100 for each in COUNTERS}
     profile = Profile(**numbers)
     rules = Profiles(
         {"balanced": profile}, Limits(**numbers), WIDE, "UTC", groups={"acme": Limits(**numbers)}, prices=OWN
@@ -622,7 +623,8 @@ def test_every_counter_becomes_a_line_of_its_unit_and_window() -> None:
     lines = rules.lines(Caller(id="a", group="acme"), profile, 100, NOON)[1:]
     assert len(lines) == 3 * len(COUNTERS) == len({line.key for line in lines})
     assert [line.scope for line in lines] == ["caller"] * 13 + ["group"] * 13 + ["all"] * 13
-    for line, (name, unit, span) in zip(lines, COUNTERS * 3, strict=True):
+    for line, spec in zip(lines, COUNTERS * 3, strict=True):
+        name, unit, span = spec.name, spec.unit, spec.window
         assert (line.name, line.unit) == (name, unit)
         assert line.limit == (1_500_000_000 if unit == "nanousd" else 100)
         assert line.kind == ("gauge" if span is None else "rate" if name in RATES else "window")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
 
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
+from chat_nest.core.limits import Unit
 from chat_nest.core.records import By, Record, UsageRow
 from chat_nest.core.usage import Source
 

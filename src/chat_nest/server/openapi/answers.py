@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from chat_nest.core.limits import UNITS
 from chat_nest.dialects.schemas import (
     COUNT,
     NULL,
@@ -65,7 +66,7 @@ USAGE = whole(
             whole(
                 {
                     "name": described(STRING, "As in the configuration"),
-                    "unit": {"enum": ["requests", "tokens", "usd", "streams"]},
+                    "unit": {"enum": [each.name for each in UNITS.values()]},
                     "limit": AMOUNT,
                     "used": AMOUNT,
                     "held": described(AMOUNT, "By answers that run"),

@@ -14,8 +14,9 @@ import msgspec
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
 from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.limits import Unit
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source

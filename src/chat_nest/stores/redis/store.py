@@ -15,9 +15,10 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
 from chat_nest.core.controls import GRANT
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied
+from chat_nest.core.limits import Unit
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
-from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing, Unit
+from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
+from chat_nest.core.limits import Unit
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from chat_nest.core.extras import install
 from chat_nest.core.limits import Limits
 from chat_nest.core.timeouts import Timeouts
-from chat_nest.limits.counters import COUNTERS, LIMITS
+from chat_nest.core.limits import COUNTERS
+from chat_nest.limits.counters import LIMITS
 from chat_nest.limits.prices import price
 from chat_nest.limits.spec import BALANCED, BUILT_IN_PROFILES, EXPANDED, HARD_CAPS, Allowance
 from chat_nest.server.config.excerpts import load_store
@@ -336,7 +337,7 @@ def test_each_limit_can_be_off_or_nothing(tmp_path):
     ("variable", "name"),
     [
         *((f"CHAT_NEST_PROFILES_BALANCED_{name}".upper(), name) for name in LIMITS),
-        *((f"CHAT_NEST_LIMITS_{name}".upper(), name) for name, _, _ in COUNTERS),
+        *((f"CHAT_NEST_LIMITS_{each.name}".upper(), each.name) for each in COUNTERS),
     ],
 )
 def test_each_limit_can_be_off_or_nothing_by_a_variable(variable, name):
