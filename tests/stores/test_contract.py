@@ -511,7 +511,7 @@ async def test_a_lease_that_a_clock_ahead_gave_ends_a_lease_after_it_is_right(st
     clock.advance(LEASE - 1)
     assert await store.sweep() == 0
     assert await standing(store, streams) == (0, 1)
-    assert isinstance(await store.reserve(claim("b", gauge(1)), LEASE), Refused)
+    assert await store.reserve(claim("b", gauge(1)), LEASE) == Refused(line=0, room=0, retry_after=1.0)
     clock.advance(1)
     assert isinstance(await store.reserve(claim("c", gauge(1)), LEASE), Granted)
     assert await standing(store, day) == (100, 0)

@@ -345,3 +345,113 @@ def test_whatever_happens_it_is_settled_once_after_its_provider_was_closed(polic
 
     with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(start=0)) as runner:
         runner.run(live())
+
+
+# Why it ended, and whether it goes on without its reader.
+
+
+@pytest.mark.parametrize(
+    ("ended", "failure", "reason", "code"),
+    [
+        (None, None, "stop", None),
+        (None, None, None, "upstream_truncated"),
+        (None, asyncio.CancelledError(), None, "shutdown"),
+        (None, asyncio.CancelledError(), "stop", None),
+        (None, RuntimeError(), "stop", "internal_error"),
+        (None, DeadlineExceeded(), "stop", "deadline_exceeded"),
+        (Stopped(), None, None, "stopped"),
+        (Stopped(), asyncio.CancelledError(), None, "stopped"),
+        (Stopped(), asyncio.CancelledError(), "stop", None),
+        (Stopped(), RuntimeError(), None, "internal_error"),
+    ],
+)
+async def test_why_an_answer_is_incomplete(ended, failure, reason, code) -> None:
+    life = Lifecycle("r")
+    if ended is not None:
+        life.end(ended)
+    error = life.why(failure, reason)
+    assert (error and error.code) == code
+
+
+class Log:
+    """A log of the answer with so many readers, the last of which left at `left_at`."""
+
+    def __init__(self, readers: int = 0, left_at: float = 0.0) -> None:
+        self.readers = readers
+        self.left_at = left_at
+
+
+class Admitted:
+    def __init__(self, on_disconnect: str) -> None:
+        self.profile = replace(BALANCED, on_disconnect=on_disconnect, grace_seconds=10.0)
+
+
+@pytest.mark.parametrize("log", [None, Log()])
+@pytest.mark.parametrize(("policy", "goes_on"), [("cancel", False), ("grace", True), ("finish", True)])
+@pytest.mark.parametrize("why", [ClientGone(), Stopped()])
+async def test_whose_answer_goes_on_without_its_reader(log, policy, goes_on, why) -> None:
+    life = Lifecycle("r")
+    task = life.begin(ignoring())
+    await asyncio.sleep(0)
+    life.admit(Admitted(policy))
+    life.log = log
+    life.leave(why)
+    if goes_on and log is not None:
+        assert (life.state, task.cancelling(), life.ended_by) == (State.DETACHED, 0, None)
+        assert (life.released.done(), life.has_reader) == (True, False)
+        life.end(Stopped())
+        assert life.state is State.ABANDONED
+    else:
+        lost = isinstance(why, ClientGone)
+        assert (life.state, life.lost) == (State.ABANDONED if lost else State.ENDING, lost)
+        assert (task.cancelling(), life.ended_by, life.has_reader) == (1, why, not lost)
+    await asyncio.wait([task])
+
+
+async def test_before_it_is_admitted_a_reader_who_leaves_ends_it() -> None:
+    life = Lifecycle("r")
+    assert (life.has_reader, life.lost, life.ended_by, life.admission, life.log) == (True, False, None, None, None)
+    life.leave(gone := ClientGone())
+    assert (life.lost, life.ended_by) == (True, gone)
+
+
+@pytest.mark.looptime
+async def test_the_grace_begins_when_the_last_who_follows_has_left() -> None:
+    loop = asyncio.get_running_loop()
+    life, log = Lifecycle("r"), Log(readers=1)
+    task = life.begin(ignoring())
+    await asyncio.sleep(0)
+    life.admit(Admitted("grace"))
+    life.log = log
+    began = loop.time()
+    life.leave(gone := ClientGone())
+    await asyncio.sleep(15)
+    log.readers, log.left_at = 0, loop.time()  # at 15 s; it was looked at at 10 s, and the grace is 10 s
+    await asyncio.wait([task])
+    assert 25 <= loop.time() - began < 26
+    assert life.ended_by is gone
+    assert began + 25 <= life.ended_at < began + 26
+
+
+async def stubborn() -> None:
+    """A story that has to be cancelled twice."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.Event().wait()
+
+
+async def test_a_part_that_blocks_is_cancelled_again_and_the_time_is_that_of_the_last_try() -> None:
+    life = Lifecycle("r")
+    life.insist()  # without a task there is nothing to cancel
+    life.interrupt()
+    task = life.begin(stubborn())
+    await asyncio.sleep(0)
+    life.end(Stopped())
+    first = life.ended_at
+    assert first >= life.began_at
+    await asyncio.sleep(0.01)
+    life.insist()
+    assert (task.cancelling(), life.ended_at > first) == (2, True)
+    await asyncio.wait([task])
+    assert (life.pulse.read_at, life.pulse.written_at, life.pulse.first_at) == (life.began_at, life.began_at, None)
