@@ -272,8 +272,9 @@ def test_a_field_that_breaks_its_rule_is_named_and_its_value_is_not(field: str, 
 def test_a_token_has_a_length_that_every_server_takes() -> None:
     sessions = Sessions([SECRET])
     origins = [f"https://{'x' * 200}{number}.example" for number in range(20)]
-    with pytest.raises(ValueError, match="more than 4096 characters"):
+    with pytest.raises(BadField, match="more than 4096 characters") as caught:
         sessions.create(caller="ada", origins=origins)
+    assert caught.value.field == "body"
 
 
 @pytest.mark.parametrize(
@@ -293,6 +294,7 @@ def test_a_secret_that_could_be_guessed_is_refused_at_the_start(secrets: list[st
 def test_a_lifetime_is_at_most_a_day() -> None:
     with pytest.raises(ValueError, match="from 1 to 86400"):
         Sessions(SECRET, expires_in=86_401)
+    assert Sessions(SECRET, expires_in=86_400, now=lambda: NOON).create(caller="ada").expires_at == int(NOON) + 86_400
 
 
 async def test_only_the_id_of_a_session_can_be_revoked() -> None:
