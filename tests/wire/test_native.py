@@ -182,6 +182,17 @@ async def test_the_npm_client_may_send_back_an_answer_that_it_cancelled(provider
     ]
 
 
+@pytest.mark.parametrize("text", ["a\x00b", "\x01\x1f\x7f", "\u2028\ufeff", "\ud7ff\U0001f600"], ids=ascii)
+async def test_the_npm_client_may_send_back_whatever_the_model_said(provider, text):
+    provider.scripts = [answer(text, 1)]
+    async with serve(handler_for(provider)) as port:
+        said = await npm_chat(port)
+        assert said.tokens == [text]
+        history = [{"role": "user", "content": "First"}, {"role": "assistant", "content": "".join(said.tokens)}]
+        assert (await npm_chat(port, {"messages": [*history, {"role": "user", "content": "Second"}]})).done
+    assert provider.requests[1].json()["messages"][1]["content"] == text.replace("\x00", "\ufffd")
+
+
 async def test_the_npm_client_shows_an_error_in_the_stream(provider):
     provider.scripts = [stream(chunk("Hel"), b'data: {"error":{"message":"boom sk-wire-test"}}\n\n')]
     async with serve(handler_for(provider)) as port:
