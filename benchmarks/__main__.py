@@ -49,7 +49,7 @@ def main() -> int:
         sizes = msgspec.structs.replace(sizes, rounds=asked.rounds)
     began = time.monotonic()
     try:
-        check_machine()
+        stacks.check_machine()
         compile_programs()
         if asked.peers:
             peers.install()
@@ -139,16 +139,6 @@ def measure(chosen: list[Stack], scenarios: list[str], sizes: Sizes, cores: Core
         standin.stop()
         shutil.rmtree(directory)
     return results
-
-
-def check_machine() -> None:
-    """Raises Missing."""
-    if not sys.platform.startswith("linux"):
-        raise Missing("The benchmarks read /proc and pin processes to cores: they need Linux.")
-    if not stacks.nginx_program():
-        raise Missing("nginx is the floor that everything is compared with: apt-get install -y nginx-light")
-    if not shutil.which("taskset"):
-        raise Missing("taskset pins processes to cores: apt-get install -y util-linux")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ from statistics import median
 import msgspec
 
 from benchmarks import report
-from benchmarks.__main__ import check_machine
 from benchmarks.peers import EXPRESS_NAME, PEERS, install
 from benchmarks.processes import Cores, Failed, Missing
 from benchmarks.programs import BUILD, StandIn, compile_programs
 from benchmarks.report import Results
 from benchmarks.scenarios import Figures, delays, fresh, pace
-from benchmarks.stacks import FLOOR, NATIVE, OPENAI, Stack, chat_nest, nginx
+from benchmarks.stacks import FLOOR, NATIVE, OPENAI, Stack, chat_nest, check_machine, nginx
 
 TOKENS = 4_000
 """A second, of all streams together."""

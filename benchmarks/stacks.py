@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.processes import Missing
+
 HERE = Path(__file__).parent
 CERTIFICATE = HERE / "build/standin.pem"
 """That of the provider's stand-in, where it is asked over TLS."""
@@ -131,6 +133,16 @@ http {{
 
 def nginx_program() -> str | None:
     return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
+def check_machine() -> None:
+    """Raises Missing."""
+    if not sys.platform.startswith("linux"):
+        raise Missing("The benchmarks read /proc and pin processes to cores: they need Linux.")
+    if not nginx_program():
+        raise Missing("nginx is the floor that everything is compared with: apt-get install -y nginx-light")
+    if not shutil.which("taskset"):
+        raise Missing("taskset pins processes to cores: apt-get install -y util-linux")
 
 
 def nginx(directory: Path, port: int, provider: str) -> list[str]:
