@@ -200,14 +200,16 @@ class Workers:
         context = worker_context()
         try:
             place.link, theirs = context.Pipe()
-            with theirs, signals_held():
+            with theirs:
                 worker: BaseProcess
                 common = (self._settings, self._listeners, theirs, place.number)
                 if isinstance(context, ForkContext):
                     worker = context.Process(target=self._begin, args=(os.getpid(), *common), name=_NAME)
-                else:
+                    with signals_held():
+                        worker.start()
+                else:  # a new program would never release them
                     worker = context.Process(target=_work, args=common, name=_NAME)
-                worker.start()
+                    worker.start()
         except OSError as error:  # too many processes or files, no memory
             pause = place.vacate(time.monotonic())
             log.error("a worker can't be started (%s); another try in %g s", error.strerror, pause)  # noqa: TRY400
