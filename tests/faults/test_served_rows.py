@@ -110,12 +110,11 @@ async def test_row22_a_flood_of_made_up_callers_meets_the_cap_of_all_and_leaves_
 
 
 async def test_row28_a_storm_of_retries_costs_nothing_and_reaches_nobody(tmp_path) -> None:
-    async with serving(tmp_path, config=CONFIG[: CONFIG.rindex("requests_per_minute")] + "requests_per_hour = 1\n") as (
-        served,
-        provider,
-    ):
+    config = CONFIG[: CONFIG.rindex("requests_per_minute")] + "requests_per_hour = 1\n"
+    async with serving(tmp_path, config=config) as (served, provider):
         assert (await ask(served.port)).status == 200
         before = await settled(served.port)
+        del before["requests_per_minute"]  # which may pass before the storm is over
 
         async def storm(path: str) -> None:
             async with connect(served.port) as client:
@@ -128,7 +127,8 @@ async def test_row28_a_storm_of_retries_costs_nothing_and_reaches_nobody(tmp_pat
 
         await asyncio.gather(*(storm(path) for path in PATHS * 5))
         assert len(provider.requests) == 1
-        assert await settled(served.port) == before
+        after = await settled(served.port)
+        assert {name: after[name] for name in before} == before
     assert len(recorded(tmp_path)) == 1
 
 
