@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import signal
@@ -81,6 +82,8 @@ async def test_row45_a_store_that_is_emptied_is_closed_until_the_named_command_a
             assert (await run(tmp_path, "check", *config))[0] == 0
             code, said = await run(tmp_path, *shlex.split(ACCEPT)[1:])
             assert (code, "was not emptied" in said) == (0, True)
+            code, said = await run(tmp_path, "audit", "--json", *config)
+            assert [(act["act"], act["target"]) for act in json.loads(said)] == [("accept_empty", "store")]
             served.process.send_signal(signal.SIGTERM)
             assert await served.ended() == 0
     assert len(provider.requests) == 5

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 
 import forked_command
 import pytest
 from raw_client import JSON, ask, connect
-from scripted_provider import ScriptedProvider, answer
+from scripted_provider import HANG, ScriptedProvider, answer, chunk, stream
 from serve_command import command
 
 SECRET = "canary-secret-0123456789abcdef-0123456789abcdef"
@@ -243,3 +244,52 @@ async def get(port, path, key):
         reply = await client.request("GET", path, headers=bearer(key))
         await reply.body()
         return reply
+
+
+async def opened(clients, port, key):
+    """Begin an answer that does not end; its first token has come."""
+    client = await clients.enter_async_context(connect(port))
+    reply = await client.post(headers=bearer(key))
+    assert reply.status == 200, reply.raw
+    assert (await reply.until("token")).data == '"one"'
+    return reply
+
+
+@pytest.mark.parametrize("kept", KEPT)
+async def test_to_revoke_a_key_ends_its_answers_and_its_sessions_in_both_workers(tmp_path, kept):
+    async with ScriptedProvider(*[stream(chunk("one"), HANG)] * 40) as provider, AsyncExitStack() as clients:
+        text = CONFIG.format(url=provider.url, folder=tmp_path, secret=SECRET, keys=KEPT[kept].format(folder=tmp_path))
+        (tmp_path / "chat.toml").write_text(text)
+        operator = await keys(tmp_path, "create", "ops", "--scope", "admin")
+        both = [await keys(tmp_path, "create", "app", "--scope", "chat,sessions") for _ in range(3)]
+        options = ("--workers", "2", "--config", str(tmp_path / "chat.toml"))
+        async with command(tmp_path, provider.url, "sk-x", *options) as served:
+            admin = Admin(int((await served.until(ADMIN.pattern))[1]), operator)
+            ids = [key["id"] for key in (await admin("GET", "keys"))["keys"] if key["caller"] == "app"]
+            sessions, answers = [], []
+            for number, key in enumerate(both):
+                made = await ask(served.port, {"caller": f"user{number}"}, path="/api/sessions", headers=bearer(key))
+                sessions.append(json.loads(made.raw)["token"])
+                used = [await opened(clients, served.port, each) for each in [key, sessions[-1]] * 4]
+                answers.append(used)
+            await keys(tmp_path, "revoke", ids[0], "--reason", "leaked")
+            assert (await admin("DELETE", f"keys/{ids[1]}", reason="left"))["state"] == "revoked"
+            for used in answers[:2]:
+                ends = [(await reply.until("error")).json()["code"] for reply in used]
+                assert ends == ["stopped", "session_revoked"] * 4
+            for key, session in zip(both[:2], sessions, strict=False):
+                await until(served.port, key, 401)
+                assert (await until(served.port, session, 401))["code"] == "session_revoked"
+                refused = await ask(served.port, {"caller": "user"}, path="/api/sessions", headers=bearer(key))
+                assert refused.status == 401
+            while provider.active > len(answers[2]):
+                await asyncio.sleep(0.01)
+            assert len((await admin("GET", "running"))["running"]) == len(answers[2]), "the others are settled"
+            acts = (await admin("GET", "audit"))["acts"]
+            by = {each["target"]: each for each in acts if each["act"] == "revoke_key"}
+            assert [by[id]["reason"] for id in ids[:2]] == ["leaked", "left"]
+            assert by[ids[0]]["by"].startswith("cli:")
+            assert by[ids[0]]["detail"] == by[ids[1]]["detail"]
+            assert len([each for each in acts if each["act"] == "create_key"]) == 4
+            for reply in answers[2]:
+                assert b"event: error" not in reply.raw

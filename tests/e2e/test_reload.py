@@ -46,11 +46,22 @@ def serving(folder: Path, *options: str, **environ: str):
     return command(folder, "", "", "--config", "chat.toml", *options, **environ)
 
 
+async def audit(folder: Path) -> list[dict[str, str]]:
+    """The trail of acts."""
+    code, said = await run(folder, "audit", "--json")
+    assert code == 0, said
+    return json.loads(said)
+
+
 async def reload(folder: Path) -> tuple[int, str]:
     """The exit code and the output of the command."""
+    return await run(folder, "reload")
+
+
+async def run(folder: Path, *arguments: str) -> tuple[int, str]:
     clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     process = await forked_command.run(
-        *("reload", "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
+        *(*arguments, "--config", "chat.toml"), cwd=folder, env=clean, stdout=PIPE, stderr=STDOUT
     )
     said, _ = await process.communicate()
     return process.returncode, said.decode()
@@ -89,6 +100,11 @@ async def test_a_limit_and_a_provider_change_while_a_hundred_streams_run(tmp_pat
         refused = await ask(served.port)
         assert refused.status == 429
         assert refused.headers["x-request-id"]
+        [act] = await audit(tmp_path)
+        assert (act["act"], act["target"], act["detail"]) == (
+            "reload", "configuration", "providers.one, profiles.balanced"
+        )  # fmt: skip
+        assert act["by"].startswith("cli:")
 
         write(tmp_path, new.url, key="sk-two", tokens=1_000_000)
         assert (await reload(tmp_path))[0] == 0
@@ -97,7 +113,7 @@ async def test_a_limit_and_a_provider_change_while_a_hundred_streams_run(tmp_pat
         assert old.active >= STREAMS
 
         go_on.set()
-        ends = [[event.name for event in await reply.events()] for reply in replies]
+        ends = [[event.name for event in await reply.events() if event.name != "ping"] for reply in replies]
         assert {tuple(names) for names in ends} == {("token", "done")}
         await old.idle()  # its connections were kept for the streams, and then closed
         assert len(old.requests) == STREAMS
@@ -140,7 +156,8 @@ async def test_what_takes_a_restart_is_named_and_the_rest_is_in_force(tmp_path):
             write(tmp_path, provider.url, more=more)
             code, said = await reload(tmp_path)
             assert code == 0
-            in_force, restart = said.splitlines()
+            in_force, restart, note = said.splitlines()
+            assert "not in the audit trail: the servers use another store than the configuration has now" in note
             assert in_force == "chat-nest: in force: server.origins"
             assert restart == "chat-nest: a restart is needed for server.host, store.url, store.lease, timeouts.store"
             await served.until(rb"a restart is needed for server\.host, store\.url, store\.lease, timeouts\.store\n")

@@ -72,7 +72,7 @@ class SessionRoutes:
         asked = parse_object(await read_json_body(scope, receive, MAX_BYTES))
         try:
             granted = _of_profiles(_of_group(asked, operator), operator, self._rules)
-            session = self._sessions.mint(granted, operator.shares)
+            session = self._sessions.mint(granted, operator)
         except BadField as error:
             raise BadRequest(error.rule, field=error.field) from None
         body = {

@@ -1,4 +1,4 @@
-"""Stop answers before their end: for an operator, or because their session was revoked."""
+"""Stop answers before their end: for an operator, or because their API key or session was revoked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from chat_nest.controls.gate import Address, Gate, Running
-from chat_nest.core.errors import ChatError, SessionRevoked, Stopped
+from chat_nest.core.errors import ChatError, SessionRevoked
 from chat_nest.core.messages import Caller
 from chat_nest.identity.sessions import Sessions, session_of
 from chat_nest.pipeline.lifecycle import Lifecycle
@@ -22,11 +22,11 @@ class Stopping:
         self._runs = runs
 
     def obey(self, sessions: Sessions | None) -> None:
-        """End the running answers that an operator stopped, and those of revoked sessions."""
+        """End the running answers that an operator stopped, and those of revoked keys and sessions."""
         for life in list(self._runs.values()) if self._gate.stops_any else ():
             running = _running(life)
-            if running is not None and self._gate.stops(running):
-                life.end(_stopped())
+            if running is not None and (error := self._gate.stopped(running)) is not None:
+                life.end(error)
         if sessions is not None and self._runs:
             self._end_revoked(sessions, asyncio.get_running_loop().time())
 
@@ -35,7 +35,7 @@ class Stopping:
         if sessions is not None and sessions.is_revoked(session_of(caller)):
             return SessionRevoked()
         reader = Running(run="", caller=caller, profile="", model="", address=address)
-        return _stopped() if self._gate.stops_any and self._gate.stops(reader) else None
+        return self._gate.stopped(reader) if self._gate.stops_any else None
 
     def _end_revoked(self, sessions: Sessions, known_at: float) -> None:
         """End them. A request that was identified before the revocation, `known_at`, may still be admitted."""
@@ -47,10 +47,6 @@ class Stopping:
                 life.end(SessionRevoked())
         if early:
             asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._end_revoked, sessions, known_at)
-
-
-def _stopped() -> Stopped:
-    return Stopped("The answer was stopped by the operator")
 
 
 def _running(life: Lifecycle) -> Running | None:

@@ -1,4 +1,6 @@
-"""The commands by which an operator acts while servers run: pause, block, stop, reset, grant; and what was done."""
+"""The commands by which an operator acts while servers run: pause, block, stop, reset, grant, withdraw; and what was
+done.
+"""
 
 from __future__ import annotations
 
@@ -186,18 +188,24 @@ def grant(
 ) -> None:
     """Raise a limit once, until its present hour, day or month ends. What was spent stays as it is.
 
-    It raises a limit that there is; without one it has no effect. Several grants add up.
+    It raises a limit that there is; without one it has no effect. Several grants add up. Without an option: list the
+    grants and resets in force.
 
     \b
     Examples:
+      chat-nest grant                                          what is in force
       chat-nest grant --caller key:ada --tokens 50000 --reason "demo today"
       chat-nest grant --group acme --usd 20 --per month
     """  # noqa: D301 - as above
-    from chat_nest.cli.operate import act, windows  # noqa: PLC0415 - as above
+    from chat_nest.cli.operate import act, grants_in_force, windows  # noqa: PLC0415 - as above
     from chat_nest.server.operator import amount_of, line_of, owner_key  # noqa: PLC0415 - as above
 
     given = _scope(scopes)
     amounts = {unit: text for unit, text in (("tokens", tokens), ("requests", requests), ("usd", usd)) if text}
+    if given is None and not amounts:
+        lines = act(str(file or ""), grants_in_force)
+        click.echo("\n".join(map(escape, lines)) or "nothing is granted")
+        return
     if given is None or len(amounts) != 1:
         fail("name one of --caller, --group and --all, and one of --tokens, --requests and --usd", code=2)
     [(unit, text)] = amounts.items()
@@ -205,7 +213,41 @@ def grant(
     where = str(file or "")
     line = _checked(lambda: line_of(windows(where, owner), f"{unit}_per_{per}"))
     act(where, lambda operator, _: operator.grant(line, amount, reason=reason))
-    click.echo(f"chat-nest: granted: {text} {unit} more on {line.name} of {owner}")
+    click.echo(f"chat-nest: granted: {text} {unit} more on {line.name} of {owner}; end it with `chat-nest withdraw`")
+
+
+@click.command(context_settings=CONTEXT)
+@CONFIG
+@click.option("--all", "everything", is_flag=True, help="What was granted to all callers together.")
+@CALLER
+@GROUP
+@click.option("--limit", metavar="NAME", help="Only this limit, such as tokens_per_day.  [default: every window]")
+@REASON
+def withdraw(file: Path | None, limit: str | None, reason: str, **scopes: Any) -> None:
+    """End the grants and resets of a caller, a group or all callers together. What was used of them stays spent.
+
+    `chat-nest grant` lists what is in force.
+
+    \b
+    Examples:
+      chat-nest withdraw --caller key:ada --reason "the demo is over"
+      chat-nest withdraw --group acme --limit usd_per_month
+
+    Exits with 1 if there is nothing to withdraw.
+    """  # noqa: D301 - as above
+    from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
+    from chat_nest.cli.operate import withdraw as end  # noqa: PLC0415 - as above
+    from chat_nest.server.operator import owner_key  # noqa: PLC0415 - as above
+
+    given = _scope(scopes)
+    if given is None:
+        fail("name whose grants to withdraw: --caller, --group or --all", code=2)
+    owner = _checked(lambda: owner_key(*given))
+    ended = act(str(file or ""), lambda operator, _: end(operator, owner, limit, reason))
+    if not ended:
+        fail("there is no such grant in force: `chat-nest grant` lists them", code=1)
+    for line in ended:
+        click.echo(f"chat-nest: withdrawn: {escape(line)}")
 
 
 @click.command(context_settings=CONTEXT)
@@ -253,7 +295,7 @@ def stop(file: Path | None, run: str, reason: str) -> None:
     click.echo("chat-nest: stopped")
 
 
-COMMANDS = (pause, resume, block, unblock, reset, grant, audit, running, stop)
+COMMANDS = (pause, resume, block, unblock, reset, grant, withdraw, audit, running, stop)
 
 
 def escape_lines(text: str) -> str:

@@ -11,20 +11,24 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from chat_nest.cli.operate import user
+from chat_nest.cli.operate import IN_MEMORY, user
 from chat_nest.cli.options import fail
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import HasControls
 from chat_nest.identity.api_key import ID, ApiKey, NotRotatable, UnknownKey, WrongKey
-from chat_nest.identity.key_issuers import KeyIssuer
+from chat_nest.identity.key_issuers import FileIssuer, KeyIssuer
 from chat_nest.server.config.excerpts import KeySettings, load_keys, load_stored
 from chat_nest.server.config.sources import ConfigError
 from chat_nest.server.issuing import issuer_of
 from chat_nest.server.operator import Rejected
+from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
 
 Answer = TypeVar("Answer")
+
+UNTOLD = "it is done, but not in the audit trail, and the running answers and sessions of a revoked key go on"
+"""If the store did not take the act."""
 
 COLORS = {"valid": "green", "expired": "yellow", "revoked": "red"}
 COLUMNS = (
@@ -55,7 +59,7 @@ def settings_of(file: Path | None) -> KeySettings:
 def issue(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
     """Do the work with what issues the keys. Exits with 2 for a wrong argument, with 1 if it can't be done."""
     if not settings.identity.section.keys:
-        return _in_file(settings, work)
+        return _in_file(file, settings, work)
     try:
         store = load_stored(str(file or ""))
     except ConfigError as error:
@@ -80,18 +84,34 @@ def issue(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], 
         fail(f"{place_of(store)}: {error}", code=1)
 
 
-def _in_file(settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+def _in_file(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+    """Do the work with the keys of a file. What the store did not take of it is a warning: the file has the change."""
     path = Path(settings.identity.section.keys_file)
-    issuer = issuer_of(settings.identity, None, by="")
-    assert issuer is not None
+    store, lacking = None, IN_MEMORY
+    try:
+        store = load_stored(str(file or ""))
+    except ConfigError as error:
+        lacking = "; ".join(error.problems)
+    controls = store.controls if isinstance(store, HasControls) and not isinstance(store, MemoryStore) else None
+    issuer = issuer_of(settings.identity, controls, by=f"cli:{user()}")
+    assert isinstance(issuer, FileIssuer)
 
     async def run() -> Answer:
-        return await work(issuer)
+        try:
+            return await work(issuer)
+        finally:
+            if store is not None:
+                await store.aclose()
 
     try:
-        return _checked(run())
+        answer = _checked(run())
     except (OSError, ValueError) as error:
         _fail_with(path, error)
+    if (missed := issuer.missed) is not None:
+        why = missed.advice if isinstance(missed, StoreEmptied) else failure_name(missed.__cause__ or missed)
+        said = lacking if store is None or controls is None else f"{place_of(store)}: {why}"
+        click.echo(f"chat-nest: warning: {UNTOLD}: {said}", err=True)
+    return answer
 
 
 def _checked(work: Coroutine[Any, Any, Answer]) -> Answer:

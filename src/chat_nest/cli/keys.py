@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXPIRES = click.option(
     "--expires", metavar="WHEN", help="90d, 24h, a date (its last second counts) or a date and time, in UTC."
 )
-REASON = click.option("--reason", metavar="TEXT", default="", help="Why; for the audit trail of keys in the store.")
+REASON = click.option("--reason", metavar="TEXT", default="", help="Why; for the audit trail.")
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -199,8 +199,9 @@ def rotate(id: str, file: Path | None, overlap: str, expires: str | None, reason
 def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
     """Revoke the keys with these IDs, as `chat-nest keys list` shows them.
 
-    Every server refuses the keys within a second. Running answers go on to their end: `chat-nest block --stop-running`
-    ends those of the caller. An ID is not the key: never write a key on a command line.
+    Every server of the store refuses the keys, and the session tokens that were made with them, within a second, and
+    ends their running answers; each is charged what it used. It can't be undone. An ID is not the key: never write a
+    key on a command line.
 
     \b
     Examples:

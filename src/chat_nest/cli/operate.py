@@ -15,14 +15,14 @@ import msgspec
 from chat_nest.cli.options import fail
 from chat_nest.controls.gate import BLOCK, PAUSE, terms_of
 from chat_nest.core.claims import Line
-from chat_nest.core.controls import Act, Control
+from chat_nest.core.controls import GRANT, Act, Control
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
 from chat_nest.core.protocols import HasControls, Store
 from chat_nest.core.records import Record
 from chat_nest.server.config.excerpts import load_store, load_stored
 from chat_nest.server.config.sources import ConfigError
 from chat_nest.server.config.values import read
-from chat_nest.server.operator import Operator, Rejected, listed, window_lines
+from chat_nest.server.operator import Operator, Rejected, granted, listed, window_lines
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
 
@@ -62,6 +62,29 @@ def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answ
         fail(f"{place_of(store)}: {failure_name(error.__cause__ or error)}: {remedy_of(store)}", code=1)
 
 
+def note(file: str, work: Callable[[Operator], Awaitable[object]]) -> str:
+    """Note an act that is done in the audit trail; return why that failed, or an empty string."""
+    try:
+        _, zone = load_store(file)
+        store = load_stored(file)
+    except ConfigError as error:
+        return "; ".join(error.problems)
+    if isinstance(store, MemoryStore) or not isinstance(store, HasControls):
+        return "the store is memory://, which only the server reaches"
+
+    async def run() -> None:
+        try:
+            await work(Operator(store, zone, by=f"cli:{user()}"))
+        finally:
+            await store.aclose()
+
+    try:
+        asyncio.run(run())
+    except (LimiterUnavailable, ValueError, OSError) as error:
+        return f"{place_of(store)}: {failure_name(error.__cause__ or error)}"
+    return ""
+
+
 def check_known(file: str, scope: str, name: str) -> None:
     """Exit with 2 if the configuration has providers or profiles, and not this one: it would pause nothing."""
     try:
@@ -77,9 +100,29 @@ def check_known(file: str, scope: str, name: str) -> None:
 
 async def in_force(operator: Operator, _store: Store) -> list[str]:
     """Return a line for each pause and block."""
-    found = await operator.controls.watch(-1)
-    rows = () if found is None else found.rows
+    rows = await _rows(operator)
     return [_shown(row) for kind in (PAUSE, BLOCK) for row in listed(rows, kind, time.time())]
+
+
+async def grants_in_force(operator: Operator, _store: Store) -> list[str]:
+    """Return a line for each grant and reset."""
+    return [_granted(row) for row in listed(await _rows(operator), GRANT, time.time())]
+
+
+async def withdraw(operator: Operator, owner: str, limit: str | None, reason: str) -> list[str]:
+    """End the grants and resets of an owner, of one limit or of all; return a line for each."""
+    ended: list[str] = []
+    for row in listed(await _rows(operator), GRANT, time.time()):
+        what = granted(row)
+        if what.get("owner") == owner and limit in (None, what["limit"]):
+            await operator.withdraw(row.name, reason=reason)
+            ended.append(_granted(row))
+    return ended
+
+
+async def _rows(operator: Operator) -> Sequence[Control]:
+    found = await operator.controls.watch(-1)
+    return () if found is None else found.rows
 
 
 def windows(file: str, owner: str) -> list[Line]:
@@ -127,6 +170,15 @@ def _shown(row: Control) -> str:
     until = "until it is ended" if row.expires is None else f"until {_time(row.expires)}"
     words = (row.kind, row.name, until, "stops what is running" if terms.stop_running else "", terms.by, row.reason)
     return "  ".join(filter(None, words))
+
+
+def _granted(row: Control) -> str:
+    what = granted(row)
+    if not what:
+        return row.name
+    amount = f"{what['amount']:,} {what['unit']}"
+    until = "" if row.expires is None else f"until {_time(row.expires)}"
+    return "  ".join(filter(None, (what["kind"], what["owner"], what["limit"], amount, until, what["by"], row.reason)))
 
 
 def _time(at: float) -> str:

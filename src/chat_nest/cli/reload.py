@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from chat_nest.cli.operate import note
 from chat_nest.server.control import find
 from chat_nest.server.reload import FAILED, Outcome
 
@@ -26,11 +27,22 @@ def report(file: str) -> tuple[int, Sequence[str]]:
     if not answers:
         return FAILED, [NOBODY]
     lines: list[str] = []
+    adopted = [outcome for _, outcome in answers if outcome.adopted]
     for path, outcome in answers:
         pid = path.stem.rpartition("-")[2]
         begin = f"server {pid}: " if len(answers) > 1 else ""
         lines += [f"{begin}{line}" for line in lines_of(outcome)]
+    if adopted and (why := _note(file, adopted)):
+        lines.append(f"note: this is not in the audit trail: {why}")
     return max(outcome.code for _, outcome in answers), lines
+
+
+def _note(file: str, adopted: Sequence[Outcome]) -> str:
+    """Note the reload in the audit trail of the servers' store; return why that failed, or an empty string."""
+    if any(name.startswith("store") for outcome in adopted for name in outcome.kept):
+        return "the servers use another store than the configuration has now, until they are restarted"
+    changed = list(dict.fromkeys(name for outcome in adopted for name in outcome.changed))
+    return note(file, lambda operator: operator.reloaded(changed))
 
 
 def lines_of(outcome: Outcome) -> list[str]:

@@ -46,12 +46,13 @@ def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
 
     Exits with 2 if the configuration or an ID is wrong, and then revokes none; with 1 if the store can't be used.
     """  # noqa: D301 - as above
-    from chat_nest.identity.sessions import revocation  # noqa: PLC0415 - so that --help is quick
+    from chat_nest.cli.operate import user  # noqa: PLC0415 - so that --help is quick
+    from chat_nest.identity.sessions import revocation  # noqa: PLC0415 - as above
     from chat_nest.server.config.excerpts import load_stored  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        rows = [revocation(id, time.time(), "chat-nest sessions revoke", reason) for id in ids]
+        rows = [revocation(id, time.time(), f"cli:{user()}", reason) for id in ids]
     except ValueError as error:
         fail(str(error), code=2)
     try:

@@ -22,8 +22,8 @@ def emptied(store: Store) -> str:
     return asyncio.run(_emptied(store))
 
 
-def accept_empty(store: Store) -> str:
-    """Accept the store as it is for all processes; return what was done. Raises Unaccepted."""
+def accept_empty(store: Store) -> tuple[str, bool]:
+    """Accept the store as it is for all processes; return what was done, and if there was need. Raises Unaccepted."""
     return asyncio.run(_accept(store))
 
 
@@ -45,7 +45,7 @@ def _remembers(store: Store) -> bool:
     return epochs is not None and epochs.remembers()
 
 
-async def _accept(store: Store) -> str:
+async def _accept(store: Store) -> tuple[str, bool]:
     accept: Any = getattr(store, "accept", None)
     if accept is None:
         raise Unaccepted(f"{place_of(store)} ends with its process: there is nothing to accept")
@@ -54,7 +54,7 @@ async def _accept(store: Store) -> str:
         try:
             if await asyncio.to_thread(_remembers, store):
                 await store.ping()
-                return f"{place} was not emptied: nothing is changed"
+                return f"{place} was not emptied: nothing is changed", False
         except StoreEmptied:
             pass
         await accept()
@@ -63,4 +63,5 @@ async def _accept(store: Store) -> str:
         raise Unaccepted(f"{place} can't be used: {why}: {remedy_of(store)}") from None
     finally:
         await store.aclose()
-    return f"{place} is used as it is from now on, by the servers that run, too: what was spent before is forgotten"
+    said = f"{place} is used as it is from now on, by the servers that run, too: what was spent before is forgotten"
+    return said, True

@@ -71,6 +71,7 @@ def restore(backup_file: Path, file: Path | None, accept_loss: bool) -> None:
     try:
         for line in put_back(load_stored(str(file or "")), backup_file, accept_loss=accept_loss):
             click.echo(f"chat-nest: {line}")
+        _note(file, "restore", "accepted the loss of what was spent since" if accept_loss else "")
     except ConfigError as error:
         fail(*error.problems, code=2)
     except CopyFailed as error:
@@ -92,8 +93,19 @@ def accept_empty(file: Path | None) -> None:
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        click.echo(f"chat-nest: {accept(load_stored(str(file or '')))}")
+        said, accepted = accept(load_stored(str(file or "")))
+        click.echo(f"chat-nest: {said}")
+        if accepted:
+            _note(file, "accept_empty")
     except ConfigError as error:
         fail(*error.problems, code=2)
     except Unaccepted as error:
         fail(str(error), code=1)
+
+
+def _note(file: Path | None, act: str, detail: str = "") -> None:
+    """Note in the store's audit trail what was done to the store."""
+    from chat_nest.cli.operate import note  # noqa: PLC0415 - as above
+
+    if why := note(str(file or ""), lambda operator: operator.note(act, "store", detail)):
+        click.echo(f"chat-nest: note: this is not in the audit trail: {why}", err=True)

@@ -1,4 +1,4 @@
-"""Pauses, blocks and stops of operators: which requests they refuse, and which answers they stop."""
+"""Pauses, blocks, stops and revoked keys: which requests they refuse, and which answers they stop."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from msgspec import Struct
 
 from chat_nest.controls.live import LiveControls
 from chat_nest.core.controls import Control
-from chat_nest.core.errors import Blocked, Paused
+from chat_nest.core.errors import Blocked, ChatError, Paused, SessionRevoked, Stopped, Unauthorized
 from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Now
 
-PAUSE, BLOCK, STOP = "pause", "block", "stop"
-"""Kinds of rows. The name of a stop is the id of a run; that of a block `caller:KEY` or `network:CIDR`."""
+PAUSE, BLOCK, STOP, KEY_REVOKED = "pause", "block", "stop", "api_key_revoked"
+"""Kinds of rows. The name of a stop is the id of a run; that of a block `caller:KEY` or `network:CIDR`; that of a
+revoked API key its id.
+"""
 ALL = "all"
 """The name of a pause of everything. The other names are SCOPE:NAME."""
 SCOPES = ("provider", "model", "group", "caller", "profile")
@@ -78,12 +80,14 @@ class Gate:
             raise Blocked
 
     def check_caller(self, caller: Caller) -> None:
-        """Raise Blocked for a blocked caller."""
+        """Raise Blocked for a blocked caller, and Unauthorized for one whose API key was revoked."""
         if self._live.get(BLOCK, f"caller:{caller.key}") is not None:
             raise Blocked
+        if self._has_revoked_key(caller):
+            raise SessionRevoked() if _has_session(caller) else Unauthorized(challenge="Bearer")
 
     def check(self, caller: Caller, profile: str) -> None:
-        """Raise Blocked, or Paused if all requests are paused, or those of this caller, its group or the profile."""
+        """Raise what `check_caller` raises, or Paused if all is paused, or this caller, its group or the profile."""
         self.check_caller(caller)
         for name in _names(caller, profile) if self._live.has(PAUSE) else ():
             if (row := self._live.get(PAUSE, name)) is not None:
@@ -106,16 +110,24 @@ class Gate:
     @property
     def stops_any(self) -> bool:
         """Whether there may be a row that stops a running answer."""
-        return any(self._live.has(kind) for kind in (PAUSE, BLOCK, STOP))
+        return any(self._live.has(kind) for kind in (PAUSE, BLOCK, STOP, KEY_REVOKED))
 
-    def stops(self, running: Running) -> bool:
-        """Return whether this answer is to be stopped."""
+    def stopped(self, running: Running) -> ChatError | None:
+        """Return the error that ends this answer; None if it may go on."""
+        if self._has_revoked_key(running.caller):
+            return SessionRevoked() if _has_session(running.caller) else Stopped("The API key was revoked")
+        return Stopped("The answer was stopped by the operator") if self._stops(running) else None
+
+    def _stops(self, running: Running) -> bool:
         if self._live.get(STOP, running.run) is not None:
             return True
         pauses = [*_names(running.caller, running.profile), *(_model_names(running.model) if running.model else ())]
         rows = [*(self._live.get(PAUSE, name) for name in pauses)]
         rows += [self._live.get(BLOCK, f"caller:{running.caller.key}"), *self._blocks_of(running.address)]
         return any(row is not None and terms_of(row).stop_running for row in rows)
+
+    def _has_revoked_key(self, caller: Caller) -> bool:
+        return caller.api_key is not None and self._live.get(KEY_REVOKED, caller.api_key) is not None
 
     def _blocks_of(self, address: Address | None) -> Iterable[Control]:
         """Yield the blocks of the networks that this IP address is in."""
@@ -145,6 +157,10 @@ def _names(caller: Caller, profile: str) -> Iterable[str]:
 def _model_names(model: str) -> Iterable[str]:
     yield f"provider:{model.partition(':')[0]}"
     yield f"model:{model}"
+
+
+def _has_session(caller: Caller) -> bool:
+    return any(share.scope == "session" for share in caller.shares)
 
 
 def _network(name: str) -> IPv4Network | IPv6Network | None:

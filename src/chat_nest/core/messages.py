@@ -242,6 +242,8 @@ class Caller(Struct, frozen=True, kw_only=True, gc=False):
     shares: tuple[Share, ...] = ()
     visit: Visit | None = None
     """Set by Visitors."""
+    api_key: str | None = None
+    """The id of the API key that identified it, or that made its session. Set by ApiKeys and Sessions."""
 
     def __repr__(self) -> str:
         """Return it by its key: an id may be an IP address or a name."""

@@ -118,6 +118,7 @@ class ApiKey(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
             group=self.group,
             profiles=self.profiles or None,
             shares=() if share is None else (share,),
+            api_key=self.id,
         )
 
     def state(self, now: datetime) -> str:

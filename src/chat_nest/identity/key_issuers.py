@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from chat_nest.core.controls import LONGEST_VALUE, Act, Control
+from chat_nest.core.controls import LONGEST_VALUE, Act, Control, check_change
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Controls
@@ -25,7 +25,7 @@ from chat_nest.identity.api_key import (
     rotate_key,
 )
 from chat_nest.identity.key_file import create_key, read_keys, revoke_keys, rotate_in_file
-from chat_nest.identity.stored_keys import IN_FORCE, MOST_KEYS, KeptKey, keys_of, row_of
+from chat_nest.identity.stored_keys import IN_FORCE, MOST_KEYS, KeptKey, keys_of, revocation_row, row_of
 
 OTHER_SECRET = "its keys were made with another secret"  # noqa: S105 - a reason
 _log = logging.getLogger("chat_nest.identity")
@@ -46,8 +46,9 @@ class Issued(Struct, frozen=True):
 class FileIssuer:
     """Issues the keys of a file. `controls` keeps the trail of acts, if it is given; `by` is the operator.
 
-    Every method raises OSError if the file can't be read or written, and ValueError if it is broken, or its keys were
-    made with another secret.
+    A change is in force once it is in the file. A revocation is also a row of the controls: by it every process ends
+    the running answers and the sessions of the key. Every method raises OSError if the file can't be read or written,
+    and ValueError if it is broken, its keys were made with another secret, or `reason` can't be kept.
     """
 
     def __init__(self, path: Path, secret: bytes, *, by: str = "", controls: Controls | None = None) -> None:
@@ -55,6 +56,8 @@ class FileIssuer:
         self._secret = secret
         self._by = by
         self._controls = controls
+        self.missed: LimiterUnavailable | None = None
+        """Why the controls did not take a change, if they did not, or there are none."""
 
     async def keys(self) -> Sequence[ApiKey]:
         """Return all keys, the oldest first. Raises FileNotFoundError if there is no file yet."""
@@ -62,30 +65,39 @@ class FileIssuer:
 
     async def create(self, rights: Rights, reason: str = "") -> Issued:
         """Make a key. Raises WrongKey."""
+        self._check(reason)
         made, text = await asyncio.to_thread(create_key, self._path, self._secret, rights)
         await self._note(created_act(self._by, made, reason))
         return Issued(made, text)
 
     async def rotate(self, id: str, overlap: timedelta, expires: datetime | None = None, reason: str = "") -> Issued:
         """Replace a key by a new one: see `rotate_key`. Raises UnknownKey and NotRotatable."""
+        self._check(reason)
         old, made, text = await asyncio.to_thread(rotate_in_file, self._path, self._secret, id, overlap, expires)
         await self._note(rotated_act(self._by, old, made, reason))
         return Issued(made, text, old)
 
     async def revoke(self, ids: Sequence[str], reason: str = "") -> Sequence[ApiKey]:
         """Revoke keys, all or none. Raises UnknownKey."""
+        self._check(reason)
         revoked = await asyncio.to_thread(revoke_keys, self._path, ids)
         for key in revoked:
-            await self._note(revoked_act(self._by, key, reason))
+            await self._note(revoked_act(self._by, key, reason), [revocation_row(key, reason)])
         return revoked
 
-    async def _note(self, act: Act) -> None:
+    def _check(self, reason: str) -> None:
+        """Raise ValueError for a reason that the trail can't keep, before anything is changed."""
+        check_change((), (), Act(by=self._by, act="", target="", reason=reason))
+
+    async def _note(self, act: Act, put: Sequence[Control] = ()) -> None:
         """Keep an act in the trail. The key has changed already, so a store that is down stops nothing."""
         if self._controls is None:
+            self.missed = LimiterUnavailable()
             return
         try:
-            await self._controls.change(act=act)
-        except LimiterUnavailable:
+            await self._controls.change(put, act=act)
+        except LimiterUnavailable as error:
+            self.missed = error
             _log.error("%s of %s by %s is not in the trail of acts: the store does not answer", *_words(act))
 
 

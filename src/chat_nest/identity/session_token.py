@@ -47,6 +47,8 @@ class Grant(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
     key: str | None = None
     """The counters of the API key that made it, if that key has limits."""
     key_limits: dict[str, int | float] = {}
+    made_by: str | None = None
+    """The id of the API key that made it: its revocation revokes the session."""
 
     def __repr__(self) -> str:
         """Return its id: the rest names users."""

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from chat_nest.controls.gate import KEY_REVOKED
 from chat_nest.controls.live import LiveControls
 from chat_nest.core import header_fields
 from chat_nest.core.controls import Act, Control
@@ -118,13 +119,15 @@ class Sessions:
         }
         return self.mint(asked)
 
-    def mint(self, asked: Mapping[str, Any], shares: Sequence[Share] = ()) -> Session:
+    def mint(self, asked: Mapping[str, Any], operator: Caller | None = None) -> Session:
         """Mint a session from the fields of `create`, as they are in JSON. Raises BadField.
 
-        `shares` are of the API key that asks for it: the session draws on the key's limits, too.
+        `operator` asks for it with an API key: the session draws on the key's limits, too, and ends if it is revoked.
         """
         fields = checked(asked, self._expires_in)
-        for share in shares:
+        if operator is not None and operator.api_key is not None:
+            fields["made_by"] = operator.api_key
+        for share in () if operator is None else operator.shares:
             if share.scope == "key":
                 limits = {name: each for name, each in asdict(share.limits).items() if each is not None}
                 fields |= {"key": share.id, "key_limits": limits}
@@ -149,9 +152,14 @@ class Sessions:
         put, act = revocation(id, self._now(), by, reason)
         await self._controls.change(put=[put], act=act)
 
-    def is_revoked(self, id: str) -> bool:
-        """Return whether a session was revoked, as far as this process knows."""
-        return self._controls is not None and self._controls.get(REVOKED, id) is not None
+    def is_revoked(self, id: str, made_by: str | None = None) -> bool:
+        """Return whether a session, or the API key that made it, was revoked, as far as this process knows."""
+        controls = self._controls
+        if controls is None:
+            return False
+        if controls.get(REVOKED, id) is not None:
+            return True
+        return made_by is not None and controls.get(KEY_REVOKED, made_by) is not None
 
     def claims(self, credential: str) -> bool:
         """Return whether a credential begins like a session token."""
@@ -181,7 +189,7 @@ class Sessions:
         grant, caller = self._read(token)
         if self._now() >= grant.expires:
             raise SessionExpired
-        if self.is_revoked(grant.id):
+        if self.is_revoked(grant.id, grant.made_by):
             raise SessionRevoked
         if grant.origins:
             _check_origin(scope, grant.origins)
@@ -199,7 +207,12 @@ class Sessions:
         if grant.conversation is not None:
             shares.append(Share(scope="conversation", id=f"{hashed(id)} {grant.conversation}"))
         return grant, Caller(
-            id=id, profile=grant.profile, group=grant.group, profiles=grant.profiles, shares=tuple(shares)
+            id=id,
+            profile=grant.profile,
+            group=grant.group,
+            profiles=grant.profiles,
+            shares=tuple(shares),
+            api_key=grant.made_by,
         )
 
 

@@ -13,13 +13,14 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec import Struct
 
+from chat_nest.controls.gate import KEY_REVOKED
 from chat_nest.controls.live import LiveControls
 from chat_nest.core.controls import Control
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.identity.api_key import ApiKey, Hash, checked_secret, secret_hash
 from chat_nest.identity.key_holders import Holder, Holders, by_hash, holder_of
 
-IN_FORCE, REVOKED = "api_key", "api_key_revoked"
+IN_FORCE, REVOKED = "api_key", KEY_REVOKED
 """Kinds of rows. The name is the key's id."""
 KEPT = timedelta(days=30)
 """For how long a key that has expired is listed."""
@@ -59,6 +60,12 @@ def row_of(key: ApiKey, secret: bytes, reason: str = "") -> Control:
         return Control(kind=kind, name=key.id, value=value, reason=reason, expires=_unix(key.revoked + KEPT_REVOKED))
     until = None if key.expires is None or key.expires.year > _LAST_YEAR else _unix(key.expires + KEPT)
     return Control(kind=kind, name=key.id, value=value, reason=reason, expires=until)
+
+
+def revocation_row(key: ApiKey, reason: str) -> Control:
+    """Return the row that ends the answers and sessions of a key in a file; `keys_of` does not list it."""
+    assert key.revoked is not None
+    return Control(kind=REVOKED, name=key.id, reason=reason, expires=_unix(key.revoked + KEPT_REVOKED))
 
 
 def keys_of(rows: Iterable[Control], secret: bytes) -> list[KeptKey]:

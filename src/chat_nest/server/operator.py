@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from ipaddress import IPv6Network, ip_address, ip_network
-from typing import cast
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECONDS, Terms
-from chat_nest.controls.grants import Grant, grant_row
+from chat_nest.controls.grants import Grant, grant_of, grant_row
 from chat_nest.core.claims import MAX_AMOUNT, Line
 from chat_nest.core.controls import GRANT, Act, Control
 from chat_nest.core.limits import COUNTERS, Scope
@@ -28,6 +28,7 @@ from chat_nest.server.config.caller_names import caller_of
 USAGE_NAME = re.compile(r"[0-9a-f]{16}")
 RUN = re.compile(r"[0-9a-f]{24}")
 _ID = re.compile(r"[a-z]+:.+", re.DOTALL)
+_LIMIT = re.compile(r":((requests|tokens|usd)_per_[a-z]+):")
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 MOST_SECONDS = 366 * 86_400
@@ -236,8 +237,11 @@ class Operator:
 
     async def reloaded(self, changed: Sequence[str], *, reason: str = "") -> None:
         """Note in the trail that the configuration was read again."""
-        detail = ", ".join(changed)[:400]
-        await self.controls.change(act=self._act("reload", "configuration", reason, detail))
+        await self.note("reload", "configuration", ", ".join(changed)[:400], reason=reason)
+
+    async def note(self, act: str, target: str, detail: str = "", *, reason: str = "") -> None:
+        """Note in the trail an act that was done elsewhere."""
+        await self.controls.change(act=self._act(act, target, reason, detail))
 
     async def _put(
         self, kind: str, name: str, act: str, reason: str, seconds: float | None, *, stop_running: bool
@@ -253,6 +257,20 @@ class Operator:
 
     def _act(self, act: str, target: str, reason: str, detail: str = "") -> Act:
         return Act(by=self._by, act=act, target=target, reason=reason, detail=detail)
+
+
+def granted(row: Control) -> dict[str, Any]:
+    """Return whose limit a grant raises, and by how much, as JSON's values; nothing if it can't be read.
+
+    Its name is OWNER:LIMIT:WINDOW and a word of its own.
+    """
+    grant, found = grant_of(row), _LIMIT.search(row.name)
+    if grant is None or found is None:
+        return {}
+    unit = found[2]
+    amount = grant.amount / NANO if unit == "usd" else grant.amount
+    shown = {"kind": grant.kind, "owner": row.name[: found.start()], "limit": found[1]}
+    return {**shown, "amount": amount, "unit": unit, "by": grant.by}
 
 
 def listed(rows: Sequence[Control], kind: str, now: float) -> list[Control]:

@@ -323,3 +323,46 @@ def test_colors_are_for_terminals_that_want_them():
     assert b"\x1b[32mvalid" in on_a_terminal("list")
     assert b"\x1b" not in on_a_terminal("list", NO_COLOR="1")
     assert b"\x1b[1mcn_" in on_a_terminal("create", "ada")
+
+
+# The trail of acts.
+
+
+def trail() -> list[dict[str, str]]:
+    result = CliRunner(env=ENVIRON).invoke(chat_nest, ["audit", "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_each_change_of_the_file_is_in_the_trail_and_no_look_at_it():
+    create("ada", "--reason", "new here")
+    id = read_keys(Path("keys.json")).keys[0].id
+    run("list")
+    assert run("rotate", id, "--reason", "yearly").exit_code == 0
+    assert run("revoke", id, "--reason", "leaked").exit_code == 0
+    assert run("revoke", "none").exit_code == 2
+    acts = trail()
+    assert [(act["act"], act["target"], act["reason"]) for act in acts] == [
+        ("revoke_key", id, "leaked"),
+        ("rotate_key", id, "yearly"),
+        ("create_key", id, "new here"),
+    ]
+    assert {act["by"].partition(":")[0] for act in acts} == {"cli"}
+    assert acts[-1]["detail"] == f"caller {Caller(id='key:ada').key}, scopes chat"
+
+
+def test_a_reason_that_can_not_be_kept_changes_nothing():
+    assert run("create", "ada", "--reason", "x" * 600).exit_code == 1
+    assert not Path("keys.json").exists()
+
+
+@pytest.mark.parametrize("store", ["memory://", "sqlite:///gone"])
+def test_what_a_store_does_not_take_is_done_and_told(store):
+    Path("gone").mkdir()
+    create("ada")
+    id = read_keys(Path("keys.json")).keys[0].id
+    result = run("revoke", id, CHAT_NEST_STORE_URL=store)
+    assert result.exit_code == 0
+    assert read_keys(Path("keys.json")).keys[0].revoked is not None
+    assert "warning: it is done, but not in the audit trail, and the running answers" in result.stderr
+    assert "warning" not in run("list", CHAT_NEST_STORE_URL=store).stderr

@@ -67,6 +67,7 @@ def test_a_pause_is_listed_until_it_is_resumed_and_each_act_is_in_the_trail(run)
         (["grant", "--all"], "one of --tokens"),
         (["grant", "--all", "--tokens", "-1"], "--tokens must be more than 0"),
         (["grant", "--all", "--usd", "nan"], "--usd must be a number"),
+        (["withdraw"], "name whose grants"),
         (["stop", "abc"], "must be the id of a running answer"),
     ],
     ids=lambda each: " ".join(each)[:40] if isinstance(each, list) else "",
@@ -100,6 +101,27 @@ def test_a_budget_is_granted_and_reset(run, tmp_path):
         ("grant", "usd_per_month 2500000000 nanousd"),
         ("grant", "tokens_per_day 50000 tokens"),
     ]
+
+
+def test_grants_are_listed_and_withdrawn(run):
+    assert run("grant") == "nothing is granted\n"
+    assert "no such grant in force" in run("withdraw", "--all", code=1)
+    for words in (["--tokens", "50000"], ["--tokens", "7", "--per", "hour"], ["--usd", "2.5"]):
+        run("grant", "--caller", "key:ada", *words, "--reason", "demo")
+    run("grant", "--all", "--requests", "9")
+    owner = f"caller:{Caller(id='key:ada').key}"
+    listed = run("grant").splitlines()
+    assert len(listed) == 4
+    assert f"grant  {owner}  tokens_per_day  50,000 tokens  until 2" in run("grant")
+    assert f"grant  {owner}  usd_per_day  2.5 usd  until 2" in run("grant")
+    said = run("withdraw", "--caller", "key:ada", "--limit", "tokens_per_hour", "--reason", "over")
+    assert said.startswith(f"chat-nest: withdrawn: grant  {owner}  tokens_per_hour  7 tokens")
+    assert len(run("withdraw", "--caller", "key:ada").splitlines()) == 2
+    assert run("grant").splitlines() == [line for line in listed if line.startswith("grant  all  requests_per_day")]
+    acts = [act for act in json.loads(run("audit", "--json")) if act["act"] == "withdraw"]
+    assert [act["reason"] for act in acts] == ["", "", "over"]
+    assert acts[-1]["target"].startswith(f"{owner}:tokens_per_hour:")
+    assert acts[-1]["by"].startswith("cli:")
 
 
 def test_running_answers_are_listed_and_stopped(run, tmp_path):

@@ -12,7 +12,8 @@ from chat_nest.controls.gate import Gate, Running, Terms, terms_of
 from chat_nest.controls.live import LiveControls
 from chat_nest.controls.memory import MemoryControls
 from chat_nest.core.controls import Control
-from chat_nest.core.errors import Blocked, LimiterUnavailable, Paused
+from chat_nest.core.errors import Blocked, LimiterUnavailable, Paused, SessionRevoked, Stopped, Unauthorized
+from chat_nest.core.limits import Share
 from chat_nest.core.messages import Caller
 from chat_nest.testing import FakeClock
 
@@ -39,6 +40,12 @@ def rows() -> Rows:
     return Rows()
 
 
+def stops(rows: Rows, running: Running) -> bool:
+    error = rows.gate.stopped(running)
+    assert isinstance(error, Stopped | None)
+    return error is not None
+
+
 async def test_nothing_is_refused_without_rows(rows: Rows) -> None:
     await rows.gate.ready()
     rows.gate.check(ADA, "balanced")
@@ -47,7 +54,7 @@ async def test_nothing_is_refused_without_rows(rows: Rows) -> None:
     assert rows.gate.open_models(["p:m"]) == ["p:m"]
     assert not rows.gate.pauses("p:m")
     assert not rows.gate.stops_any
-    assert not rows.gate.stops(Running(run="r", caller=ADA, profile="balanced", model=""))
+    assert rows.gate.stopped(Running(run="r", caller=ADA, profile="balanced", model="")) is None
 
 
 async def test_a_gate_that_has_not_seen_the_store_is_not_ready() -> None:
@@ -86,7 +93,7 @@ async def test_whom_a_pause_refuses(rows: Rows, name: str, who: dict[Caller, set
     for caller, profiles in who.items():
         for profile in ("balanced", "Other"):
             running = Running(run="r", caller=caller, profile=profile, model="p:m")
-            assert rows.gate.stops(running) == (profile in profiles)
+            assert stops(rows, running) == (profile in profiles)
             if profile in profiles:
                 with pytest.raises(Paused):
                     rows.gate.check(caller, profile)
@@ -154,7 +161,7 @@ async def test_whom_a_blocked_network_refuses(rows: Rows, name: str, inside: str
     rows.gate.check_address(None)
     for address, stopped in ((inside, True), (outside, False)):
         running = Running(run="r", caller=BOB, profile="balanced", model="p:m", address=ip_address(address))
-        assert rows.gate.stops(running) is stopped
+        assert stops(rows, running) is stopped
 
 
 @pytest.mark.parametrize(
@@ -170,19 +177,32 @@ async def test_whom_a_blocked_network_refuses(rows: Rows, name: str, inside: str
 )
 async def test_only_what_says_so_stops_an_answer_that_runs(rows: Rows, kind: str, name: str) -> None:
     running: dict[str, Any] = {"run": "r", "caller": ADA, "profile": "Balanced", "address": ip_address("192.0.2.1")}
-    for value, stops in (("", False), ("{", False), ('{"stop_running": "yes"}', False), (STOPS, True)):
+    for value, ends in (("", False), ("{", False), ('{"stop_running": "yes"}', False), (STOPS, True)):
         await rows.put(kind, name, value=value)
         assert rows.gate.stops_any
-        assert rows.gate.stops(Running(**running, model="p:m")) is stops
-    before_a_provider_is_asked = rows.gate.stops(Running(**running, model=""))
+        assert stops(rows, Running(**running, model="p:m")) is ends
+    before_a_provider_is_asked = stops(rows, Running(**running, model=""))
     assert before_a_provider_is_asked is not name.startswith(("provider", "model"))
 
 
 async def test_a_stop_names_one_answer(rows: Rows) -> None:
     await rows.put("stop", "r1", seconds=300)
     assert rows.gate.stops_any
-    assert rows.gate.stops(Running(run="r1", caller=BOB, profile="balanced", model="p:m"))
-    assert not rows.gate.stops(Running(run="r2", caller=BOB, profile="balanced", model="p:m"))
+    assert stops(rows, Running(run="r1", caller=BOB, profile="balanced", model="p:m"))
+    assert not stops(rows, Running(run="r2", caller=BOB, profile="balanced", model="p:m"))
+
+
+async def test_a_revoked_key_is_refused_and_ends_its_answers_and_its_sessions(rows: Rows) -> None:
+    by_key, other = Caller(id="key:ada", api_key="k1"), Caller(id="key:ada", api_key="k2")
+    session = Caller(id="session:u", api_key="k1", shares=(Share(scope="session", id="s_1"),))
+    await rows.put("api_key_revoked", "k1", seconds=300)
+    assert rows.gate.stops_any
+    for caller, refusal, end in ((by_key, Unauthorized, Stopped), (session, SessionRevoked, SessionRevoked)):
+        with pytest.raises(refusal):
+            rows.gate.check(caller, "balanced")
+        assert type(rows.gate.stopped(Running(run="r", caller=caller, profile="balanced", model="p:m"))) is end
+    rows.gate.check(other, "balanced")
+    assert not stops(rows, Running(run="r", caller=other, profile="balanced", model="p:m"))
 
 
 def test_what_is_kept_of_an_act_is_read_back() -> None:

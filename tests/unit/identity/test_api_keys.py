@@ -70,9 +70,9 @@ def file(tmp_path: Path) -> Path:
 
 
 async def test_a_key_is_its_caller_in_either_header(file):
-    _, key = new_key(file, "ada", group="acme")
+    id, key = new_key(file, "ada", group="acme")
     keys = ApiKeys(file, SECRET)
-    ada = Caller(id="key:ada", group="acme")
+    ada = Caller(id="key:ada", group="acme", api_key=id)
     for headers in (("authorization", f"Bearer {key}"), ("Authorization", f"BEARER  {key}"), ("x-api-key", key)):
         assert await who(keys, scope(headers)) == ada
 
@@ -98,7 +98,7 @@ def test_row23_every_refusal_is_the_same(file):
     gone_id, gone = new_key(file)
     revoke_keys(file, [gone_id])
     keys = ApiKeys(file, SECRET, now=now)
-    assert keys(bearer(good)) == Caller(id="key:ada")
+    assert keys(bearer(good)).id == "key:ada"
     wrong = [
         scope(),
         *(bearer(key) for key in (old, gone, good[:-1], good + "a", good.upper(), "", "x" * 70, "' OR 1=1 --", "é")),
@@ -118,7 +118,7 @@ def test_a_key_expires_on_the_second(file):
     _, key = new_key(file, expires=until)
     now = Clock(until.timestamp() - 0.001)
     keys = ApiKeys(file, SECRET, now=now)
-    assert keys(bearer(key)) == Caller(id="key:ada")
+    assert keys(bearer(key)).id == "key:ada"
     now.at = until.timestamp()
     refusal_of(keys, bearer(key))
 
@@ -138,7 +138,7 @@ def test_row23_hashes_are_compared_in_constant_time_also_where_there_is_none(fil
     keys = ApiKeys(file, SECRET)
     compare = lambda one, other: compared.append((len(one), len(other))) or one == other
     monkeypatch.setattr("chat_nest.identity.api_keys.hmac.compare_digest", compare)
-    assert keys(bearer(key)) == Caller(id="key:ada")
+    assert keys(bearer(key)).id == "key:ada"
     refusal_of(keys, bearer("cn_" + "a" * 32))
     assert compared == [(32, 32)] * 2
 
@@ -264,7 +264,7 @@ def test_a_file_of_the_version_before_is_read(file):
     assert set(held) == {"id", "caller", "scopes", "hash", "created"}, (
         "nor does a plain key have them: that version reads it"
     )
-    assert ApiKeys(file, SECRET)(bearer(key)) == Caller(id="key:ada")
+    assert ApiKeys(file, SECRET)(bearer(key)).id == "key:ada"
 
 
 def test_a_key_with_every_limit_is_one_share(file):
@@ -369,14 +369,14 @@ async def test_row24_a_revoked_key_is_refused_when_the_file_is_looked_at_again(f
     keys = ApiKeys(file, SECRET, clock=clock)
     revoke_keys(file, [id])
     clock.at += LOOK_SECONDS - 0.001
-    assert keys(bearer(key)) == Caller(id="key:ada"), "known for less than a second: nothing is asked"
+    assert keys(bearer(key)).id == "key:ada", "known for less than a second: nothing is asked"
     clock.at += 0.001
     with pytest.raises(Unauthorized):
         await who(keys, bearer(key))
     refusal_of(keys, bearer(key))
     _, other = new_key(file, "bob")
     clock.at += LOOK_SECONDS
-    assert await who(keys, bearer(other)) == Caller(id="key:bob")
+    assert (await who(keys, bearer(other))).id == "key:bob"
 
 
 def test_what_can_not_be_a_key_is_refused_without_a_look_at_the_file(file):
@@ -395,7 +395,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(file, monkeypatch):
     keys = ApiKeys(file, SECRET, clock=clock)
     monkeypatch.setattr(keys._keys, "_parse", lambda _: pytest.fail("it was read again"))
     clock.at += LOOK_SECONDS
-    assert await who(keys, bearer(key)) == Caller(id="key:ada")
+    assert (await who(keys, bearer(key))).id == "key:ada"
 
 
 async def test_row24_a_file_that_can_not_be_read_lets_nobody_in(file, caplog):
@@ -425,7 +425,7 @@ async def test_row24_a_file_that_can_not_be_read_lets_nobody_in(file, caplog):
         assert said in line.getMessage()
         file.write_bytes(whole)
         clock.at += LOOK_SECONDS
-        assert await who(keys, bearer(key)) == Caller(id="key:ada")
+        assert (await who(keys, bearer(key))).id == "key:ada"
     revoke_keys(file, [id])
     clock.at += LOOK_SECONDS
     with pytest.raises(Unauthorized):
@@ -455,7 +455,7 @@ async def test_many_who_ask_at_once_look_once_and_one_who_leaves_disturbs_nobody
         go_on.set()
     answers = await asyncio.gather(*asking, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
-    assert answers[1:] == [Caller(id="key:ada")] * 49
+    assert [answer.id for answer in answers[1:] if isinstance(answer, Caller)] == ["key:ada"] * 49
     assert len(looks) == 1
 
 
@@ -468,7 +468,7 @@ async def test_the_file_is_looked_at_off_the_loop(file):
     blocking.activate()
     try:
         clock.at += LOOK_SECONDS
-        assert await who(keys, bearer(key)) == Caller(id="key:ada")
+        assert (await who(keys, bearer(key))).id == "key:ada"
     finally:
         blocking.deactivate()
 

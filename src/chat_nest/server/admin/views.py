@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import Any
 
 from msgspec.structs import replace
 
 from chat_nest.controls.gate import BLOCK, PAUSE, terms_of
-from chat_nest.controls.grants import grant_of
 from chat_nest.core.controls import GRANT, Control
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import hashed
@@ -18,10 +16,9 @@ from chat_nest.core.protocols import Budget
 from chat_nest.core.usage import NANO
 from chat_nest.server.admin.routes import Asked, Reply, json
 from chat_nest.server.admin.spend import MOST_CALLERS, MOST_DAYS
-from chat_nest.server.operator import listed
+from chat_nest.server.operator import granted, listed
 from chat_nest.server.running import running
 
-_LIMIT = re.compile(r":((requests|tokens|usd)_per_[a-z]+):")
 MOST_ACTS = 10_000
 ACTS = 50
 RUNNING_FIELDS = ("run", "caller", "group", "profile", "model", "started_at")
@@ -113,20 +110,9 @@ def shown(row: Control) -> dict[str, Any]:
     """Return a pause, a block or a grant as JSON's values."""
     both = {"name": row.name, "reason": row.reason, "until": row.expires}
     if row.kind == GRANT:
-        return {**both, **_granted(row)}
+        return {**both, **granted(row)}
     terms = terms_of(row)
     return {**both, "by": terms.by, "since": terms.since, "stop_running": terms.stop_running}
-
-
-def _granted(row: Control) -> dict[str, Any]:
-    """Return whose limit a grant raises, and by how much: its name is OWNER:LIMIT:WINDOW and a word of its own."""
-    grant, found = grant_of(row), _LIMIT.search(row.name)
-    if grant is None or found is None:
-        return {}
-    unit = found[2]
-    amount = grant.amount / NANO if unit == "usd" else grant.amount
-    shown = {"kind": grant.kind, "owner": row.name[: found.start()], "limit": found[1]}
-    return {**shown, "amount": amount, "unit": unit, "by": grant.by}
 
 
 def _budget(budget: Budget) -> dict[str, object]:
