@@ -1,8 +1,13 @@
 """`fresh_install.py`: run the blocks of "On a server" in docs/install.md, word for word, in this system.
 
-For a throw-away system, in the checkout that is the current folder. A stand-in replaces systemctl, and one of OpenAI
-answers a chat through nginx at the end. Needs root, and nothing but Python's standard library.
+For a throw-away system, in the checkout that is the current folder. Stand-ins replace systemctl, OpenAI and the receiver
+of alerts. At the end a chat through nginx uses a limit up: the alert must reach the receiver, signed, and the request
+Prometheus. Needs root, and nothing but Python's standard library.
 """
+
+import base64
+import hmac
+import http.server
 
 import json
 import os
@@ -10,11 +15,16 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from fresh_image import PATIENCE, provider
 
 NAME = "chat.example.org"
+CONFIG = Path("/etc/chat-nest/chat-nest.toml")
 
 
 def blocks():
@@ -37,6 +47,51 @@ def chat():
     return '"Paris"' in done.stdout and "event: done" in done.stdout
 
 
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Takes alerts with a right signature (Standard Webhooks), and keeps their types."""
+
+    types = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        signed = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode() + body
+        secret = base64.b64decode(Path("/etc/chat-nest/keys/webhook").read_text().strip().removeprefix("whsec_"))
+        right = "v1," + base64.b64encode(hmac.digest(secret, signed, "sha256")).decode()
+        good = right in self.headers["webhook-signature"].split()
+        print(f"receiver: {'right' if good else 'wrong'} signature: {body.decode()}", flush=True)
+        if good:
+            self.types.append(json.loads(body)["type"])
+        self.send_response(204 if good else 401)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def receiver():
+    """Serve a receiver in a thread; return its URL."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}/alerts"
+
+
+def until(what, holds):
+    """Wait until it holds; exit if that takes too long."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > end:
+            sys.exit(f"install: not within {PATIENCE} s: {what}")
+        time.sleep(1)
+    print(f"install: {what}", flush=True)
+
+
+def scraped():
+    """Return whether Prometheus has the chat that was answered."""
+    query = urllib.parse.urlencode({"query": 'sum(chat_nest_requests_total{code="ok"}) > 0'})
+    with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/query?{query}", timeout=PATIENCE) as answer:
+        return bool(json.load(answer)["data"]["result"])
+
+
 def main():
     folder = Path(tempfile.mkdtemp())
     stand_in = folder / "systemctl"
@@ -49,6 +104,7 @@ def main():
         **os.environ,
         "PATH": f"{folder}:{os.environ['PATH']}",
         "OPENAI_API_KEY": "sk-x",
+        "ALERTS_WEBHOOK": receiver(),
         "DEBIAN_FRONTEND": "noninteractive",
     }
     done = subprocess.run(["bash", "-c", script], env=environment, stdin=subprocess.DEVNULL)
@@ -56,9 +112,15 @@ def main():
     print(log.read_text() if log.exists() else "no log", flush=True)
     if done.returncode:
         sys.exit(f"install: a block ended with {done.returncode}")
+    if Receiver.types != ["test"]:
+        sys.exit(f"install: the receiver has {Receiver.types}, not the test of alerts")
+    CONFIG.write_text(CONFIG.read_text().replace("[limits] ", "[limits]\nrequests_per_day = 1\n# ", 1))
+    subprocess.run([stand_in, "reload", "chat-nest"], check=True)
     good = chat()
+    until("the alert has arrived", lambda: "budget.used_up" in Receiver.types)
+    until("Prometheus has the request", scraped)
     usage = subprocess.run(
-        ["sudo", "-u", "chat-nest", "chat-nest", "usage", "--config", "/etc/chat-nest/chat-nest.toml"],
+        ["sudo", "-u", "chat-nest", "chat-nest", "usage", "--config", CONFIG],
         capture_output=True, text=True,
     )  # fmt: skip
     print(usage.stdout, usage.stderr, flush=True)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A stand-in for systemctl in a system without systemd: it starts and stops chat-nest as its unit says, and nginx.
+"""A stand-in for systemctl in a system without systemd: it starts and stops chat-nest as its unit says, nginx, and
+Prometheus.
 
 It does what the unit says of the user, the state directory, credentials and variables, and of rights only the absence
 of capabilities; systemd-analyze and the tests check the rest.
@@ -90,9 +91,30 @@ def stop():
         PID.unlink()
 
 
+def start_prometheus():
+    """Start Prometheus as its package's unit does; one that the package has started itself is ended before."""
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if path.read_text().strip() == "prometheus":
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    log = open("/var/log/prometheus.log", "ab")
+    options = ("--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/var/lib/prometheus/metrics2/")
+    subprocess.Popen(
+        ["setpriv", "--reuid=prometheus", "--regid=prometheus", "--init-groups", "/usr/bin/prometheus", *options],
+        cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+
+
 def main(verb, *names):
     names = [name.removesuffix(".service") for name in names if not name.startswith("-")]
     match verb, names:
+        case "restart", [name, *more] if more:
+            main(verb, name)
+            main(verb, *more)
+        case "restart", ["prometheus"]:
+            start_prometheus()
         case "daemon-reload", []:
             assert UNIT.exists()
         case "enable" | "start", ["chat-nest"]:
