@@ -6,11 +6,12 @@ import asyncio
 import os
 import sqlite3
 from asyncio.subprocess import PIPE, STDOUT
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import forked_command
 import pytest
 from mail_server import Inbox, mail_server
+from postgres_server import new_database, shared_url
 from raw_client import ask
 from redis_servers import RedisServer
 from scripted_provider import ScriptedProvider, answer
@@ -67,21 +68,39 @@ async def ask_times(port, count):
     return [reply.status for reply in replies]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
-async def test_two_workers_that_cross_a_share_at_once_send_one_alert(tmp_path, kind):
+@contextmanager
+def store_of(kind, folder):
+    """The URL of an empty store."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/store.db"
+        return
+    if kind == "redis":
+        server = RedisServer()
+        url, remove = server.url, server.stop
+    else:
+        url, remove = new_database(shared_url())
+    try:
+        yield url
+    finally:
+        remove()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "postgres"])
+async def test_a_fleet_that_crosses_a_share_at_once_sends_one_alert(tmp_path, kind):
+    """A server with two workers and another one, which all look at the store while each receives requests."""
     async with ScriptedProvider(answer("ok")) as provider, Receiver() as receiver:
-        server = RedisServer() if kind == "redis" else None
-        try:
-            store = server.url if server else f"sqlite:///{tmp_path}/store.db"
+        with store_of(kind, tmp_path) as store:
             write(tmp_path, provider, store, ALERTS.format(url=receiver.url))
-            async with serving(tmp_path, "--workers", "2") as served:
-                assert await ask_times(served.port, 17) == [200] * 17
+            async with serving(tmp_path, "--workers", "2") as one, serving(tmp_path) as two:
+                statuses = await asyncio.gather(ask_times(one.port, 9), ask_times(two.port, 8))
+                assert sum(statuses, []) == [200] * 17
                 [first] = await receiver.delivered(1)
-                assert (await ask_times(served.port, 5)).count(200) == 3
+                statuses = await asyncio.gather(ask_times(one.port, 3), ask_times(two.port, 3))
+                assert sum(statuses, []).count(200) == 3
                 _, second = await receiver.delivered(2)
-        finally:
-            if server:
-                server.stop()
+                for server in (one, two):  # an end sends what is due, and nothing again
+                    server.process.terminate()
+                    assert await server.ended() == 0
         assert len(receiver.attempts) == 2
     assert first.body["type"] == "budget.threshold"
     assert first.body["text"].startswith("prod: all callers: requests_per_day is at 85 % (17 requests of 20 requests)")
