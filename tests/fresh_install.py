@@ -1,7 +1,7 @@
-"""`fresh_install.py`: run the blocks of "On a server" in docs/install.md, word for word, in this system.
+"""`fresh_install.py [systemd]`: run the blocks of "On a server" in docs/install.md, word for word, in this system.
 
-For a throw-away system, in the checkout that is the current folder. Stand-ins replace systemctl, OpenAI and the receiver
-of alerts. At the end a chat through nginx uses a limit up: the alert must reach the receiver, signed, and the request
+For a throw-away system, in the checkout that is the current folder. Stand-ins replace systemctl (unless `systemd` is
+there to be used), OpenAI and the receiver of alerts. At the end a chat through nginx uses a limit up: the alert must reach the receiver, signed, and the request
 Prometheus. Needs root, and nothing but Python's standard library.
 """
 
@@ -77,10 +77,10 @@ def receiver():
 
 def until(what, holds):
     """Wait until it holds; exit if that takes too long."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + PATIENCE + 120
     while not holds():
         if time.monotonic() > end:
-            sys.exit(f"install: not within {PATIENCE} s: {what}")
+            sys.exit(f"install: not within {PATIENCE + 120} s: {what}")
         time.sleep(1)
     print(f"install: {what}", flush=True)
 
@@ -92,30 +92,63 @@ def scraped():
         return bool(json.load(answer)["data"]["result"])
 
 
-def main():
+def stand_in():
+    """Return a folder with a stand-in for systemctl."""
     folder = Path(tempfile.mkdtemp())
-    stand_in = folder / "systemctl"
-    stand_in.write_text(Path("tests/fresh_systemctl.py").read_text())
-    stand_in.chmod(0o755)
+    (folder / "systemctl").write_text(Path("tests/fresh_systemctl.py").read_text())
+    (folder / "systemctl").chmod(0o755)
+    return folder
+
+
+def shown(name):
+    """A property of the service."""
+    command = ("systemctl", "show", "--value", f"--property={name}", "chat-nest")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def manage():
+    """Check what only the real systemd does: its sandbox, a reload that fails, and the watchdog."""
+    if (state := (shown("ActiveState"), shown("Type"), shown("StatusText"))) and state[:2] != ("active", "notify"):
+        sys.exit(f"install: the service is {state}")
+    whole = CONFIG.read_text()
+    CONFIG.write_text("unheard_of = 1\n" + whole)
+    if subprocess.run(["systemctl", "reload", "chat-nest"]).returncode == 0:
+        sys.exit("install: the reload of a wrong file has not failed")
+    CONFIG.write_text(whole)
+    subprocess.run(["systemctl", "reload", "chat-nest"], check=True)
+    print("install: the reload of a wrong file failed, and the next one did not", flush=True)
+    pid = shown("MainPID")
+    subprocess.run(["systemctl", "kill", "--signal=STOP", "--kill-whom=main", "chat-nest"], check=True)
+    until(
+        "the watchdog has restarted a process that hung",
+        lambda: shown("MainPID") not in (pid, "0") and shown("ActiveState") == "active",
+    )
+
+
+def main():
+    booted = sys.argv[1:] == ["systemd"]
+    path = os.environ["PATH"] if booted else f"{stand_in()}:{os.environ['PATH']}"
+    os.environ["PATH"] = path
     Path("/etc/chat-nest").mkdir()
     Path("/etc/chat-nest/environment").write_text(f"CHAT_NEST_PROVIDERS_OPENAI_BASE_URL={provider()}\n")
     script = "set -euo pipefail\nset -x\n" + "\n".join(blocks())
     environment = {
         **os.environ,
-        "PATH": f"{folder}:{os.environ['PATH']}",
         "OPENAI_API_KEY": "sk-x",
         "ALERTS_WEBHOOK": receiver(),
         "DEBIAN_FRONTEND": "noninteractive",
     }
     done = subprocess.run(["bash", "-c", script], env=environment, stdin=subprocess.DEVNULL)
     log = Path("/var/log/chat-nest.log")
-    print(log.read_text() if log.exists() else "no log", flush=True)
+    if booted:
+        subprocess.run(["journalctl", "--unit=chat-nest", "--no-pager", "--output=cat"])
+    print(log.read_text() if log.exists() else "", flush=True)
     if done.returncode:
         sys.exit(f"install: a block ended with {done.returncode}")
     if Receiver.types != ["test"]:
         sys.exit(f"install: the receiver has {Receiver.types}, not the test of alerts")
     CONFIG.write_text(CONFIG.read_text().replace("[limits] ", "[limits]\nrequests_per_day = 1\n# ", 1))
-    subprocess.run([stand_in, "reload", "chat-nest"], check=True)
+    subprocess.run(["systemctl", "reload", "chat-nest"], check=True)
     good = chat()
     until("the alert has arrived", lambda: "budget.used_up" in Receiver.types)
     until("Prometheus has the request", scraped)
@@ -124,7 +157,11 @@ def main():
         capture_output=True, text=True,
     )  # fmt: skip
     print(usage.stdout, usage.stderr, flush=True)
-    subprocess.run([stand_in, "stop", "chat-nest"], check=True)
+    if booted:
+        manage()
+    subprocess.run(["systemctl", "stop", "chat-nest"], check=True)
+    if booted and shown("ExecMainStatus") != "0":
+        sys.exit(f"install: the service ended with {shown('ExecMainStatus')}")
     sys.exit(not good or usage.returncode != 0)
 
 
