@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 import chat_nest.stores.sqlite as sqlite_module
 import pytest
 from blockbuster import BlockBuster
+from chat_nest.core.controls import Act, Control
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.claims import Duplicate, Granted, Refused
 from chat_nest.core.records import Record
@@ -491,6 +492,26 @@ async def test_a_full_disk(store):
     assert [found.held for found in stands] == [0 if one in failed else 100 for one in many]
     assert isinstance(await store.reserve(failed[0], LEASE), Granted)
     assert await store.settle(claim("a", LINE), {"tokens": 5}, "reported") is True
+
+
+async def test_on_a_full_disk_an_act_is_done_and_in_the_trail_or_refused(store):
+    await store.controls.change([Control(kind="pause", name="first")], act=Act(by="ops", act="pause", target="first"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    done, refused = ["first"], []
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        for number in range(400):
+            row = Control(kind="pause", name=f"model:p:{number}", reason="x" * 400)
+            try:
+                await store.controls.change([row], act=Act(by="ops", act="pause", target=row.name, reason=row.reason))
+                done.append(row.name)
+            except LimiterUnavailable:
+                refused.append(row.name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused
+    assert sorted(row.name for row in (await store.controls.watch(-1)).rows) == sorted(done)
+    assert sorted(act.target for act in await store.controls.acts(1_000)) == sorted(done)
 
 
 async def test_a_read_only_file(clock):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 from zoneinfo import ZoneInfo
+
+from msgspec.structs import replace
 
 from chat_nest.controls.gate import ALL, SCOPES
 from chat_nest.core.errors import ChatError, LimiterUnavailable, NotFound
@@ -25,6 +27,9 @@ from chat_nest.server.operator import (
 from chat_nest.server.reload import WRONG
 from chat_nest.server.running import stop as stop_run
 
+log = logging.getLogger("chat_nest.server")
+
+UNNOTED = "not in the audit trail: the store does not answer"
 REASON = Field("reason", "why, for the audit trail")
 FOR = Field("for", "how long: 90s, 30m, 2h, 7d; without it until it is ended")
 STOP = Field("stop_running", "also stop the answers that run; each is charged what it used", "boolean")
@@ -139,8 +144,11 @@ async def reload(asked: Asked) -> Reply:
         raise LimiterUnavailable("The server starts: try again")
     outcome = await asked.app.reload()
     if outcome.adopted:
-        with contextlib.suppress(LimiterUnavailable):  # it is in force, whether the trail has it or not
+        try:
             await asked.operator.reloaded(outcome.changed, reason=asked.text("reason"))
+        except LimiterUnavailable:  # it is in force, whether the trail has it or not
+            log.error("the reload by %s is %s", asked.by, UNNOTED)  # noqa: TRY400 - the store logs why
+            outcome = replace(outcome, notes=(*outcome.notes, f"this reload is {UNNOTED}"))
         return Reply(outcome.body())
     error = (ReloadRefused if outcome.code == WRONG else ReloadFailed)("; ".join(outcome.problems))
     body = {"error": error.message, "code": error.code, "problems": outcome.problems}
