@@ -14,14 +14,14 @@ import msgspec
 
 from chat_nest.core.deltas import Batch, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
 from chat_nest.core.errors import BadRequest, ChatError, Stopped
-from chat_nest.core.messages import ChatRequest, Format, Message, Options, Role, Tool, ToolCall
+from chat_nest.core.messages import ChatRequest, Format, Options, Tool
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.dialects import fields as read
 from chat_nest.dialects import options as asked
+from chat_nest.dialects.ai_sdk_messages import ROLES, read_turns
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, in_dollars, template, texts
-from chat_nest.dialects.media_parts import Parts, file_name, from_url, media_type
 from chat_nest.dialects.schemas import (
     ANY,
     DESCRIBED,
@@ -50,10 +50,9 @@ from chat_nest.dialects.schemas import (
     refusing,
     table,
 )
-from chat_nest.dialects.strict_json import is_array, is_object
+from chat_nest.dialects.strict_json import is_array
 from chat_nest.dialects.turns import Turn, conversation, entries
 
-ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models"}
 OPTION_NAMES = {"format": "responseFormat", "stop": "stopSequences"}
 SAMPLING = {
@@ -88,7 +87,7 @@ UI_MESSAGE = {
         {
             "role": {"enum": [*ROLES]},
             "parts": array(UI_PART, MAX_PARTS),
-            "content": described(ANY, "Instead of `parts`: a string, as version 4 had it"),
+            "content": described(ANY, "Instead of `parts`: a string, or the parts of a model message"),
         },
         "role",
     ),
@@ -156,10 +155,10 @@ class AISDK:
         fields = read.parse_fields(body, REFUSED_FIELDS)
         turns: list[Turn] = []
         if "messages" not in fields and "message" in fields:
-            turns += _turns(fields["message"], "message")
+            turns += read_turns(fields["message"], "message")
         else:
             for index, entry in enumerate(entries(fields)):
-                turns += _turns(entry, f"messages[{index}]")
+                turns += read_turns(entry, f"messages[{index}]")
         return ChatRequest(
             messages=conversation(turns),
             profile=read.name(fields["profile"], "profile") if "profile" in fields else None,
@@ -218,10 +217,13 @@ class AISDKEncoder:
         return PING
 
     def fail(self, error: ChatError) -> bytes:
-        """Encode `abort` for a run that its caller stopped: the page then keeps its text, and shows no error."""
+        """Encode `abort` for a run that its caller stopped: the page then keeps its text, and shows no error.
+
+        `[DONE]` ends a failed stream as well: assistant-ui shows the lack of it instead of the error.
+        """
         if isinstance(error, Stopped):
-            return data({"type": "abort"})
-        return data({"type": "error", "errorText": error.message})
+            return data({"type": "abort"}) + _DONE
+        return data({"type": "error", "errorText": error.message}) + _DONE
 
     def finish(self, ending: Ending) -> bytes:
         usage = ending.usage
@@ -279,76 +281,6 @@ def _called(pieces: Sequence[ToolCallDelta]) -> bytes:
 
 def _sentence(error: ChatError) -> str:
     return f"{error.field}: {error.message}" if isinstance(error, BadRequest) and error.field else error.message
-
-
-def _turns(entry: Any, field: str) -> list[Turn]:
-    """Return a UI message as turns: an assistant's message holds its calls with their results, step after step."""
-    fields = read.table(entry, field)
-    named = fields.get("role")
-    role = ROLES.get(named) if type(named) is str else None
-    if role is None:
-        raise BadRequest("must be system, user or assistant", field=f"{field}.role")
-    if fields.get("parts") is None and fields.get("content") is not None:  # the form of version 4
-        return [(field, Message(role=role, content=read.text(fields["content"], f"{field}.content")))]
-    metadata = fields.get("metadata")
-    signature = read.signature(metadata, f"{field}.metadata") if is_object(metadata) and role == "assistant" else ""
-    turns: list[Turn] = []
-    parts = Parts()
-    calls: list[ToolCall] = []
-    results: list[Message] = []
-
-    def end_step() -> None:
-        nonlocal parts
-        if parts or calls or not turns:
-            turns.append((field, parts.message(role, field, tool_calls=tuple(calls), signature=signature)))
-        turns.extend((field, result) for result in results)
-        parts = Parts()
-        calls.clear()
-        results.clear()
-
-    for index, item in enumerate(read.array(fields.get("parts"), f"{field}.parts", read.MAX_PARTS)):
-        at = f"{field}.parts[{index}]"
-        part = read.table(item, at)
-        kind = read.text(part.get("type"), f"{at}.type")
-        if kind == "text":
-            if results:
-                end_step()
-            parts.say(read.text(part.get("text"), f"{at}.text"))
-        elif kind == "file":
-            named = file_name(part.get("filename"), f"{at}.filename")
-            parts.attach(from_url(part.get("url"), f"{at}.url", media_type(part, "mediaType", at), name=named))
-        elif kind == "step-start" and (parts or calls):
-            end_step()
-        elif role == "assistant" and (kind == "dynamic-tool" or kind.startswith("tool-")):
-            done = _result(part, at)
-            if done is not None:
-                calls.append(_call(part, kind, at))
-                results.append(done)
-    end_step()
-    return turns
-
-
-def _call(part: dict[str, Any], kind: str, field: str) -> ToolCall:
-    named = part.get("toolName") if kind == "dynamic-tool" else kind.removeprefix("tool-")
-    return ToolCall(
-        id=read.word(part.get("toolCallId"), f"{field}.toolCallId"),
-        name=read.word(named, f"{field}.toolName"),
-        arguments=read.written(part.get("input", {}), f"{field}.input"),
-    )
-
-
-def _result(part: dict[str, Any], field: str) -> Message | None:
-    """Return the result of a tool; None if there is none, and the call is left out, as providers require."""
-    match part.get("state"):
-        case "output-available":
-            said = read.written(part.get("output"), f"{field}.output")
-        case "output-error":
-            said = read.text(part.get("errorText"), f"{field}.errorText")
-        case "output-denied":
-            said = "The user did not allow this call."
-        case _:
-            return None
-    return Message(role="tool", content=said, tool_call_id=read.word(part.get("toolCallId"), f"{field}.toolCallId"))
 
 
 def _options(fields: dict[str, Any]) -> Options:

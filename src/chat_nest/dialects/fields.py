@@ -33,9 +33,16 @@ TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _encode = msgspec.json.Encoder(enc_hook=restored).encode
 
 
+EMPTY: tuple[Any, ...] = ("", 0, [], {})
+
+
 def parse_fields(body: bytes, refused: Collection[str]) -> dict[str, Any]:
-    """Return the fields of the body, without those that are null: null means absent."""
-    fields = {name: value for name, value in parse_object(body).items() if value is not None}
+    """Return the fields of the body, without those that are null: null means absent.
+
+    So does an empty value of a refused field: some clients send every field that they know.
+    """
+    sent = parse_object(body).items()
+    fields = {name: value for name, value in sent if value is not None and not (name in refused and value in EMPTY)}
     refuse(fields, refused)
     return fields
 
@@ -59,7 +66,12 @@ def positive(fields: Mapping[str, Any], name: str, *, written: bool = False) -> 
 
 
 def least(fields: Mapping[str, Any], names: Sequence[str], *, written: bool = False) -> int | None:
-    """Return the smallest of the positive integers with these names; None if there is none."""
+    """Return the smallest of the positive integers with these names; None if there is none.
+
+    Unless they may be `written`, -1 is no limit, as llama.cpp and LM Studio have it.
+    """
+    if not written:
+        names = [name for name in names if fields.get(name) != -1]
     found = [positive(fields, name, written=written) for name in names]
     return min([limit for limit in found if limit is not None], default=None)
 

@@ -97,10 +97,12 @@ def openai_part(part: dict[str, Any], field: str, parts: Parts) -> None:
             at = f"{field}.file"
             file = read.table(part.get("file"), at)
             parts.attach(from_file(file, at, "file_data", "filename", id="file_id"))
+        case "refusal":
+            parts.say(read.text(part.get("refusal"), f"{field}.refusal"))
         case "input_audio":
             parts.attach(_flawed("input_audio is not offered here", f"{field}.type", "audio/*"))
         case _:
-            raise BadRequest("must be text, image_url or file", field=f"{field}.type")
+            raise BadRequest("must be text, image_url, file or refusal", field=f"{field}.type")
 
 
 def from_file(fields: dict[str, Any], field: str, data: str, name: str, *, id: str = "file_id") -> Found:

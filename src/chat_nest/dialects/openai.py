@@ -62,7 +62,7 @@ from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {
-    *("models", "functions", "function_call", "logit_bias", "top_logprobs", "audio", "web_search_options"),
+    *("models", "functions", "function_call", "logit_bias", "top_logprobs", "audio"),
 }
 """Fields that would choose a provider, open a connection, or cost what no limit counts. Others are ignored."""
 ONLY = {"n": 1, "best_of": 1, "logprobs": False, "modalities": ["text"]}
@@ -119,6 +119,7 @@ REQUEST = refusing(
     table(
         {
             "messages": messages(either(*turns("tool_calls", "tool_call_id"))),
+            "web_search_options": NULL,
             **nullable(
                 {
                     "model": MODEL,
@@ -127,7 +128,10 @@ REQUEST = refusing(
                     **dict.fromkeys(OUTPUT_FIELDS, LOWERED),
                     "temperature": TEMPERATURE,
                     "tools": array(block("function", {"function": FUNCTION}, "function"), MAX_TOOLS),
-                    "tool_choice": {**either({"enum": ["auto", "none", "required"]}, CHOSEN), "examples": ["auto"]},
+                    "tool_choice": {
+                        **either({"enum": ["auto", "none", "required", "any"]}, CHOSEN),
+                        "examples": ["auto"],
+                    },
                     "response_format": formats(
                         block("json_schema", {"json_schema": DESCRIBED}, "json_schema"), "json_object"
                     ),
@@ -181,6 +185,7 @@ class OpenAI:
         Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
         """
         fields = read.parse_fields(body, REFUSED_FIELDS)
+        read.refuse(fields, ("web_search_options",))  # an empty one asks for a search
         for name, only in ONLY.items():
             if name in fields and (fields[name] != only or type(fields[name]) is not type(only)):
                 raise BadRequest("is not offered here: leave it out", field=name)
@@ -386,8 +391,8 @@ def _options(fields: dict[str, Any]) -> Options:
 
 
 def _tool_choice(value: Any, tools: Sequence[Tool]) -> str:
-    if value in ("auto", "none", "required"):
-        return read.choice(str(value), tools, "tool_choice")
+    if value in ("auto", "none", "required", "any"):  # Mistral's clients have `any`
+        return read.choice("required" if value == "any" else str(value), tools, "tool_choice")
     if is_object(value) and value.get("type") == "function":
         function = read.table(value.get("function"), "tool_choice.function")
         named = read.name(function.get("name"), "tool_choice.function.name")

@@ -95,7 +95,8 @@ def sampling(fields: Mapping[str, Any], **names: str) -> dict[str, Any]:
         option: number(fields, names[option], *bound) for option, bound in bounds.items() if option in names
     }
     if "top_k" in names:
-        found["top_k"] = integer(fields, names["top_k"], 0, 1_000_000) or None
+        chosen = integer(fields, names["top_k"], -1, 1_000_000)  # vLLM's default is -1, llama.cpp's 0: all tokens
+        found["top_k"] = chosen if chosen is not None and chosen > 0 else None
     if "seed" in names:
         found["seed"] = integer(fields, names["seed"], -(2**63), 2**63 - 1)
     return found

@@ -76,8 +76,10 @@ from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import MAX_MESSAGES, conversation, with_open_thoughts
 from chat_nest.runs.kept import Kept
 
-REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "conversation", "prompt", "context_management", "moderation"}
-"""Fields that would choose a provider, open a connection, or need data that is kept elsewhere."""
+REFUSED_FIELDS = (
+    read.OWN_CONNECTION | {"models", "conversation", "prompt", "context_management", "moderation"} | {"response_format"}
+)
+"""Fields that would choose a provider, open a connection, need data that is kept elsewhere, or are another API's."""
 ONLY = {"background": False, "top_logprobs": 0}
 OUTPUT_FIELDS = ("max_output_tokens",)
 OPTION_NAMES = {"format": "text.format", "parallel_calls": "parallel_tool_calls"}

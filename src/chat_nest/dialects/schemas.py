@@ -18,14 +18,14 @@ from chat_nest.dialects.turns import MAX_MESSAGES
 Schema = Mapping[str, Any]
 
 NULL: Schema = {"type": "null"}
+EMPTY: Schema = {"enum": [None, "", 0, False, [], {}]}
 ANY: Schema = {}
 TEXT: Schema = {"type": "string"}
 NAME: Schema = {"type": "string", "pattern": r"^[^\u0000]*$", "minLength": 1, "maxLength": MAX_NAME}
 SWITCH: Schema = {"type": "boolean"}
 LOWERED: Schema = {
-    "type": "integer",
-    "minimum": 1,
-    "description": "Only lowers what the caller may",
+    "anyOf": [{"type": "integer", "minimum": 1}, {"const": -1}],
+    "description": "Only lowers what the caller may; -1 does not",
     "examples": [400],
 }
 WRITTEN: Schema = {
@@ -82,7 +82,7 @@ def nullable(properties: Mapping[str, Schema]) -> dict[str, Schema]:
     return {name: or_null(schema) for name, schema in properties.items()}
 
 
-def refusing(names: Collection[str], schema: Schema, but: Any = NULL) -> Schema:
+def refusing(names: Collection[str], schema: Schema, but: Any = EMPTY) -> Schema:
     """Return an object without fields that would choose a provider, open a connection or cost what no limit counts."""
     return {**schema, "patternProperties": {f"^({'|'.join(sorted(names))})$": but}}
 
@@ -118,6 +118,7 @@ PARTS = either(
             TEXT_PART,
             block("image_url", {"image_url": IMAGE_URL}, "image_url"),
             block("file", {"file": FILE}, "file"),
+            block("refusal", {"refusal": TEXT}, "refusal"),
         ),
         MAX_PARTS,
     ),
@@ -143,7 +144,7 @@ SEED = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 
 TOP_P = {"type": "number", "minimum": 0, "maximum": 1}
 
-TOP_K = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
+TOP_K = {"type": "integer", "minimum": -1, "maximum": 1_000_000}
 
 PENALTY = {"type": "number", "minimum": -2, "maximum": 2}
 
@@ -165,7 +166,7 @@ def turns(calls: str, answers: str, parts: Schema = PARTS) -> list[Schema]:
         role("user", {"content": parts}, "content"),
         *(role(name, {"content": CONTENT}, "content") for name in ("system", "developer")),
         role("assistant", said),
-        role("tool", {"content": parts, answers: NAME}, "content", answers),
+        role("tool", {answers: NAME, **nullable({"content": parts})}, answers),
     ]
 
 

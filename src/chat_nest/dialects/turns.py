@@ -126,10 +126,11 @@ def turn(
     if role is None:
         raise BadRequest("must be system, developer, user, assistant or tool", field=f"{field}.role")
     said = fields.get("content")
+    if said is None and role in ("assistant", "tool"):
+        said = ""
     made: tuple[ToolCall, ...] = ()
     answered = ""
     if role == "assistant":
-        said = "" if said is None else said
         if fields.get(calls) is not None:
             items = read.array(fields[calls], f"{field}.{calls}", read.MAX_TOOLS)
             made = tuple(_call(item, f"{field}.{calls}[{index}]") for index, item in enumerate(items))

@@ -167,7 +167,7 @@ def test_a_whole_request() -> None:
         ({"context": [{"description": "secret"}]}, "context[0].value"),
         ({"forwardedProps": []}, "forwardedProps"),
         ({"forwardedProps": {"model": {}}}, "forwardedProps.model"),
-        ({"headers": {}}, "headers"),
+        ({"headers": {"x": "y"}}, "headers"),
     ],
 )
 def test_rows_12_to_19_a_bad_field_is_named_and_never_echoed(fields: dict[str, object], field: str) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import pytest
 from dialect_tools import STORY, ending, told, whatwg
 from inline_snapshot import snapshot
+from pictures import png
 
 from chat_nest.core.deltas import ReasoningDelta, TextDelta, ToolCallDelta
 from chat_nest.dialects.ai_sdk import AISDK
@@ -120,9 +122,11 @@ def test_an_input_that_is_not_json_is_an_error_of_the_call() -> None:
 
 
 def test_an_error_in_the_stream_and_a_ping() -> None:
-    assert encoder().fail(Stopped()).decode() == 'data: {"type":"abort"}\n\n'
+    assert encoder().fail(Stopped()).decode() == 'data: {"type":"abort"}\n\ndata: [DONE]\n\n'
     assert encoder().fail(UpstreamIdle()).decode() == snapshot("""\
 data: {"type":"error","errorText":"The model provider stopped answering"}
+
+data: [DONE]
 
 """)
     assert encoder().heartbeat() == b": ping\n"
@@ -303,3 +307,81 @@ def test_the_story_is_told_in_order() -> None:
             "finish",
         ]
     )
+
+
+CALLED = {"type": "tool-call", "toolCallId": "a", "toolName": "weather", "input": {"city": "Bonn"}}
+PNG = b64encode(png(4, 3)).decode()
+
+
+def test_model_messages() -> None:
+    """As useDataStreamRuntime of assistant-ui sends them."""
+    request = parse(
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Where?"},
+                    {"type": "file", "data": PNG, "mediaType": "image/png"},
+                    {"type": "image", "image": f"data:image/png;base64,{PNG}"},
+                ],
+            },
+            {"role": "assistant", "content": [{"type": "reasoning", "text": "Hm"}, CALLED]},
+            {
+                "role": "tool",
+                "content": [
+                    {
+                        "type": "tool-result",
+                        "toolCallId": "a",
+                        "toolName": "weather",
+                        "output": {"type": "json", "value": {"degrees": 19}},
+                    }
+                ],
+            },
+            {"role": "user", "content": [{"type": "text", "text": "And tomorrow?"}]},
+        ]
+    )
+    first, called, result, last = request.messages
+    assert (first.content, [(each.media_type, each.width) for each in first.attachments]) == (
+        "Where?",
+        [("image/png", 4), ("image/png", 4)],
+    )
+    assert called.tool_calls == (ToolCall(id="a", name="weather", arguments='{"city":"Bonn"}'),)
+    assert (result.role, result.tool_call_id, result.content) == ("tool", "a", '{"degrees":19}')
+    assert last.content == "And tomorrow?"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ({"output": {"type": "text", "value": "19"}}, "19"),
+        ({"output": {"type": "error-text", "value": "no such city"}}, "no such city"),
+        ({"output": {"type": "error-json", "value": ["no"]}}, '["no"]'),
+        ({"output": {"type": "execution-denied"}}, "The user did not allow this call."),
+        ({"output": {"type": "content", "value": [{"type": "text", "text": "19"}]}}, "19"),
+        ({"result": {"degrees": 19}}, '{"degrees":19}'),
+    ],
+)
+def test_results_of_model_messages(output: dict[str, object], said: str) -> None:
+    result = {"type": "tool-result", "toolCallId": "a", "toolName": "weather", **output}
+    called = {"role": "assistant", "content": [CALLED]}
+    request = parse(messages=[HELLO, called, {"role": "tool", "content": [result]}, HELLO])
+    assert request.messages[2].content == said
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "tool", "content": "19"}, "messages[0].role"),
+        ({"role": "user", "content": [CALLED]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
+        ({"role": "tool", "content": [{"type": "tool-result"}]}, "messages[0].content[0].toolCallId"),
+        (
+            {"role": "tool", "content": [{"type": "tool-result", "toolCallId": "a", "output": {"type": "x"}}]},
+            "messages[0].content[0].output.type",
+        ),
+    ],
+)
+def test_model_messages_that_are_wrong(message: dict[str, object], field: str) -> None:
+    with pytest.raises(BadRequest) as wrong:
+        parse(messages=[message])
+    assert wrong.value.field == field

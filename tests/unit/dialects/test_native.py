@@ -353,12 +353,12 @@ def test_an_answer_that_was_cancelled_before_its_first_token_is_left_out() -> No
         (
             [{"role": "user", "content": [{"text": "x"}]}],
             "messages[0].content[0].type",
-            "must be text, image_url or file",
+            "must be text, image_url, file or refusal",
         ),
         (
             [{"role": "user", "content": [{"type": "video"}]}],
             "messages[0].content[0].type",
-            "must be text, image_url or file",
+            "must be text, image_url, file or refusal",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "must be a string"),
         (

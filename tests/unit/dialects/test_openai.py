@@ -312,7 +312,7 @@ def test_tool_choices(choice: object, parsed: str) -> None:
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
-        ({"functions": []}, "functions"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"base_url": "http://secret"}, "base_url"),
         ({"api_key": "secret"}, "api_key"),
