@@ -77,6 +77,14 @@ DRIVERS: dict[str, Client] = {
     "fetch-event-source": Client("@microsoft/fetch-event-source", NATIVE, "fetch_event_source.mjs"),
     "httpx-sse": Client("httpx-sse (py)", NATIVE, "httpx_sse_client.py"),
 }
+HEAVY: dict[str, Client] = {
+    "claude": Client("@anthropic-ai/claude-code", ANTHROPIC, "coding", able=(TOOLS, SCHEMA, IMAGE)),
+    "codex": Client("@openai/codex", RESPONSES, "coding", able=(TOOLS, SCHEMA, IMAGE)),
+    "assistant-ui": Client("@assistant-ui/react-ai-sdk", "AI SDK", "browser", able=(TOOLS, IMAGE)),
+    "data-stream": Client("@assistant-ui/react-data-stream", "AI SDK", "browser", able=(TOOLS, IMAGE)),
+    "copilotkit": Client("@copilotkit/react-core", "AG-UI", "browser", able=(TOOLS, IMAGE)),
+}
+"""The clients of `scripts/heavy-clients`, each in a folder of tests/clients."""
 FRAMEWORKS = ("langchain_client.py", "pydantic_ai_client.py", "llm_client.py")
 """The drivers that run in a virtual environment of their own: `scripts/setup frameworks`."""
 Events = list[dict[str, Any]]

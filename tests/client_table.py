@@ -1,14 +1,18 @@
-"""The table of docs/clients.md, printed from what tests/wire/test_clients.py proves: `.venv/bin/python tests/client_table.py`."""
+"""The tables of docs/clients.md, printed from what the tests of the clients prove: `.venv/bin/python tests/client_table.py`."""
 
 from __future__ import annotations
 
 import json
 
-from client_drivers import CLIENTS, DRIVERS, IMAGE, REASONING, SCHEMA, TOOLS, Client
+from client_drivers import CLIENTS, DRIVERS, HEAVY, IMAGE, REASONING, SCHEMA, TOOLS, Client
 
 HEAD = """\
 | client | version | format | reasoning | tools and results | JSON by a schema | image |
 |---|---|---|---|---|---|---|
+"""
+HEAVY_HEAD = """\
+| client | version | format | tools and results | JSON by a schema | image |
+|---|---|---|---|---|---|
 """
 
 
@@ -17,13 +21,21 @@ def table() -> str:
     return HEAD + "".join(_row(client) for client in DRIVERS.values())
 
 
-def _row(client: Client) -> str:
-    able = ["yes" if what in client.able else "" for what in (REASONING, TOOLS, SCHEMA, IMAGE)]
+def heavy_table() -> str:
+    """Return the table of the clients that scripts/heavy-clients runs."""
+    return HEAVY_HEAD + "".join(_row(client, (TOOLS, SCHEMA, IMAGE)) for client in HEAVY.values())
+
+
+def _row(client: Client, columns: tuple[str, ...] = (REASONING, TOOLS, SCHEMA, IMAGE)) -> str:
+    able = ["yes" if what in client.able else "" for what in columns]
     return f"| {' | '.join((client.package, _version(client), client.format, *able))} |\n".replace("  ", " ")
 
 
 def _version(client: Client) -> str:
     """Return the locked version."""
+    if client in HEAVY.values():
+        package = json.loads((CLIENTS / client.file / "package.json").read_text("utf-8"))
+        return str(package["dependencies"][client.package])
     if client.file.endswith(".py"):
         name = client.package.removesuffix(" (py)").replace("pydantic-ai", "pydantic-ai-slim")
         lock = (CLIENTS.parents[1] / "requirements.lock").read_text("utf-8")
@@ -34,4 +46,4 @@ def _version(client: Client) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(table(), heavy_table(), sep="\n", end="")

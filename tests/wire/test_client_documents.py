@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asgi_servers import serve
 from client_drivers import CLIENTS, environment, find_command
-from client_table import table
+from client_table import heavy_table, table
 from raw_client import ask
 from scripted_provider import ScriptedProvider as Provider
 from scripted_provider import answer as wire_answer
@@ -65,6 +65,7 @@ def test_there_is_an_example_for_each_format() -> None:
 
 def test_the_table_is_what_the_tests_of_the_clients_prove() -> None:
     assert table() in PAGE, "print it with: .venv/bin/python tests/client_table.py"
+    assert heavy_table() in PAGE, "print it with: .venv/bin/python tests/client_table.py"
 
 
 YAML = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgi_servers import serve
+from client_drivers import HEAVY, Watched
 from msgspec.structs import replace
 from pictures import png
 from raw_client import ask, connect
@@ -22,11 +24,16 @@ from chat_nest import BALANCED, create_chat_handler
 from chat_nest.core.deltas import Batch, FinishDelta, TextDelta, ToolCallDelta, UsageDelta
 from chat_nest.core.usage import Usage
 from chat_nest.testing import ScriptedProvider as Scripted
-from chat_nest.testing import answer
+from chat_nest.testing import Step, answer
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 PLACE = Path(os.environ.get("CODING_CLIENTS") or CLIENTS / "coding")
-INSTALLED = pytest.mark.skipif(not (PLACE / "node_modules").exists(), reason="scripts/coding-clients installs them")
+INSTALLED = pytest.mark.skipif(not (PLACE / "node_modules").exists(), reason="scripts/heavy-clients installs them")
+EACH = pytest.mark.parametrize("name", [name for name, client in HEAVY.items() if client.file == "coding"])
+SHOWN = {"claude": "It resets at", "codex": "last status: 429 Too Many Requests"}
+"""Of a rate or a budget. Codex shows no message of a server but OpenAI's own."""
+TOO_LONG = {"claude": "Prompt is too long", "codex": "ran out of room in the model's context window"}
+"""At these words the clients shorten the conversation, if it has more than one turn."""
 AGENT = replace(
     BALANCED,
     name="agent",
@@ -42,10 +49,10 @@ AGENT = replace(
 )
 
 
-def agent(provider: Scripted, **options: Any) -> Any:
-    return create_chat_handler(
-        providers={"p": provider}, profiles={"agent": AGENT}, dialects=("openai", "responses", "anthropic"), **options
-    )
+def agent(provider: Scripted, limits: dict[str, Any] | None = None, **options: Any) -> Any:
+    profiles = {"agent": replace(AGENT, **(limits or {}))}
+    dialects = ("openai", "responses", "anthropic")
+    return create_chat_handler(providers={"p": provider}, profiles=profiles, dialects=dialects, **options)
 
 
 CLAUDE_CODE = {
@@ -202,31 +209,134 @@ async def test_a_search_of_the_web_that_may_look_is_refused_by_name() -> None:
     assert (reply.status, b"web_search is not offered here" in reply.raw) == (400, True)
 
 
-async def coding(name: str, port: int, *words: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(CLIENTS / "coding.py"), name, str(port), *words, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    return out.decode()
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+class InTurn(Scripted):
+    """Answers each request by the next script."""
+
+    def __init__(self, *scripts: list[Step]) -> None:
+        super().__init__(scripts[0])
+        self._scripts = scripts
+
+    def open(self, prompt: Any, timeouts: Any) -> Any:
+        self.script = self._scripts[min(self.opened, len(self._scripts) - 1)]
+        return super().open(prompt, timeouts)
+
+
+def calling(name: str, **arguments: str) -> list[Step]:
+    called = ToolCallDelta(0, json.dumps(arguments), "call_1", name)
+    return [[called], [FinishDelta("tool_calls"), UsageDelta(Usage(input_tokens=9, output_tokens=9))]]
+
+
+async def start(name: str, port: int, **options: Any) -> asyncio.subprocess.Process:
+    """Let the client answer a prompt, in a session of its own."""
+    command = [sys.executable, str(CLIENTS / "coding.py"), name, str(port), "hi", json.dumps(options)]
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
+
+
+async def coding(name: str, port: int, **options: Any) -> dict[str, Any]:
+    out, _ = await (await start(name, port, **options)).communicate()
+    told: dict[str, Any] = json.loads(out)
+    return told
 
 
 @INSTALLED
-@pytest.mark.timeout(150)
-@pytest.mark.parametrize("name", ["claude", "codex"])
+@EACH
 async def test_the_client_itself_shows_the_answer(name: str) -> None:
     provider = Scripted(answer("Good ", "morning", input_tokens=9))
     async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
-        assert await coding(name, port, "hi") == "Good morning"
+        assert (await coding(name, port))["text"] == "Good morning"
     assert len(provider.prompts) == 1
 
 
 @INSTALLED
-@pytest.mark.timeout(150)
-async def test_codex_shows_the_model_a_picture(tmp_path: Path) -> None:
+@EACH
+async def test_a_tool_runs_and_its_result_is_sent_back(name: str) -> None:
+    call = calling("Read", file_path="a.txt") if name == "claude" else calling("exec_command", cmd="cat a.txt")
+    provider = InTurn(call, answer("It is warm", input_tokens=9))
+    async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
+        told = await coding(name, port, files={"a.txt": "19 degrees\n"})
+    assert told["text"] == "It is warm"
+    *_, called, result = provider.prompts[1].messages
+    assert [call.id for call in called.tool_calls] == [result.tool_call_id]
+    assert "19 degrees" in result.content
+
+
+@INSTALLED
+@EACH
+async def test_json_by_a_schema(name: str) -> None:
+    """Claude Code asks by a tool of its own, Codex by `text.format`."""
+    script = calling("StructuredOutput", city="Bonn") if name == "claude" else answer('{"city":', '"Bonn"}')
+    provider = Scripted(script)
+    async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
+        told = await coding(name, port, schema=CITY)
+    assert json.loads(told["text"]) == {"city": "Bonn"}
+    if name == "claude":
+        [tool] = [tool for tool in provider.prompts[0].tools if tool.name == "StructuredOutput"]
+        assert json.loads(bytes(tool.parameters))["required"] == ["city"]
+    else:
+        format = provider.prompts[0].options.format
+        assert format is not None
+        assert json.loads(bytes(format.schema)) == CITY
+
+
+@INSTALLED
+@EACH
+async def test_a_picture_reaches_the_model(name: str, tmp_path: Path) -> None:
+    """Codex shows it; Claude Code reads it with a tool, whose result it is."""
     picture = tmp_path / "a.png"
     picture.write_bytes(png(64, 48))
-    provider = Scripted(answer("A grey picture", input_tokens=9))
+    seen = answer("A grey picture", input_tokens=9)
+    provider = InTurn(calling("Read", file_path="a.png"), seen) if name == "claude" else Scripted(seen)
     async with serve(agent(provider, max_body_bytes=1 << 20)) as port:
-        assert await coding("codex", port, "What is it?", str(picture)) == "A grey picture"
-    found = [each for message in provider.prompts[0].messages for each in message.attachments]
+        told = await coding(name, port, files={"a.png": [str(picture)]}, picture="a.png")
+    assert told["text"] == "A grey picture"
+    found = [each for message in provider.prompts[-1].messages for each in message.attachments]
     assert [(each.media_type, each.width, each.height) for each in found] == [("image/png", 64, 48)]
+
+
+@INSTALLED
+@EACH
+async def test_a_client_that_is_stopped_closes_the_providers_stream(name: str) -> None:
+    reached, left = asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async with serve(agent(Scripted([[TextDelta("one")], hang]), max_body_bytes=1 << 20)) as port:
+        process = await start(name, port)
+        await reached.wait()
+        os.killpg(process.pid, signal.SIGTERM)
+        await left.wait()
+        await process.communicate()
+
+
+@INSTALLED
+@EACH
+@pytest.mark.parametrize("limit", ["tokens_per_day", "requests_per_day", "tokens_per_request"])
+async def test_a_refusal_is_shown_and_not_asked_again(name: str, limit: str) -> None:
+    provider = Scripted(answer("Hello", input_tokens=99_000, output_tokens=900))
+    limits: dict[str, Any] = {
+        limit: {"tokens_per_day": 100_000, "requests_per_day": 1, "tokens_per_request": 500}[limit]
+    }
+    app = Watched(agent(provider, limits, max_body_bytes=1 << 20))
+    async with serve(app) as port:
+        if limit != "tokens_per_request":
+            first = await ask(port, {"model": "agent", "input": "hi"}, path="/v1/responses")
+            assert first.status == 200
+        told = await coding(name, port)
+    assert told["code"] != 0
+    shown = TOO_LONG[name] if limit == "tokens_per_request" else SHOWN[name]
+    assert shown in told["printed"], told["printed"]
+    path = {"claude": "POST /v1/messages", "codex": "POST /v1/responses"}[name]
+    assert app.asked[path] == 1 + (name == "codex" and limit != "tokens_per_request"), app.asked
