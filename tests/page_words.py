@@ -9,7 +9,10 @@ PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touc
 
 async def say(page, text):
     await page.get_by_label("Your message").fill(text)
-    await page.keyboard.press("Enter")
+    if await page.evaluate("matchMedia('(pointer: coarse)').matches"):
+        await page.get_by_role("button", name="Send").click()
+    else:
+        await page.keyboard.press("Enter")
 
 
 def words(page):

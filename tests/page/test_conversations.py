@@ -130,6 +130,7 @@ async def test_a_reload_in_the_middle_of_an_answer_loses_and_doubles_nothing(pro
     assert len(provider.requests) == 3
 
 
+@pytest.mark.in_firefox_too
 async def test_a_reload_before_the_first_word_asks_nothing_twice(provider, visit):
     begin = asyncio.Event()
     provider.scripts = [[begin, *answer("late")]]
@@ -177,6 +178,36 @@ async def test_where_answers_are_not_kept_a_reload_ends_one_and_says_so(provider
     await expect(words(page)).to_have_text("again")
 
 
+CLOSED_TOO_SOON = """() => {
+  const put = IDBObjectStore.prototype.put;
+  IDBObjectStore.prototype.put = function (record) {
+    return put.call(this, record.role === "assistant" ? { ...record, content: "" } : record);
+  };
+}"""
+
+
+@pytest.mark.in_firefox_too
+async def test_what_was_seen_of_an_answer_outlives_a_reload_before_it_could_be_stored(provider, visit):
+    provider.scripts = [forever("one ", "**two**"), answer("again"), forever("later")]
+    page = await visit()
+    await page.evaluate(CLOSED_TOO_SOON)
+    await say(page, "Count")
+    await expect(words(page)).to_have_text("one two")
+    await page.reload()
+    await expect(page.locator(".problem")).to_have_text("The page was closed before this answer was complete.")
+    await expect(words(page).locator("strong")).to_have_text("two")
+    await page.reload()  # and now it is stored
+    await expect(words(page)).to_have_text("one two")
+    await page.get_by_role("button", name="Retry").click()
+    await expect(words(page)).to_have_text("again")
+    await page.get_by_role("button", name="Write another answer").click()
+    await expect(words(page)).to_have_text("later")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".cost").last).to_contain_text("Stopped")
+    await page.reload()
+    await expect(words(page)).to_have_text("later")
+
+
 SAVED = """(text) => new Promise((resolve) => {
   const request = indexedDB.open("chat-nest");
   request.onsuccess = () => {
@@ -186,6 +217,7 @@ SAVED = """(text) => new Promise((resolve) => {
 })"""
 
 
+@pytest.mark.in_firefox_too
 async def test_an_answer_goes_on_while_another_conversation_is_open(provider, visit):
     more = asyncio.Event()
     provider.scripts = [stream(chunk("one "), more, chunk("two"), finish(), usage(1, 2), DONE), answer("Yes")]
@@ -201,6 +233,7 @@ async def test_an_answer_goes_on_while_another_conversation_is_open(provider, vi
     await expect(page.locator(".cost")).to_be_visible()
 
 
+@pytest.mark.in_firefox_too
 async def test_two_tabs_agree(provider, visit):
     more = asyncio.Event()
     script = stream(chunk("one "), more, chunk("two"), finish(), usage(1, 2), DONE)
@@ -225,6 +258,32 @@ async def test_two_tabs_agree(provider, visit):
 
 
 @pytest.mark.in_firefox_too
+@pytest.mark.parametrize("profile", ["balanced", "kept"])
+async def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(provider, visit, profile):
+    provider.scripts = [answer("Hello"), forever("one "), forever("one ")]
+    page = await visit(profile=profile)
+    await say(page, "Hi")
+    await expect(page.locator(".cost")).to_be_visible()
+    await say(page, "Count")
+    await expect(words(page)).to_have_text("one")
+    await page.wait_for_function(SAVED, arg="one ")
+    other = await visit(page.url, beside=page)
+    await choose(other, "Hi", "Delete")
+    await expect(page.locator("#welcome")).to_be_visible()
+    await provider.closed(1)  # nobody reads the rest
+    await other.reload()
+    await expect(other.locator("#list-note")).to_have_text("No conversations yet.")
+    await say(page, "Count again")
+    await expect(words(page)).to_have_text("one")
+    await choose(page, "Count again", "Delete")
+    await provider.closed(2)
+    await expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    await page.get_by_role("button", name="Undo").click()
+    await expect(page.locator(".words").first).to_have_text("Count again")
+    await expect(page.locator(".words").last).to_have_text("one")
+
+
+@pytest.mark.in_firefox_too
 async def test_another_tab_goes_on_with_an_answer_whose_tab_was_closed(provider, visit):
     more, rest = asyncio.Event(), asyncio.Event()
     script = stream(chunk("one "), more, chunk("two "), rest, chunk("three"), finish(), usage(1, 3), DONE)
@@ -244,6 +303,7 @@ async def test_another_tab_goes_on_with_an_answer_whose_tab_was_closed(provider,
     assert len(provider.requests) == 1
 
 
+@pytest.mark.in_firefox_too
 async def test_a_conversation_of_200_turns_opens_at_its_end_and_is_whole(provider, visit):
     page = await visit()
     await page.evaluate("""async () => {
@@ -275,3 +335,57 @@ async def test_where_the_browser_keeps_nothing_the_page_says_so_and_works(provid
         "This browser keeps nothing: conversations end with this page."
     )
     await expect(talks(page)).to_have_text(["Hi"])
+
+
+FULL = """() => {
+  IDBObjectStore.prototype.put = () => { throw new DOMException("no room", "QuotaExceededError"); };
+}"""
+
+
+async def test_where_the_device_is_full_the_page_says_so_and_works(provider, visit):
+    provider.scripts = [answer("Yes"), answer("No")]
+    page = await visit()
+    await page.evaluate(FULL)
+    await say(page, "Hi")
+    await expect(words(page)).to_have_text("Yes")
+    await expect(page.locator("#list-note")).to_have_text(
+        "This browser has no room left: what comes now ends with this page."
+    )
+    await say(page, "Again")
+    await expect(words(page)).to_have_text("No")
+    assert [content for _, content in sent(provider.requests[1])] == ["Hi", "Yes", "Again"]
+
+
+async def test_a_clock_that_is_set_back_changes_no_order(provider, visit):
+    provider.scripts = [answer("First"), answer("Second"), answer("Third")]
+    page = await visit()
+    await say(page, "Hi")
+    await expect(words(page)).to_have_text("First")
+    await page.evaluate("{ const now = Date.now; Date.now = () => now() - 3_600_000; }")
+    await page.get_by_role("button", name="Write another answer").click()
+    await expect(words(page)).to_have_text("Second")
+    await expect(page.locator(".branch")).to_contain_text("2 of 2")
+    await page.get_by_role("button", name="Write another answer").click()
+    await expect(page.locator(".branch")).to_contain_text("3 of 3")
+
+
+@pytest.mark.in_firefox_too
+async def test_what_is_written_in_the_box_outlives_a_reload_and_another_page(provider, visit, served):
+    provider.scripts = [answer("Yes")]
+    page = await visit()
+    await say(page, "Hi")
+    await expect(words(page)).to_have_text("Yes")
+    prompt = page.get_by_label("Your message")
+    await prompt.fill("not yet\nsent")
+    await page.reload()
+    await expect(prompt).to_have_value("not yet\nsent")
+    await page.locator(".user").hover()
+    await page.get_by_role("button", name="Edit message").click()
+    await expect(prompt).to_have_value("Hi")
+    await page.reload()
+    await expect(prompt).to_have_value("not yet\nsent")
+    chat = page.url
+    await page.goto(f"{served.url}favicon.svg")
+    await page.goto(chat)
+    await expect(prompt).to_have_value("not yet\nsent")
+    await expect(words(page)).to_have_text("Yes")

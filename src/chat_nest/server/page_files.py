@@ -163,7 +163,7 @@ def with_config(index: bytes, config: Mapping[str, Any]) -> bytes:
 
 
 def with_styles(index: bytes, sheets: Mapping[str, bytes]) -> tuple[bytes, bytes]:
-    """Return the page with its style sheets in it, so that its first paint waits for one answer only, and these styles."""
+    """Return the page with its style sheets in it, and these styles: its first paint then waits for one response."""
     names = [name.decode() for name in STYLES.findall(index)]
     styles = b"".join(sheets[name] for name in names)
     first = b"<style>%b</style>\n" % styles

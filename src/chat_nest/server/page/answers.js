@@ -6,25 +6,45 @@ import { explain } from "./failures.js";
 import { dayOfTokens, readUsage } from "./money.js";
 import { Failure, Run, Stopped } from "./run.js";
 import * as store from "./store.js";
+import { keptForTab } from "./tab-storage.js";
 import { word } from "./words.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./turn.js").Turn} Turn */
 /** @typedef {import("./store.js").Kept} Kept */
-/** @typedef {{conversation: Conversation, turn: Turn, run: Run}} Writing */
+/** @typedef {{conversation: Conversation, turn: Turn, run: Run, isDeleted?: boolean}} Writing */
 /**
  * What the page does when an answer changes. `refused`: question and answer are removed, `text` returns to the box.
- * @typedef {{changed: (conversation: Conversation) => void, painted: (conversation: Conversation) => void,
+ * @typedef {{changed: (conversation: Conversation) => void,
  *   refused: (conversation: Conversation, turn: Turn, text: string, problem: string) => void}} View
  */
 
 const SAVE_MS = 1_000;
+/** The characters of a complete answer that a screen reader is given to read: some minutes. The whole is in the log. */
+const READ_OUT = 3_000;
 /** The answers that this tab writes, by conversation. @type {Map<string, Writing>} */
 const writing = new Map();
 /** The request of a failed answer, to find it again. @type {WeakMap<object, Kept>} */
 const unfinished = new WeakMap();
+/** What is shown of running answers when the page is left: the browser may end it before a last write is on disk. */
+const left = keptForTab("chat-nest-left");
 /** @type {View} */
 let view;
+
+function keepWhatIsShown() {
+  const running = [...writing.values()];
+  left.set(running.length ? JSON.stringify(Object.fromEntries(running.map(({ turn: { message } }) => [message.id, message.content]))) : "");
+  for (const { conversation, turn } of running) store.write(conversation.talk, [turn.message]);
+}
+addEventListener("pagehide", keepWhatIsShown);
+document.addEventListener("visibilitychange", () => document.hidden && keepWhatIsShown()); // a phone may end a hidden page
+
+/** @param {string} id a message @returns {string} what the page that was left before this one showed of it: told once */
+function shownBefore(id) {
+  const { [id]: text = "", ...rest } = JSON.parse(left.get() || "{}");
+  left.set(JSON.stringify(rest));
+  return text;
+}
 
 /** @param {View} given */
 export const start = (given) => void (view = given);
@@ -54,6 +74,11 @@ export function resume(conversation, turn) {
     if (!fresh?.run || !turn.node.isConnected) return undefined;
     Object.assign(turn.message, fresh);
     if (fresh.run.resumable) return follow(conversation, turn, fresh.run);
+    const shown = shownBefore(fresh.id);
+    if (shown.length > fresh.content.length) {
+      turn.write(shown);
+      turn.draw();
+    }
     delete turn.message.run;
     turn.message.problem = word("interrupted");
     turn.setWriting(false);
@@ -69,17 +94,19 @@ async function follow(conversation, turn, kept, body) {
   const { talk } = conversation;
   let frame = 0;
   let saving = 0;
+  /** @type {Writing} */
+  let mine;
+  const keep = async (changed = [message]) => void (mine.isDeleted || (await store.write(talk, changed)));
   const paint = () => {
     frame = 0;
     turn.write(message.content);
-    view.painted(conversation);
     saving ||= setTimeout(() => {
       saving = 0;
-      store.write(talk, [message]);
+      keep();
     }, SAVE_MS);
   };
   const run = new Run(kept, {
-    began: () => store.write(talk, [message]),
+    began: () => keep(),
     text: (content) => {
       message.content = kept.before + content;
       frame ||= requestAnimationFrame(paint);
@@ -106,7 +133,8 @@ async function follow(conversation, turn, kept, body) {
       if (turn.setBack()) say(word("status.writing"));
     },
   });
-  writing.set(talk.id, { conversation, turn, run });
+  mine = { conversation, turn, run };
+  writing.set(talk.id, mine);
   Object.assign(message, { run: kept.resumable ? kept : { ...kept }, content: kept.before, problem: undefined, stopped: undefined, reason: undefined, costs: undefined });
   turn.setWriting(true);
   say(word("status.writing"));
@@ -114,21 +142,22 @@ async function follow(conversation, turn, kept, body) {
   let failure = null;
   try {
     if (body) kept.body = await body().catch(() => Promise.reject(new Failure("", { code: "image_unreadable" })));
-    await store.write(talk, [...conversation.messages.values()].filter(({ id }) => id === message.id || id === message.parent));
+    await keep([...conversation.messages.values()].filter(({ id }) => id === message.id || id === message.parent));
+    view.changed(conversation); // a new one is now in the list
     ended(turn, await run.follow(), run.content, kept);
   } catch (error) {
     failure = error;
   }
   cancelAnimationFrame(frame);
   clearTimeout(saving);
-  writing.delete(talk.id);
+  if (writing.get(talk.id) === mine) writing.delete(talk.id);
   delete message.run;
   turn.write(message.content);
   if (failure instanceof Stopped) message.stopped = true;
   turn.setWriting(false);
   if (failure instanceof Failure) failed(conversation, turn, kept, failure);
   view.changed(conversation);
-  if (conversation.messages.has(message.id)) await store.write(talk, [message]);
+  if (conversation.messages.has(message.id)) await keep();
   if (failure instanceof Stopped) await told(turn);
   else await readUsage();
 }
@@ -140,7 +169,8 @@ function ended({ message }, done, content, kept) {
   const dropped = (done.dropped_messages ?? 0) + (message.left_out ?? 0);
   message.costs = done.usage || dropped || done.dropped_images ? { ...done, dropped_messages: dropped } : undefined;
   message.reason = done.finish_reason;
-  setTimeout(() => say(word("status.answer", { text: message.content }))); // a long text has a layout of its own
+  const text = message.content.length > READ_OUT ? `${message.content.slice(0, READ_OUT)}…` : message.content;
+  setTimeout(() => say(word("status.answer", { text }))); // a long text has a layout of its own
 }
 
 /** The server settles a moment after the page left: read usage until nothing is held, then show the difference. */
@@ -179,6 +209,16 @@ function failed(conversation, turn, kept, failure) {
 
 /** @param {Turn} turn @returns {Kept | undefined} the request of an answer whose connection was lost */
 export const restOf = ({ message }) => unfinished.get(message);
+
+/** The conversation was deleted: end its answer, and store nothing more of it. @param {string} id */
+export function discard(id) {
+  const found = writing.get(id);
+  if (!found) return;
+  found.isDeleted = true;
+  writing.delete(id);
+  found.run.stop();
+  store.remove(id); // what was written while it was deleted
+}
 
 /** Stop the answer of this conversation. @param {Conversation} conversation */
 export async function stop(conversation) {

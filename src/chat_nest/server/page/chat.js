@@ -6,16 +6,19 @@ import { visit } from "./challenge.js";
 import { Conversation, withImages } from "./conversation.js";
 import { byId, element, icon } from "./dom.js";
 import * as money from "./money.js";
-import { follow, toEnd } from "./scrolling.js";
+import { toEnd } from "./scrolling.js";
 import * as settings from "./settings.js";
 import * as side from "./side.js";
 import * as store from "./store.js";
-import { Turn, copyFrom, loadMarkdown } from "./turn.js";
+import { keptForTab } from "./tab-storage.js";
+import { Turn, copyFrom, loadMarkdown, prepare } from "./turn.js";
 import { config, known, load, word } from "./words.js";
 
 /** @typedef {import("./store.js").Message} Message */
 
 const DOUBLE_CLICK_MS = 500;
+/** A keyboard on a screen has no Shift+Enter: its Enter starts a new line, and the button sends. */
+const onScreen = matchMedia("(pointer: coarse) and (not (any-pointer: fine))");
 const [log, prompt, composer] = ["log", "prompt", "composer"].map(byId);
 
 let conversation = Conversation.begin();
@@ -25,6 +28,8 @@ let turns = new Map();
 let editing = null;
 /** The turn that waits for a key. @type {Turn | null} */
 let waiting = null;
+/** What is in the box outlives a reload. */
+const unsent = keptForTab("chat-nest-unsent");
 /** When Send was clicked. */
 let sent = -Infinity;
 let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
@@ -43,7 +48,6 @@ function render() {
   document.body.classList.toggle("chatting", path.length > 0);
   document.title = [conversation.talk.title, config.title].filter(Boolean).join(" · ");
   setComposer();
-  follow();
 }
 
 /** @param {Message} message */
@@ -69,9 +73,6 @@ answers.start({
   changed: (changed) => {
     if (changed === conversation) render();
     side.draw();
-  },
-  painted: (painted) => {
-    if (painted === conversation) follow();
   },
   refused: takeBack,
 });
@@ -222,12 +223,18 @@ async function refresh() {
   render();
 }
 
+/** Conversations were deleted, here or in another tab. @param {string[]} ids */
+function removed(ids) {
+  ids.forEach(answers.discard);
+  if (ids.includes(conversation.talk.id)) open("");
+}
+
 store.listen(({ kind, talk }) => {
   side.draw();
-  if (talk !== conversation.talk.id) return;
-  if (kind === "changed") refresh();
-  else if (!isBusy()) open("");
+  if (kind === "removed") removed([talk]);
+  else if (talk === conversation.talk.id) refresh();
 });
+store.onFull(() => side.draw());
 
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -246,12 +253,12 @@ composer.addEventListener("submit", (event) => {
 });
 prompt.addEventListener("keydown", (event) => {
   const composing = event.isComposing || event.keyCode === 229; // Safari's last Enter of a composition
-  if (event.key !== "Enter" || event.shiftKey || composing) return;
+  if (event.key !== "Enter" || event.shiftKey || composing || (onScreen.matches && !event.ctrlKey)) return;
   event.preventDefault();
   composer.requestSubmit();
 });
 document.addEventListener("keydown", (event) => {
-  const isElsewhere = byId("settings").open || byId("picture").open || byId("item-menu").matches(":popover-open");
+  const isElsewhere = byId("side").contains(event.target) || byId("settings").open || byId("picture").open || byId("item-menu").matches(":popover-open");
   if (event.key !== "Escape" || event.isComposing || event.defaultPrevented || isElsewhere) return;
   if (editing) stopEditing();
   else answers.stop(conversation);
@@ -277,8 +284,9 @@ byId("profile").addEventListener("change", () => {
   attachments.draw();
   money.readUsage();
 });
+addEventListener("pagehide", () => unsent.set(editing ? draft.text : prompt.value));
 addEventListener("hashchange", () => location.hash.slice(1) !== conversation.talk.id && open(location.hash.slice(1)));
-addEventListener("beforeprint", () => turns.forEach((turn) => turn.draw(Infinity)));
+addEventListener("beforeprint", () => turns.forEach((turn) => turn.draw(true)));
 
 function drawWords() {
   const suggestions = config.suggestions ?? [1, 2, 3].map((index) => word(`suggestion.${index}`));
@@ -310,6 +318,8 @@ settings.start({
   },
 });
 
+prompt.value ||= unsent.get();
+prompt.enterKeyHint = onScreen.matches ? "enter" : "send";
 for (const place of document.querySelectorAll("[data-icon]")) place.append(icon(/** @type {any} */ (place).dataset.icon));
 await load();
 drawWords();
@@ -321,9 +331,9 @@ byId("model").textContent = config.profiles[0].model;
 byId("model").hidden = config.profiles.length > 1 && new Set(config.profiles.map(({ model }) => model)).size > 1;
 attachments.start(() => profile().images);
 if (config.profiles.length > 1) money.start(() => profile().name);
-await side.start({ open, current: () => conversation.talk.id, removed: (ids) => ids.includes(conversation.talk.id) && open("") });
+await side.start({ open, current: () => conversation.talk.id, removed });
 await visit();
 await open(location.hash.slice(1));
 money.readUsage();
 document.documentElement.dataset.ready = "";
-(globalThis.requestIdleCallback ?? setTimeout)(loadMarkdown);
+prepare();

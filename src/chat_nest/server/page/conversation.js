@@ -42,7 +42,8 @@ export class Conversation {
    * @param {import("./images.js").Picture[]} [images] @returns {Message}
    */
   add(parent, role, content, images = []) {
-    const message = { id: newId(), talk: this.talk.id, parent, created: Date.now(), role, content, ...(images.length && { images }) };
+    const created = Math.max(Date.now(), this.talk.updated + 1); // the device's clock may have been set back
+    const message = { id: newId(), talk: this.talk.id, parent, created, role, content, ...(images.length && { images }) };
     this.messages.set(message.id, message);
     this.talk.head = message.id;
     this.talk.updated = message.created;

@@ -68,6 +68,7 @@ export class Run {
     this.challenged = false;
     this.controller = new AbortController();
     this.watchdog = 0;
+    this.heard = 0; // when something came last
   }
 
   /** Follow the answer to its end. Returns the data of `done`; throws Failure or Stopped. */
@@ -93,7 +94,7 @@ export class Run {
       if (this.controller.signal.reason === STOPPED) throw new Stopped();
       throw new Failure("", { code: this.reached ? "lost" : "unreachable" });
     } finally {
-      clearTimeout(this.watchdog);
+      this.unwatch();
     }
   }
 
@@ -101,7 +102,7 @@ export class Run {
   async challenge({ fields }) {
     if (fields?.code !== "challenge_required" || !fields.challenge || this.challenged) return false;
     this.challenged = true;
-    clearTimeout(this.watchdog);
+    this.unwatch();
     await this.view.challenged(fields.challenge, this.controller.signal);
     this.tries = -1;
     return true;
@@ -150,11 +151,21 @@ export class Run {
     if (this.stopping) this.stopThere();
   }
 
-  /** A connection on which nothing arrives for a while is lost. */
+  /** A connection on which nothing arrives for a while is lost. A token sets no timer: it only notes when it came. */
   watch() {
+    this.heard = Date.now();
+    this.watchdog ||= setTimeout(() => this.check(), STALL_MS);
+  }
+
+  check() {
+    const rest = this.heard + STALL_MS - Date.now();
+    this.watchdog = rest > 0 ? setTimeout(() => this.check(), rest) : 0;
+    if (rest <= 0) this.controller.abort();
+  }
+
+  unwatch() {
     clearTimeout(this.watchdog);
-    const { controller } = this;
-    this.watchdog = setTimeout(() => controller.abort(), STALL_MS);
+    this.watchdog = 0;
   }
 
   async pause() {

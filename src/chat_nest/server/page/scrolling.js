@@ -6,16 +6,18 @@ const scroller = byId("scroller");
 let atEnd = true;
 let seen = { top: 0, bottom: 0 };
 
-/** Keep the end in view. */
-export function follow() {
-  if (atEnd) scroller.scrollTop = scroller.scrollHeight;
+/** Keep the end in view. The welcome begins at its top. */
+function follow() {
+  if (atEnd && byId("log").hasChildNodes()) scroller.scrollTop = scroller.scrollHeight;
   byId("to-end").hidden = atEnd;
 }
 
-/** Go to the end, and follow it from there. */
+/** Go to the end in the next frame, and follow it from there. */
 export function toEnd() {
-  atEnd = true;
-  follow();
+  requestAnimationFrame(() => {
+    atEnd = true;
+    follow();
+  });
 }
 
 // Only scrolling up ends the following: what grows moves the end away too, and is followed a moment later. If the box
@@ -31,5 +33,6 @@ byId("to-end").addEventListener("click", () => {
   toEnd();
   byId("prompt").focus();
 });
+// An observer is called when a frame has its layout. So to follow what grows costs no layout of its own.
 new ResizeObserver(follow).observe(scroller);
-new ResizeObserver(follow).observe(byId("log")); // formulas and colours come later
+new ResizeObserver(follow).observe(byId("log"));

@@ -29,8 +29,6 @@ export function start(given) {
     if (talks.length) side.remove(talks.map(({ id }) => id), word("deleted.all"));
   });
   byId("key-field").hidden = !config.wants_key;
-  const names = config.languages.map((tag) => element("option", { value: tag, lang: tag }, languageName(tag)));
-  byId("language").append(...names);
   if (parent !== window) addEventListener("message", fromParent);
 }
 
@@ -41,8 +39,14 @@ function fromParent({ source, data }) {
   acts.keyed();
 }
 
+/** The names of languages take long: a start needs none. */
+function drawLanguages() {
+  byId("language").append(...config.languages.map((tag) => element("option", { value: tag, lang: tag }, languageName(tag))));
+}
+
 export function open() {
   side.closeDrawer();
+  if (!byId("language").length) drawLanguages();
   byId("key").value = key();
   byId("system").value = acts.system();
   byId("system-field").hidden = !acts.hasSystem();

@@ -51,12 +51,12 @@ export function closeDrawer() {
 export async function draw() {
   const mine = (drawing += 1);
   const sought = byId("search").value.trim();
-  const [talks, found, keeps] = await Promise.all([store.talks(), sought ? store.search(sought) : null, store.keeps()]);
+  const [talks, found, keeping] = await Promise.all([store.talks(), sought ? store.search(sought) : null, store.keeping()]);
   if (mine !== drawing) return; // a later one is on its way
   const shown = talks.filter(({ id }) => !found || found.has(id));
   if (!byId("list").querySelector("input")) byId("list").replaceChildren(...shown.map(item));
-  let note = keeps ? "side.kept" : "side.not_kept";
-  if (!shown.length) note = sought ? "side.not_found" : "side.none";
+  let note = `side.${keeping}`;
+  if (!shown.length && keeping === "kept") note = sought ? "side.not_found" : "side.none";
   byId("list-note").dataset.word = note;
   byId("list-note").textContent = word(note);
 }

@@ -71,6 +71,7 @@ class OnDisk {
     talks.put(talk);
     for (const message of changed) messages.put(message);
     for (const { id } of erased) messages.delete(id);
+    transaction.commit?.(); // at once: the page may be about to end
     await committed(transaction);
   }
 
@@ -124,8 +125,16 @@ async function open() {
 const opening = open();
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
 
-/** @returns {Promise<boolean>} whether conversations outlive the page */
-export const keeps = async () => (await opening).keeps;
+/** Whether the last write failed: the device is full. */
+let isFull = false;
+/** @type {() => void} */
+let whenFull = () => {};
+
+/** @param {() => void} listener called when the device becomes full */
+export const onFull = (listener) => void (whenFull = listener);
+
+/** @returns {Promise<"kept" | "not_kept" | "full">} whether conversations outlive the page */
+export const keeping = async () => (isFull ? "full" : (await opening).keeps ? "kept" : "not_kept");
 
 /** @returns {Promise<Talk[]>} the newest first */
 export async function talks() {
@@ -141,8 +150,13 @@ export const read = async (id) => (await opening).read(id);
 export async function write(talk, changed = [], erased = []) {
   try {
     await (await opening).write(talk, changed, erased);
+    isFull = false;
   } catch (error) {
     console.warn("chat-nest: not kept:", error);
+    if (!isFull) {
+      isFull = true;
+      whenFull();
+    }
   }
   tell({ kind: "changed", talk: talk.id });
 }

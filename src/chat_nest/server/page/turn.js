@@ -3,7 +3,7 @@
 import { element, icon, iconButton } from "./dom.js";
 import { gallery } from "./images.js";
 import { costLine } from "./money.js";
-import { word } from "./words.js";
+import { number, word } from "./words.js";
 
 /** @typedef {import("./store.js").Message} Message */
 /**
@@ -18,18 +18,30 @@ const loading = { promise: /** @type {Promise<void> | null} */ (null) };
 
 /** Load the Markdown code; until then, text is shown unformatted. */
 export function loadMarkdown() {
-  loading.promise ??= import("./markdown.js").then(ready, () => void (loading.promise = null));
+  loading.promise ??= import("./markdown.js").then((module) => void ({ Markdown } = module), () => void (loading.promise = null));
   return loading.promise;
 }
 
-/** The first use takes several frames: do it before an answer comes. @param {typeof import("./markdown.js")} module */
-function ready(module) {
-  ({ Markdown } = module);
-  new module.Markdown(document.createElement("div")).update("**A** `b`\n\n- c\n\n| d |\n|---|\n| e |");
+const idle = () => new Promise((resume) => (globalThis.requestIdleCallback ?? setTimeout)(resume));
+
+/** Load it before an answer comes, and use what takes several frames at its first use: a part in each idle time. */
+export async function prepare() {
+  await idle();
+  await loadMarkdown();
+  const first = Markdown && new Markdown(document.createElement("div"));
+  let text = "";
+  for (const part of ["**A** `b`\n\n", "- c\n\n", "| d |\n|---|\n| e |"]) {
+    await idle();
+    first?.update((text += part));
+  }
+  await idle();
+  number(1_000);
+  await idle();
+  word("unit.tokens", { count: 1 });
 }
 
-/** The characters that are made into Markdown in one task: a stored or resumed answer comes all at once. */
-const SLICE = 3_000;
+/** A stored or resumed answer comes all at once, and a busy page gets much of one at once: a task makes some of it. */
+const SLICE = { characters: 600, ms: 8 };
 
 /** Markdown is made when it comes near the window: a long conversation opens at once. */
 const nearby = new IntersectionObserver(
@@ -73,26 +85,29 @@ export class Turn {
     return this.message.role === "user";
   }
 
-  /** Show the text as Markdown, if it is an answer. @param {number} [slice] */
-  async draw(slice = SLICE) {
+  /** Show the text as Markdown, if it is an answer. @param {boolean} [atOnce] */
+  async draw(atOnce = false) {
     nearby.unobserve(this.node);
     if (this.isMine || this.drawn || !this.message.content) return;
     await loadMarkdown();
     if (!Markdown || this.drawn) return;
     this.words.classList.remove("plain");
     this.drawn = new Markdown(this.words);
-    this.grow(slice);
+    this.grow(atOnce);
   }
 
-  /** Show more of the text, and the rest a moment later. @param {number} [slice] */
-  grow(slice = SLICE) {
+  /** Show more of the text, and the rest a moment later. @param {boolean} [atOnce] */
+  grow(atOnce = document.hidden) {
     const { content } = this.message;
     clearTimeout(this.growing);
-    let end = document.hidden ? content.length : Math.min(content.length, this.shown + slice);
-    if (/[\uD800-\uDBFF]$/.test(content.slice(end - 1, end))) end += 1;
-    this.drawn.update(content.slice(0, end));
-    this.shown = end;
-    if (end < content.length) this.growing = setTimeout(() => this.grow());
+    const until = performance.now() + SLICE.ms;
+    do {
+      let end = atOnce ? content.length : Math.min(content.length, this.shown + SLICE.characters);
+      if (/[\uD800-\uDBFF]$/.test(content.slice(end - 1, end))) end += 1;
+      this.drawn.update(content.slice(0, end));
+      this.shown = end;
+    } while (this.shown < content.length && performance.now() < until);
+    if (this.shown < content.length) this.growing = setTimeout(() => this.grow());
     else if (!this.isWriting) this.drawn.finish();
   }
 

@@ -10,7 +10,10 @@ const RIGHT_TO_LEFT = new Set(["ar", "fa", "he", "ur"]);
 
 /** @type {Record<string, string | Record<string, string>>} */
 let words = config.words;
-let plurals = new Intl.PluralRules("en");
+/** Each takes a browser long to make: once for a language. @type {Intl.PluralRules | null} */
+let plurals = null;
+/** @type {Intl.NumberFormat | null} */
+let numbers = null;
 
 /** The language that the page is shown in. */
 export let language = "en";
@@ -52,7 +55,7 @@ export async function load(tag = wanted()) {
   }
   if (tag === "en") words = config.words;
   language = tag;
-  plurals = new Intl.PluralRules(tag);
+  plurals = numbers = null;
   document.documentElement.lang = tag;
   document.documentElement.dir = RIGHT_TO_LEFT.has(tag.split("-")[0]) ? "rtl" : "ltr";
   for (const node of document.querySelectorAll("[data-word]")) node.textContent = word(node.dataset.word);
@@ -71,12 +74,15 @@ export const known = (name) => name in words;
  */
 export function word(name, values = {}) {
   const found = words[name] ?? config.words[name] ?? name;
-  const form = typeof found === "string" ? found : (found[plurals.select(Number(values.count))] ?? found.other);
+  const form = typeof found === "string" ? found : (found[formOf(Number(values.count))] ?? found.other);
   return form.replace(/\{(\w+)\}/g, (all, key) => {
     const value = values[key];
     return value === undefined ? all : typeof value === "number" ? number(value) : value;
   });
 }
+
+/** @param {number} count @returns {string} the name of its plural form */
+const formOf = (count) => (plurals ??= new Intl.PluralRules(language)).select(count);
 
 /** A language's name in that language. @param {string} tag */
 export function languageName(tag) {
@@ -85,15 +91,18 @@ export function languageName(tag) {
 }
 
 /** @param {number} value */
-export const number = (value) => value.toLocaleString(language);
+export const number = (value) => (numbers ??= new Intl.NumberFormat(language)).format(value);
 
-/** @param {number} value dollars, to two significant digits below one cent */
-export const dollars = (value) =>
-  new Intl.NumberFormat(language === "en" ? "en-US" : language, {
+/** @param {number} value dollars, to two significant digits below one cent @returns {string} in Arabic, too, as "$0.5": "US$" would be shown as "$US" */
+export function dollars(value) {
+  const isRtl = document.documentElement.dir === "rtl";
+  const text = new Intl.NumberFormat(language === "en" || isRtl ? "en-US" : language, {
     style: "currency",
     currency: "USD",
     ...(value && value < 1 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 2 }),
   }).format(value);
+  return isRtl ? `\u2066${text}\u2069` : text;
+}
 
 /** @param {number} milliseconds since 1970 @returns {string} an hour of today, else a day too */
 export function moment(milliseconds) {
