@@ -155,7 +155,8 @@ async def test_a_server_with_a_provider(tmp_path):
     assert "Budgets  in sqlite:///chat-nest.db; a day begins at midnight, UTC" in served.said
     assert "\x1b" not in served.said
     assert "DEMO" not in served.said
-    (line,) = served.logged.splitlines()
+    lines = served.logged.splitlines()
+    (line,) = [line for line in lines if " WARNING chat_nest.server: the " not in line]  # of a busy machine
     assert re.search(r" INFO chat_nest: finished id=\w+ caller=[0-9a-f]{16} profile=balanced .* reason=stop ", line)
     assert (tmp_path / "chat-nest.db").exists()
     for secret in (KEY, PROMPT, "127.0.0.1"):

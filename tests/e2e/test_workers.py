@@ -32,13 +32,10 @@ def workers(served: Command) -> set[int]:
     return processes.workers(served.process.pid)
 
 
-def worker_with(served: Command, port: int) -> int:
-    """The worker that has the connection whose local port is this."""
-    [inode] = [
-        fields[9]
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if int((fields := line.split())[1].partition(":")[2], 16) == port
-    ]
+def worker_with(served: Command, port: int, provider: int) -> int:
+    """The worker that has the connection from this local port to the provider's: others may have the same local one."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    [inode] = [row[9] for row in rows if [int(end.partition(":")[2], 16) for end in row[1:3]] == [port, provider]]
     [found] = [
         pid for pid in workers(served)
         if any(os.readlink(file) == f"socket:[{inode}]" for file in Path(f"/proc/{pid}/fd").iterdir())
@@ -64,7 +61,7 @@ async def test_a_worker_that_can_not_be_replaced_while_the_store_is_away_ends_no
             await asyncio.sleep(0.01)
         reply = await client.post(HELLO)
         await reply.until("token")
-        streaming = worker_with(served, peer_port(provider))
+        streaming = worker_with(served, peer_port(provider), provider.port)
         [other] = workers(served) - {streaming}
         redis.signal(signal.SIGSTOP)
         os.kill(other, signal.SIGKILL)
