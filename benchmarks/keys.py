@@ -22,10 +22,10 @@ from benchmarks.sessions import MOST_MICROSECONDS, microseconds, request
 from chat_nest import ApiKeys, MemoryStore, Unauthorized
 from chat_nest.controls.live import LiveControls
 from chat_nest.core.controls import Control
+from chat_nest.core.limits import COUNTERS
 from chat_nest.identity.api_key import ApiKey, Rights, make_key, present_second, secret_hash
 from chat_nest.identity.key_file import KeyFile
 from chat_nest.identity.stored_keys import StoredKeys, row_of
-from chat_nest.core.limits import COUNTERS
 
 SECRET = b"a-secret-of-more-than-thirty-two-bytes"
 LIMITS = {name: 1_000 for name, unit in ((each.name, each.unit) for each in COUNTERS[:10]) if unit != "nanousd"}

@@ -368,7 +368,7 @@ class ChatHandler:
         return self._ledger.draws_on_allowance
 
     def _obey(self) -> None:
-        """End the answers, and the readers of others, that an operator stopped, and those of revoked keys and sessions."""
+        """End the answers, and readers of others, that an operator stopped, and those of revoked keys and sessions."""
         self._stopping.obey(self._sessions)
         self._run_routes.obey()
 
