@@ -18,9 +18,12 @@ from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, str
 from chat_nest import BALANCED, Caller, Limits, create_chat_handler
 from chat_nest.controls import Control
 from chat_nest.controls.grants import Grant, grant_row
+from chat_nest.core.deltas import FinishDelta, TextDelta
 from chat_nest.server.operator import Operator, window_lines
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
+from chat_nest.testing import ScriptedProvider as Scripted
+from chat_nest.testing import collect
 
 ADA = Caller(id="ada", group="team")
 
@@ -246,3 +249,30 @@ async def test_before_the_first_look_at_the_store_nothing_is_admitted():
             refused = await ask(port)
             assert (refused.status, json.loads(refused.raw)["code"]) == (503, "limiter_unavailable")
             assert not provider.requests
+
+
+class Late(MemoryStore):
+    """Answers a reservation when `go_on` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def reserve(self, claim, lease):
+        answer = await super().reserve(claim, lease)
+        self.asked.set()
+        await self.go_on.wait()
+        return answer
+
+
+async def test_a_network_that_is_blocked_while_a_request_reserves_gets_no_answer():
+    store, provider = Late(), Scripted([[TextDelta("no")], [FinishDelta("stop")]])
+    handler = create_chat_handler(providers={"p": provider}, model="p:m", store=store)
+    asking = asyncio.create_task(collect(handler, {"messages": [{"role": "user", "content": "Hi"}]}))
+    await store.asked.wait()
+    await handler.controls.change([Control(kind="block", name="network:203.0.113.0/24")])
+    store.go_on.set()
+    answer = await asking
+    assert (answer.status, provider.opened) == (403, 0)
+    assert await store.running(9) == [], "nothing is reserved any more"
+    await handler.aclose()
