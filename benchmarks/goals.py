@@ -66,7 +66,7 @@ GOALS = (
          why="63 MB are the tables of one vocabulary, of which toktok-rs has no smaller form; 25 to 30 MB with"
              ' counting = "bytes"'),
     Goal("four workers in all, MB", "four workers: MB", "value", 120.0, 80.0,
-         why="the tables and modules are shared, 95 MB in all; each worker's 13 MB are pages that CPython's reference"
+         why="the tables and modules are shared, 95 MB in all; each worker's 15 MB are pages that CPython's reference"
              " counts have written to, and what it keeps itself"),
     Goal("a held stream, kB", "memory: kB a held stream", "value", 25.0, None,
          why="an answer's objects, two connections and the buffers of uvloop and llhttp"),

@@ -26,7 +26,7 @@ from chat_nest.providers.http_connection import Connection
 from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.protocol import Connection as ServerConnection
 
-MOST_STEPS = 880
+MOST_STEPS = 856
 """Python functions entered or gone on with, a request with five messages."""
 MOST_HANDLES = 15
 """Callbacks, timers and tasks together."""

@@ -81,7 +81,7 @@ class Gate:
 
     def check_caller(self, caller: Caller) -> None:
         """Raise Blocked for a blocked caller, and Unauthorized for one whose API key was revoked."""
-        if self._live.get(BLOCK, f"caller:{caller.key}") is not None:
+        if self._live.has(BLOCK) and self._live.get(BLOCK, f"caller:{caller.key}") is not None:
             raise Blocked
         if self._has_revoked_key(caller):
             raise SessionRevoked() if _has_session(caller) else Unauthorized(challenge="Bearer")

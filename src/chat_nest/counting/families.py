@@ -7,6 +7,7 @@ The numbers are bounds over o200k's count. o200k is OpenAI's newest tokenizer, w
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -91,6 +92,7 @@ def is_reasoning_model(model: str) -> bool:
     return _REASONING.match(base_name(model)) is not None
 
 
+@lru_cache(256)  # a request needs that of its model six times
 def base_name(model: str) -> str:
     """Return the name without a router's prefix or a fine-tuning mark: `openrouter/openai/o3-mini` is `o3-mini`."""
     return model.rpartition("/")[2].lower().removeprefix("ft:")

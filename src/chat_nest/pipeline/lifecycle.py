@@ -27,6 +27,9 @@ class State(Enum):
     CLOSING = "settled; its last bytes are on their way to its reader"
     OVER = "settled, and nothing more is sent"
 
+    __hash__ = object.__hash__
+    """As Enum's own, which would hash the name: each request looks up six states."""
+
 
 Event = Literal["admit", "detach", "end", "lose", "settle", "finish"]
 

@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import lru_cache
 
 from msgspec.structs import replace
 
@@ -45,6 +46,7 @@ LONGEST_WAIT = 5.0
 """Seconds. The longest Retry-After of a provider that a request waits for."""
 
 
+@lru_cache(256)  # a request needs that of its model eight times
 def split_model(model: str) -> tuple[str, str]:
     """Split PROVIDER:MODEL into two names; the model's name may contain more colons."""
     provider, _, name = model.partition(":")
