@@ -257,13 +257,13 @@ class SQLite:
 
 
 BrokenStore = Redis | Postgres | SQLite
-KINDS: dict[str, type[BrokenStore]] = {"sqlite": SQLite, "redis": Redis, "postgresql": Postgres}
+KINDS: dict[str, type[Redis] | type[Postgres] | type[SQLite]] = {"sqlite": SQLite, "redis": Redis, "postgresql": Postgres}
 
 
 @asynccontextmanager
 async def opened(kind: str, folder: Path) -> AsyncIterator[BrokenStore]:
     """A new store of this kind."""
-    store = await asyncio.to_thread(KINDS[kind], folder)
+    store: BrokenStore = await asyncio.to_thread(lambda: KINDS[kind](folder))
     try:
         if store.link is not None:
             await store.link.mend()

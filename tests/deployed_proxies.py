@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +109,12 @@ def _caddy(folder: Path, port: int, upstream: int) -> tuple[str, ...]:
     return "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"
 
 
+def _to(new: str) -> Callable[[re.Match[str]], str]:
+    return lambda _: new
+
+
 def _changed(text: str, changes: dict[str, str]) -> str:
     for pattern, new in changes.items():
-        text, count = re.subn(pattern, lambda _, new=new: new, text, flags=re.MULTILINE)
+        text, count = re.subn(pattern, _to(new), text, flags=re.MULTILINE)
         assert count, pattern
     return text

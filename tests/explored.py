@@ -79,7 +79,7 @@ async def explore(folder: Path, *options: str, quiet: bool = True) -> list[str]:
 async def _run(folder: Path, port: int, options: Sequence[str], *, quiet: bool) -> tuple[int, str]:
     arguments = ["--checks", ",".join(CHECKS), "--warnings", "off"]
     process = await asyncio.create_subprocess_exec(
-        *(SCHEMATHESIS, "--no-color", "run", f"http://127.0.0.1:{port}/openapi.json", *arguments, *options),
+        *(str(SCHEMATHESIS), "--no-color", "run", f"http://127.0.0.1:{port}/openapi.json", *arguments, *options),
         cwd=folder,
         env={
             **os.environ,

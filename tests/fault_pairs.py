@@ -348,8 +348,14 @@ class Arena:
         _, fault, event, act, _ = pair
         dice = self._dice
         cancelled = [stream for stream in streams if stream.role == CANCELS]
+
+        def leave() -> None:
+            for stream in streams:
+                if stream.role == LEAVES:
+                    stream.leave()
+
         steps: list[Callable[[], object]] = [
-            lambda: [stream.leave() for stream in streams if stream.role == LEAVES],
+            leave,
             *(self._provider.steps[role].set for role in (EARLY, CUT, FAILS)),
         ]
         steps += [partial(self._come, more, number) for number in range(2, 5)]
@@ -536,8 +542,8 @@ class Arena:
         records = {id: tokens for id, tokens in _records(self._store).items() if id not in self._forgotten}
         if not isinstance(self._store, Redis) and records != {id: claim.tokens for id, claim in charged.items()}:
             differ = {id for id, _ in records.items() ^ {(id, claim.tokens) for id, claim in charged.items()}}
-            found = [(id, records.get(id), charged.get(id)) for id in sorted(differ)]
-            wrong.append(f"records are not what was charged: {found}")
+            both = [(id, records.get(id), charged.get(id)) for id in sorted(differ)]
+            wrong.append(f"records are not what was charged: {both}")
         own = f"caller:{Caller(id=self._id).key}:"
         mine = sum(amount for key, amount in used.items() if key.startswith(own))
         made = sum(made.total for made in self._made())

@@ -159,7 +159,7 @@ class CountingProvider(ScriptedProvider):
 class Fleet:
     """A running `chat-nest serve`. `port` is nginx's."""
 
-    process: Process
+    process: Process | forked_command.Process
     folder: Path
     port: int = 0
 

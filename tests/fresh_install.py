@@ -30,8 +30,9 @@ CONFIG = Path("/etc/chat-nest/chat-nest.toml")
 def blocks():
     """The commands of the section, in order."""
     text = Path("docs/install.md").read_text()
-    section = re.search(r"^## On a server$(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
-    return re.findall(r"^```bash\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    section = re.search(r"^## On a server$(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+    assert section
+    return re.findall(r"^```bash\n(.*?)^```$", section[1], re.DOTALL | re.MULTILINE)
 
 
 def chat():

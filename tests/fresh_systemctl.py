@@ -107,8 +107,8 @@ def start_prometheus():
     )  # fmt: skip
 
 
-def main(verb, *names):
-    names = [name.removesuffix(".service") for name in names if not name.startswith("-")]
+def main(verb, *given):
+    names = [name.removesuffix(".service") for name in given if not name.startswith("-")]
     match verb, names:
         case "restart", [name, *more] if more:
             main(verb, name)

@@ -7,7 +7,7 @@ from functools import partial
 
 from decoding import cut, decode
 
-from chat_nest.dialects import DIALECTS, named
+from chat_nest.dialects import DIALECTS
 from chat_nest.core.errors import BadRequest
 from chat_nest.providers.anthropic import anthropic_codec
 from chat_nest.providers.codec import Codec
@@ -30,7 +30,7 @@ def places(data: bytes) -> tuple[list[int], bytes]:
 def parse(name: str, data: bytes) -> None:
     """A body is a request or a bad request that names a field."""
     try:
-        named(name).parse(data)
+        DIALECTS[name]().parse(data)
     except BadRequest as error:
         assert error.field
 

@@ -6,6 +6,7 @@ import asyncio
 import email
 import ssl
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult
@@ -31,7 +32,7 @@ class Inbox:
 async def mail_server(inbox, *, tls="starttls", login=False):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     CA.issue_cert("127.0.0.1").configure_cert(context)
-    options = {"decode_data": False, "hostname": "mail.example.org"}
+    options: dict[str, Any] = {"decode_data": False, "hostname": "mail.example.org"}
     if tls == "starttls":
         options |= {"tls_context": context, "require_starttls": True}
     if login:
@@ -39,7 +40,8 @@ async def mail_server(inbox, *, tls="starttls", login=False):
             "auth_required": True,
             "authenticator": lambda *args: AuthResult(success=args[-1].password == PASSWORD.encode(), handled=False),
         }
-    loop, sessions = asyncio.get_running_loop(), []
+    loop = asyncio.get_running_loop()
+    sessions: list[SMTP] = []
 
     def session():
         sessions.append(SMTP(inbox, loop=loop, **options))
@@ -51,7 +53,7 @@ async def mail_server(inbox, *, tls="starttls", login=False):
     finally:
         server.close()
         for each in sessions:
-            if each.transport is not None:
+            if isinstance(each.transport, asyncio.WriteTransport):
                 # Before Python 3.11.4 a TLS transport that was closed already has no abort.
                 with suppress(AttributeError):
                     each.transport.abort()

@@ -52,8 +52,14 @@ class PostgresServer:
         self.start()
 
     @property
+    def running(self) -> subprocess.Popen:
+        """The server's process, once it was started."""
+        assert self._process is not None
+        return self._process
+
+    @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.running.pid
 
     def start(self) -> None:
         """Start it unless it runs, and wait until it answers."""
@@ -61,7 +67,7 @@ class PostgresServer:
             self._run()
         give_up = time.monotonic() + 240
         while subprocess.run([self._programs / "pg_isready", "-q", "-d", self.url]).returncode:
-            if self._process.poll() is not None or time.monotonic() > give_up:
+            if self.running.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"PostgreSQL did not start:\n{(self._directory / 'log').read_text()}")
             time.sleep(0.02)
 
@@ -99,8 +105,8 @@ class PostgresServer:
 
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: no checkpoint, no goodbye."""
-        self._process.send_signal(signal.SIGQUIT)
-        self._process.wait()
+        self.running.send_signal(signal.SIGQUIT)
+        self.running.wait()
 
     def signal_all(self, number: int) -> None:
         """Signal the server and its children, which answer for it."""
@@ -110,7 +116,7 @@ class PostgresServer:
                 os.kill(pid, number)
 
     def remove(self) -> None:
-        if self._process.poll() is None:
+        if self.running.poll() is None:
             self.signal_all(signal.SIGCONT)
             self.crash()
         if self._mounted:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from typing import Any
 
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.claims import Granted, Line
+from chat_nest.core.limits import Scope, Unit
 from chat_nest.core.records import Record
 from chat_nest.stores.redis import RedisStore
 from chat_nest.core.usage import Usage
@@ -26,10 +28,14 @@ LIMIT = 40_000
 
 def lines_of(name):
     """The lines of one worker's caller, of the one group, and of all: on a Cluster three partitions."""
-    window = {"kind": "window", "resets_at": END}
+    window: dict[str, Any] = {"kind": "window", "resets_at": END}
     found = []
-    for scope, owner in (("caller", f"caller:{name}"), ("group", "group:g"), ("all", "all")):
-        for line, per_token, limit in (("tokens", 1, LIMIT if scope == "all" else 10**9), ("nanousd", TOKEN, 10**9)):
+    scopes: tuple[tuple[Scope, str], ...] = (("caller", f"caller:{name}"), ("group", "group:g"), ("all", "all"))
+    for scope, owner in scopes:
+        units: tuple[tuple[Unit, int, int], ...] = (
+            ("tokens", 1, LIMIT if scope == "all" else 10**9), ("nanousd", TOKEN, 10**9),
+        )  # fmt: skip
+        for line, per_token, limit in units:
             found.append(
                 Line(name=f"{line}_per_day", scope=scope, key=f"{owner}:{line}", unit=line, limit=limit,
                      fixed=INPUT * per_token, per_million=per_token * 1_000_000, **window)

@@ -36,7 +36,7 @@ import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, Self
 
 from chat_nest.server.http.server import stop_listening
 
@@ -305,7 +305,7 @@ class ScriptedProvider:
         """Wait until no connection is open."""
         await asyncio.gather(*(asyncio.shield(connection.closed) for connection in self.connections))
 
-    async def __aenter__(self) -> ScriptedProvider:
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(self), "127.0.0.1", 0, ssl=self._tls, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, cast
 
 from chat_nest import HardCaps, Profile, Timeouts, create_chat_handler
 
@@ -21,7 +21,7 @@ chat = create_chat_handler(
             tokens_per_request=None,
             tokens_per_day=int(os.environ.get("TOKENS_PER_DAY", 2**40)),
             requests_per_minute=None,
-            on_disconnect=os.environ.get("ON_DISCONNECT", "cancel"),
+            on_disconnect=cast("Any", os.environ.get("ON_DISCONNECT", "cancel")),
             grace_seconds=float(os.environ.get("GRACE_SECONDS", "30")),
         )
     },

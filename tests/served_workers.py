@@ -21,7 +21,7 @@ class Worker:
     def __init__(self, process):
         self.process = process
         self.port = 0
-        self._draining = ()
+        self._draining: list[asyncio.Task[None]] = []
 
     async def started(self):
         said = b""

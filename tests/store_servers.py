@@ -78,7 +78,7 @@ class ClusterStoreServer:
 
     def counters(self) -> dict[str, tuple[int, int]]:
         """The used and held of each window."""
-        found = {}
+        found: dict[str, tuple[int, int]] = {}
         for node in self.cluster.nodes:
             if node.process.poll() is None and node.ask("ROLE")[0] == b"master":
                 found |= RedisStoreServer(node).counters()
