@@ -257,7 +257,11 @@ class SQLite:
 
 
 BrokenStore = Redis | Postgres | SQLite
-KINDS: dict[str, type[Redis] | type[Postgres] | type[SQLite]] = {"sqlite": SQLite, "redis": Redis, "postgresql": Postgres}
+KINDS: dict[str, type[Redis] | type[Postgres] | type[SQLite]] = {
+    "sqlite": SQLite,
+    "redis": Redis,
+    "postgresql": Postgres,
+}
 
 
 @asynccontextmanager
