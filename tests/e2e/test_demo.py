@@ -20,11 +20,12 @@ from processes import open_files, state, until
 
 from chat_nest.core.deltas import FinishDelta, TextDelta, UsageDelta
 from chat_nest.core.errors import UpstreamRejected, UpstreamUnavailable
-from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.messages import Message
 from chat_nest.core.protocols import Prompt
+from chat_nest.core.timeouts import Timeouts
 from chat_nest.providers import demo_server
-from chat_nest.providers.demo import DemoProvider, environment, start_demo_server
+from chat_nest.providers.demo import DemoProvider
+from chat_nest.providers.demo_process import environment, start_demo_server
 
 
 async def test_a_newcomer_without_a_key_chats_stops_and_sees_the_cost(model, serve, visit):

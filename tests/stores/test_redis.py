@@ -14,15 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from chat_nest.core.errors import LimiterUnavailable
-from chat_nest.core.extras import install, library_remedy
-from chat_nest.core.claims import Conflict, Duplicate, Granted, Line, Refused
-from chat_nest.core.records import Record
-from chat_nest.stores.memory import MemoryStore
-from chat_nest.stores.redis import RedisStore
-from chat_nest.stores.redis.topology import read_url
-from chat_nest.stores.urls import open_store
-from chat_nest.core.usage import Usage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -36,6 +27,16 @@ from redis_servers import (
     until,
 )
 from stores_under_test import LEASE, START, Clock, claim, gauge, rate, request, standing, window
+
+from chat_nest.core.claims import Conflict, Duplicate, Granted, Line, Refused
+from chat_nest.core.errors import LimiterUnavailable
+from chat_nest.core.extras import install, library_remedy
+from chat_nest.core.records import Record
+from chat_nest.core.usage import Usage
+from chat_nest.stores.memory import MemoryStore
+from chat_nest.stores.redis import RedisStore
+from chat_nest.stores.redis.url import read_url
+from chat_nest.stores.urls import open_store
 
 FAR = 4_000_000_000.0
 DAY = window(10**6, fixed=50, key="day", resets_at=FAR)

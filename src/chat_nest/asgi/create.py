@@ -154,6 +154,8 @@ def create_chat_handler(
     ------
     TypeError for an argument of the wrong type, or a part that lacks a method.
 
+    The function is long because every argument is named and documented here.
+
     """
     return make_handler(HandlerSettings(**locals()))
 

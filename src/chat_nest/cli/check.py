@@ -13,7 +13,7 @@ from chat_nest.core.limits import NO_LIMIT
 from chat_nest.core.usage import NANO, Price
 from chat_nest.limits.counters import LIMITS
 from chat_nest.limits.spec import Profile
-from chat_nest.server.config.providers import ProviderConfig
+from chat_nest.server.config.provider import ProviderConfig
 from chat_nest.server.config.settings import Config
 
 NUMBERS = ("max_output_tokens", "max_messages", "temperature", *LIMITS)

@@ -11,10 +11,10 @@ import click
 from msgspec.structs import replace
 
 from chat_nest.cli.strangers import open_to_everybody, warning
-from chat_nest.providers.demo import DemoFailure, DemoServer, check_demo, start_demo_server
+from chat_nest.providers.demo_process import DemoFailure, DemoServer, check_demo, start_demo_server
 from chat_nest.server import logs
 from chat_nest.server.config.caller_names import kept_secret
-from chat_nest.server.config.providers import ProviderConfig, Secret
+from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.schema import RunsSection
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.sources import ConfigError

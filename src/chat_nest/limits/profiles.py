@@ -1,4 +1,7 @@
-"""Admission rules: from caller and request to a profile, and from a profile to the lines that a request reserves."""
+"""Admission rules: from caller and request to a profile, and from a profile to the lines that a request reserves.
+
+The file is long because one class answers what a caller may, has and reserves.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ The attempts of one request never cost more than its one reservation. An attempt
 repeated. An attempt whose prompt may have been billed uses that part of the hold; it is repeated once, for an answer
 that is shorter by as much. If its output may have been billed, too, nothing is repeated. docs/providers.md lists what
 is tried when.
+The file is long because the attempts of a request share one account of what they may have cost.
 """
 
 from __future__ import annotations

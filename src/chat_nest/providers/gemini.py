@@ -26,8 +26,9 @@ from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import read_count, read_usage
 from chat_nest.counting.tokens import base_name, is_reasoning_model
 from chat_nest.providers.argument_pieces import ArgumentPieces
+from chat_nest.providers.bodies import Finish, WholeBody
 from chat_nest.providers.calls import Calls, as_name, raw_arguments
-from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
+from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer

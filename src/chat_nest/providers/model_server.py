@@ -1,4 +1,7 @@
-"""The HTTP client of every provider: open a stream, classify refusals, check the key at no cost."""
+"""The HTTP client of every provider: open a stream, classify refusals, check the key at no cost.
+
+The file is long because a request, its attempts with each key and the key's check are one client.
+"""
 
 from __future__ import annotations
 

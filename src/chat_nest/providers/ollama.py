@@ -16,8 +16,9 @@ from chat_nest.core.messages import Message, Tool
 from chat_nest.core.protocols import Prompt
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.counting.reported import read_usage
+from chat_nest.providers.bodies import Finish, WholeBody
 from chat_nest.providers.calls import Calls, as_name, raw_arguments
-from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
+from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.media import base64, moved_to_user, taken
 from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.ndjson import LineDecoder

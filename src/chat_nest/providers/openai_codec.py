@@ -21,8 +21,9 @@ from chat_nest.core.sse import Decoder
 from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import newest, read_count, read_usage
 from chat_nest.counting.tokens import base_name, is_reasoning_model
+from chat_nest.providers.bodies import Finish, WholeBody
 from chat_nest.providers.calls import Calls, as_arguments, as_index, as_name
-from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
+from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, moved_to_user, taken
 from chat_nest.providers.presets import OPENAI, Preset

@@ -1,4 +1,7 @@
-"""Map a provider's error to an UpstreamError, for every provider: a status that is not 200, or an error in a stream."""
+"""Map a provider's error to an UpstreamError, for every provider: a status that is not 200, or an error in a stream.
+
+The file is long because it has the table of every provider's errors.
+"""
 
 from __future__ import annotations
 

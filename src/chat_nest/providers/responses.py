@@ -22,8 +22,9 @@ from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Usage
 from chat_nest.counting.reported import read_usage
 from chat_nest.counting.tokens import is_reasoning_model
+from chat_nest.providers.bodies import Finish, WholeBody
 from chat_nest.providers.calls import Calls, Index, as_arguments, as_index, as_name
-from chat_nest.providers.codec import Codec, Finish, WholeBody, lines_of, number, parsed, texts
+from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, taken
 from chat_nest.providers.model_server import ModelServer

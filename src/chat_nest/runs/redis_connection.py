@@ -10,7 +10,8 @@ from typing import Any
 
 from chat_nest.core.errors import RunsUnavailable
 from chat_nest.stores.redis.resp import Broken, Denied, Wire, Word, tls_context
-from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers, read_url
+from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers
+from chat_nest.stores.redis.url import read_url
 
 log = logging.getLogger("chat_nest.runs")
 

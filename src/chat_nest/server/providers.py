@@ -11,7 +11,7 @@ from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
 from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
-from chat_nest.server.config.providers import ProviderConfig
+from chat_nest.server.config.provider import ProviderConfig
 
 
 def make_provider(config: ProviderConfig) -> Provider:

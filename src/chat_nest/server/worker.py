@@ -20,7 +20,7 @@ from chat_nest.server.admin.page import operator_files
 from chat_nest.server.admin.table import ROUTES
 from chat_nest.server.app import Prepared, ServerApp, build
 from chat_nest.server.config.caller_names import names_by_address
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import ServerSection
 from chat_nest.server.config.settings import Config
 from chat_nest.server.heap import Trimmer

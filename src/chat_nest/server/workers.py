@@ -1,4 +1,7 @@
-"""The worker processes and their supervisor: a worker that ends is replaced, after growing pauses."""
+"""The worker processes and their supervisor: a worker that ends is replaced, after growing pauses.
+
+The file is long because the supervisor is one state machine of all workers.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 All amounts are integers in the line's unit, all times are Unix microseconds, and nothing here waits or fails half-way:
 everything is computed before anything is changed.
+The file is long because one Book has every rule, and its steps share the counters.
 """
 
 from __future__ import annotations

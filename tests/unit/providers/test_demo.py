@@ -18,11 +18,12 @@ from processes import open_files, state, until
 
 from chat_nest.core import extras
 from chat_nest.core.errors import UpstreamNotStarted, UpstreamTimeout, UpstreamUnreachable
-from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.messages import Message
 from chat_nest.core.protocols import Prompt
-from chat_nest.providers import demo, demo_server
-from chat_nest.providers.demo import DemoProvider, DemoServer
+from chat_nest.core.timeouts import Timeouts
+from chat_nest.providers import demo_process, demo_server
+from chat_nest.providers.demo import DemoProvider
+from chat_nest.providers.demo_process import DemoServer
 from chat_nest.testing import FakeClock
 
 STAND_IN = """
@@ -198,17 +199,17 @@ async def test_a_missing_library_is_named_with_the_command_that_installs_it(nati
 
 
 def test_check_demo_imports_the_native_code(native, tmp_path):
-    demo.check_demo()
+    demo_process.check_demo()
     (tmp_path / "xllamacpp.py").write_text("import os; os.abort()")
-    with pytest.raises(demo.DemoFailure, match="its native code ended with exit code -6"):
-        demo.check_demo()
+    with pytest.raises(demo_process.DemoFailure, match="its native code ended with exit code -6"):
+        demo_process.check_demo()
 
 
 async def test_a_process_that_can_not_be_started_is_a_failure_like_any_other(native, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(demo.sys, "executable", str(tmp_path / "removed"))
+    monkeypatch.setattr(demo_process.sys, "executable", str(tmp_path / "removed"))
     reason = "the demo model did not start: its process can't be started: No such file or directory"
-    with pytest.raises(demo.DemoFailure, match=reason):
-        demo.check_demo()
+    with pytest.raises(demo_process.DemoFailure, match=reason):
+        demo_process.check_demo()
     provider = DemoProvider()
     error = await refusal(provider)
     assert (error.advice, caplog.messages) == ("the demo model did not start", [reason])
@@ -284,7 +285,7 @@ async def test_the_servers_own_keys_are_kept_from_the_child(native, monkeypatch)
 
 PARENT = """
 import sys, time
-from chat_nest.providers.demo import start_demo_server
+from chat_nest.providers.demo_process import start_demo_server
 print(start_demo_server()._process.pid, flush=True)
 time.sleep(600)
 """
@@ -314,4 +315,4 @@ async def test_it_ends_with_a_parent_that_was_killed(native, tmp_path, while_loa
 
 
 def pythonpath(first):
-    return os.pathsep.join([str(first), str(Path(demo.__file__).parents[2])])
+    return os.pathsep.join([str(first), str(Path(demo_process.__file__).parents[2])])

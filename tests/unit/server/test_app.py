@@ -17,16 +17,16 @@ from msgspec.structs import replace
 from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
 from stores_under_test import claim, window
 
+from chat_nest.asgi.settings import HandlerSettings
+from chat_nest.core.records import Record
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.core.records import Record
-from chat_nest.asgi.settings import HandlerSettings
 from chat_nest.server import app as app_module
 from chat_nest.server.app import ServerApp, build
-from chat_nest.server.providers import make_provider
+from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.settings import Config, load
-from chat_nest.server.config.providers import ProviderConfig, Secret
 from chat_nest.server.page_files import packaged
+from chat_nest.server.providers import make_provider
 
 PAGE = Path(__file__).parents[3] / "src/chat_nest/server/page"
 

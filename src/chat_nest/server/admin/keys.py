@@ -15,7 +15,7 @@ from chat_nest.core.protocols import Scope
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.bearer import credential
 from chat_nest.limits.caller_rates import CallerRates
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 
 log = logging.getLogger("chat_nest.server")
 

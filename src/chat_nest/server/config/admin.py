@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import AdminSection, ServerSection
 from chat_nest.server.config.sources import Sources
 

@@ -14,7 +14,7 @@ from chat_nest.alerts.email import Mail, Security, recipients_of
 from chat_nest.alerts.events import EVENTS
 from chat_nest.alerts.settings import Bounds, Event
 from chat_nest.alerts.webhook import secret_bytes
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import AlertsSection
 from chat_nest.server.config.sources import Sources, hint
 from chat_nest.server.config.telemetry import missing_extra

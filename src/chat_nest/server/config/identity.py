@@ -21,7 +21,7 @@ from chat_nest.identity.stored_keys import StoredKeys
 from chat_nest.identity.trusted_header import TrustedHeader
 from chat_nest.identity.visitors import Visitors, VisitorTokens
 from chat_nest.limits.profile_names import find_name
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import STRANGERS, WAYS, IdentitySection, ServerSection
 from chat_nest.server.config.sources import Sources
 

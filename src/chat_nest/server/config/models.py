@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from chat_nest.limits.numbers import DEMO_CONTEXT, PresetName
 from chat_nest.limits.profile_names import default_name
 from chat_nest.limits.spec import Profile, built_in_profiles, fitted
-from chat_nest.server.config.providers import NAME, ProviderConfig, Tables, unused_keys
+from chat_nest.server.config.provider import ProviderConfig
+from chat_nest.server.config.providers import NAME, Tables, unused_keys
 from chat_nest.server.config.sources import MODEL_VARIABLE, Sources, hint
 
 OPENAI_MODEL = "gpt-4o-mini"

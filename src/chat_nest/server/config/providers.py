@@ -1,22 +1,24 @@
-"""Providers with their URLs and keys, from the config file and from environment variables such as OPENAI_API_KEY."""
+"""Providers with their URLs and keys, from the config file and from environment variables such as OPENAI_API_KEY.
+
+The file is long because each way to name a provider and its key is a rule of its own.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from chat_nest.counting.tokens import Counting
 from chat_nest.providers.credentials import Cloud, credentials_for
 from chat_nest.providers.keys import KeyPool
 from chat_nest.providers.model_server import LOCAL_HOSTS, is_in_clear
 from chat_nest.providers.presets import PRESETS, Preset
 from chat_nest.providers.think_tags import ThinkTags
+from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.schema import ABORT_BILLS, COUNTING, PROVIDER_KINDS
 from chat_nest.server.config.sources import MODEL_VARIABLE, Path, Sources, near
 from chat_nest.server.local_servers import LocalServer
@@ -31,62 +33,6 @@ KEY_SETTINGS = ("api_key", "api_key_env", "api_keys", "api_keys_file", "credenti
 
 FindLocal = Callable[[], LocalServer | None]
 Tables = Mapping[str, Mapping[str, Any]]
-
-
-class Secret:
-    """A value that is hidden in a repr, a log line and a traceback, until code asks for it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(...)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-class ProviderConfig(Struct, frozen=True, kw_only=True):
-    kind: str
-    """A name in PRESETS, or `demo`."""
-    base_url: str = ""
-    """Empty for a demo model that this server starts itself."""
-    api_key: Secret | None = None
-    api_keys: tuple[Secret, ...] = ()
-    """Several keys, instead of one."""
-    api_keys_file: str = ""
-    """The file of several keys, which may change."""
-    credentials: Cloud | None = None
-    """The cloud whose library finds credentials, instead of a key."""
-    key_from: str = "api_key"
-    """Where the operator sets the key."""
-    abort_bills: Literal["stops", "full", "unknown"] | None = None
-    """The cost of an answer after its reader has left; None is the provider's default."""
-    counting: Counting = "auto"
-    """How prompts are counted before the model answers."""
-    think_tags: ThinkTags | None = None
-    concurrent_streams: int | None = None
-    """The most streams of each worker at once."""
-    """Whether thoughts between tags in the text are reasoning; None is the kind's default."""
-    api_version: str | None = None
-    """Azure's; None is the default."""
-    model: str = ""
-    """The model of profiles without a model; empty if the operator must name one."""
-
-    @property
-    def key_count(self) -> int:
-        """Return the current number of keys. Raises ValueError if the file can't be read."""
-        if self.api_keys_file:
-            return len(KeyPool(file=self.api_keys_file))
-        return len(self.api_keys) or int(self.api_key is not None)
 
 
 def resolve_providers(

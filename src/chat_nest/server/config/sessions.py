@@ -15,7 +15,7 @@ from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.session_fields import MAX_SECONDS
 from chat_nest.identity.sessions import Sessions
 from chat_nest.server.config.identity import Identity
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import SessionsSection
 from chat_nest.server.config.signing_secrets import signing_secrets
 from chat_nest.server.config.sources import Sources

@@ -28,7 +28,8 @@ from chat_nest.server.config.front_ends import resolve_dialects
 from chat_nest.server.config.identity import Identity, check_identity, check_kept_keys, resolve_identity
 from chat_nest.server.config.models import resolve_profiles
 from chat_nest.server.config.page import check_page
-from chat_nest.server.config.providers import FindLocal, ProviderConfig, Secret, resolve_providers
+from chat_nest.server.config.provider import ProviderConfig, Secret
+from chat_nest.server.config.providers import FindLocal, resolve_providers
 from chat_nest.server.config.schema import (
     LogSection,
     MetricsSection,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chat_nest.limits.spec import Profile
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import SignaturesSection
 from chat_nest.server.config.signing_secrets import signing_secrets
 from chat_nest.server.config.sources import Sources

@@ -15,7 +15,7 @@ from chat_nest.identity.visitors import Visitors
 from chat_nest.limits.profile_names import find_name
 from chat_nest.limits.spec import Profile
 from chat_nest.server.config.identity import Identity
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import CHALLENGE_SECRETS, VISITOR_SECRETS, ServerSection
 from chat_nest.server.config.sources import Sources
 

@@ -1,6 +1,7 @@
 """GET /openapi.json: the paths of this server as configured (OpenAPI 3.1.1, https://spec.openapis.org/oas/v3.1.1).
 
 Paths and methods come from the dialects' routes, statuses from the dialects' refusal of each error.
+The file is long because each path lists every refusal that it can give.
 """
 
 from __future__ import annotations

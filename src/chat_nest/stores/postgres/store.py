@@ -1,4 +1,7 @@
-"""Counters in PostgreSQL for any number of machines: every answer is durable before it is given."""
+"""Counters in PostgreSQL for any number of machines: every answer is durable before it is given.
+
+The file is long because the SQL of each call is in it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Counters in Redis or Valkey: one server, Sentinel or a Cluster, for any number of processes and hosts."""
+"""Counters in Redis or Valkey: one server, Sentinel or a Cluster, for any number of processes and hosts.
+
+The file is long because a call, its retry and the parts that it is split into on a Cluster are one path.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ from chat_nest.stores.places import sentence
 from chat_nest.stores.redis.codec import kept_record, line_words, not_granted, record_word, standing
 from chat_nest.stores.redis.controls import ControlScript, RedisControls
 from chat_nest.stores.redis.resp import Broken, Denied, Word, tls_context
-from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers, read_url
+from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers
+from chat_nest.stores.redis.url import read_url
 from chat_nest.stores.rules import newest_first
 
 _log = logging.getLogger(__name__)

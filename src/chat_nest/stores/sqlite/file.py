@@ -1,4 +1,7 @@
-"""One connection to the SQLite file of counters and reservations: its schema, and loading and saving a Book."""
+"""One connection to the SQLite file of counters and reservations: its schema, and loading and saving a Book.
+
+The file is long because the SQL of each table is beside what it loads and saves.
+"""
 
 from __future__ import annotations
 

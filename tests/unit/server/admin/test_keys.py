@@ -9,7 +9,7 @@ from chat_nest.identity.api_key import Rights
 from chat_nest.identity.api_keys import ApiKeys
 from chat_nest.identity.key_file import create_key, revoke_keys
 from chat_nest.server.admin.keys import REFUSED_PER_MINUTE, OperatorKeys
-from chat_nest.server.config.providers import Secret
+from chat_nest.server.config.provider import Secret
 
 KEY = "k3y-0123456789abcdef0123456789abcdef"
 

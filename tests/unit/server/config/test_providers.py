@@ -12,12 +12,12 @@ from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.providers.presets import PRESETS
-from chat_nest.server.providers import make_provider
+from chat_nest.providers.responses import ResponsesProvider
+from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.settings import Config, load
-from chat_nest.server.config.providers import ProviderConfig, Secret
 from chat_nest.server.config.sources import ConfigError
+from chat_nest.server.providers import make_provider
 
 KEY = "sk-canary-0123456789"
 OTHER = "sk-canary-9876543210"
