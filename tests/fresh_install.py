@@ -51,7 +51,7 @@ def chat():
 class Receiver(http.server.BaseHTTPRequestHandler):
     """Takes alerts with a right signature (Standard Webhooks), and keeps their types."""
 
-    types = []
+    types: list[str] = []
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
