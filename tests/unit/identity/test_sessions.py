@@ -353,9 +353,11 @@ def test_which_credentials_are_sessions(clock: Clock) -> None:
 def test_a_session_draws_on_the_limits_of_the_key_that_made_it(clock: Clock) -> None:
     sessions = Sessions([SECRET], now=clock)
     key = Share(scope="key", id="a1b2c3", limits=Limits(tokens_per_day=500, usd_per_month=2.5))
-    made = sessions.mint({"caller": "ada"}, [key, Share(scope="address", id="203.0.113.5")])
+    shares = (key, Share(scope="address", id="203.0.113.5"))
+    made = sessions.mint({"caller": "ada"}, Caller(id="key:backend", api_key="k1", shares=shares))
     caller = outcome(sessions, made.token)
     assert isinstance(caller, Caller)
+    assert caller.api_key == "k1"
     assert [share for share in caller.shares if share.scope != "session"] == [key]
 
 
