@@ -57,6 +57,7 @@ class Routes:
     """The routes of all dialects. Raises ValueError if two have the same path, ignoring case, and method."""
 
     def __init__(self, dialects: Sequence[Dialect]) -> None:
+        """Index every route. It is long because each index is made from the ones before it."""
         self._dialects = dialects
         paths: dict[str, dict[str, tuple[Dialect, Route]]] = {}
         taken: set[tuple[str, str]] = set()

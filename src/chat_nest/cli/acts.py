@@ -1,5 +1,7 @@
 """The commands by which an operator acts while servers run: pause, block, stop, reset, grant, withdraw; and what was
 done.
+
+The file is long because each docstring here is the help of a command.
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ def read_turns(entry: Any, field: str) -> list[Turn]:
         return _model_message(role, model_parts, field)
     if fields.get("parts") is None and said is not None:  # the form of version 4
         return [(field, Message(role=role, content=read.text(said, f"{field}.content")))]
+    return _ui_message(role, fields, field)
+
+
+def _ui_message(role: Role, fields: dict[str, Any], field: str) -> list[Turn]:
     metadata = fields.get("metadata")
     signature = read.signature(metadata, f"{field}.metadata") if is_object(metadata) and role == "assistant" else ""
     turns: list[Turn] = []

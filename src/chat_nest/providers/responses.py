@@ -217,6 +217,7 @@ class ResponsesReader:
         """The parts that have come of any item, and the ids of calls."""
 
     def read(self, events: Sequence[bytes], deltas: list[Delta]) -> None:
+        """Add what events mean to `deltas`. It is long because it has every event, also those of other servers."""
         for data in events:
             event = parsed(data, _decode, _Event, self)
             if event is None:

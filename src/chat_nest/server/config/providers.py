@@ -131,6 +131,7 @@ def _models(table: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _provider(sources: Sources, name: str, table: Mapping[str, Any], environ: Mapping[str, str]) -> ProviderConfig:
+    """Return one provider, or note its problems. It is long because what a field may be depends on those before it."""
     here = ("providers", name)
     kind = table.get("kind", name if name in PROVIDER_KINDS else "openai")
     if kind not in PROVIDER_KINDS:
