@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str, url: str = "sqlite:///chat-nest.db") -> Result:
+    """Run the command in a thread, since it runs an event loop of its own."""
     clean = {name: None for name in os.environ if name.startswith(("CHAT_NEST_", "OPENAI_"))}
-    return CliRunner(env={**clean, "CHAT_NEST_STORE_URL": url}).invoke(chat_nest, ["store", *arguments])
+    runner = CliRunner(env={**clean, "CHAT_NEST_STORE_URL": url})
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(runner.invoke, chat_nest, ["store", *arguments]).result()
 
 
 async def spend(store: SQLiteStore, id: str, tokens: int, key: str = DAY, *, ends: bool = True) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from webhook_receiver import SECRET
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.server.config.settings import load
@@ -22,6 +23,8 @@ COMPOSE = yaml.safe_load((DEPLOY / "container" / "compose.yaml").read_text())
 MANIFESTS = {each["kind"]: each for each in yaml.safe_load_all((DEPLOY / "kubernetes" / "chat-nest.yaml").read_text())}
 POD = MANIFESTS["StatefulSet"]["spec"]["template"]["spec"]
 [CONTAINER] = POD["containers"]
+OPERATORS = {"keys_admin": "a" * 64 + "\n", "keys_webhook": f"{SECRET}\n"}
+"""The files that docs/install.md makes for operators, as systemd hands them on."""
 
 
 def drained_in(config) -> float:
@@ -33,10 +36,15 @@ def drained_in(config) -> float:
 def written(tmp_path):
     """Write a configuration of deploy/ with paths that exist here; return its path."""
     (tmp_path / "keys_openai").write_text("sk-a\nsk-b\n")
+    for name, text in OPERATORS.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
 
     def write(text: str) -> str:
         for folder in ("/run/credentials/chat-nest.service/keys_", "/etc/chat-nest-keys/", "/run/secrets/"):
             text = text.replace(f"{folder}openai", f"{tmp_path}/keys_openai")
+            for name in OPERATORS:
+                text = text.replace(f"{folder}{name.removeprefix('keys_')}", f"{tmp_path}/{name}")
         text = text.replace("/var/lib/chat-nest/", f"{tmp_path}/")
         (tmp_path / "chat.toml").write_text(text)
         return str(tmp_path / "chat.toml")

@@ -4,7 +4,7 @@
 local looked, charged = expire_some(leases, tonumber(ARGV[5]))
 -- Leases that a clock ahead of this one has given last as long from now as they were to last then.
 local late = redis.call(
-  'ZREVRANGEBYSCORE', leases, '+inf', '(' .. text(now + SET_BACK), 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[5])
+  'ZRANGE', leases, '+inf', '(' .. text(now + SET_BACK), 'BYSCORE', 'REV', 'LIMIT', 0, tonumber(ARGV[5]), 'WITHSCORES'
 )
 for at = 1, #late, 2 do
   local claim = load(late[at])
