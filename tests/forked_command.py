@@ -25,7 +25,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 COMMAND = Path(sys.executable).with_name("chat-nest")
 
@@ -78,8 +78,14 @@ async def run(
 ) -> Process:
     """Start `chat-nest ARGUMENTS`; nothing is on its input. The other options are those of create_subprocess_exec.
 
-    `before` is a command that runs it, such as setpriv.
+    `before` is a command that runs it, such as setpriv. Variables that count only at the start of a program, such as
+    LD_PRELOAD, make it one of its own.
     """
+    if env is not None and any(name.startswith(("LD_", "PYTHON")) for name in env):
+        executed = await asyncio.create_subprocess_exec(
+            *(*before, COMMAND, *arguments), cwd=cwd, env=env, stdin=DEVNULL, stdout=stdout, stderr=stderr
+        )
+        return cast("Process", executed)
     link = socket.socket(socket.AF_UNIX)
     link.connect(_forks(tuple(before)))
     out, out_of = _output(stdout, sys.__stdout__)
