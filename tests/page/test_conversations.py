@@ -275,6 +275,7 @@ async def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(
     await expect(other.locator("#list-note")).to_have_text("No conversations yet.")
     await say(page, "Count again")
     await expect(words(page)).to_have_text("one")
+    await page.wait_for_function(SAVED, arg="one ")
     await choose(page, "Count again", "Delete")
     await provider.closed(2)
     await expect(page.get_by_role("button", name="Undo")).to_be_visible()

@@ -425,7 +425,7 @@ async def test_a_cancelled_call_runs_to_its_end_and_leaves_a_clean_connection(ur
 
 
 async def test_a_locked_row_is_given_up_on_and_nothing_is_held(url, clock):
-    store = PostgresStore(url, timeout=0.2, _now=clock)
+    store = PostgresStore(url, timeout=3, _now=clock)  # the server gives up on the lock after 2.4 of them
     await insist(lambda: store.reserve(claim("first", LINE), LEASE))
     with psycopg.connect(url) as other:
         other.execute("SELECT FROM chat_nest.counters FOR UPDATE")

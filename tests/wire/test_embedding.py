@@ -92,7 +92,8 @@ async def test_each_block_of_the_page_is_an_application_that_chats(provider, num
         if "raise Unauthorized" in BLOCKS[number]:
             assert (await ask(port)).status == 401
         headers = {**JSON, "authorization": "Bearer token-of-ada"}
-        reply = await ask(port, path=path, headers=headers)
+        while (reply := await ask(port, path=path, headers=headers)).status == 503:
+            pass  # Redis has less than a second, and may have to start on a busy machine
         assert reply.status == 200
         assert reply.raw.count(b'event: token\ndata: "Hello "\n\n') == 3
         if "metrics" in block:
