@@ -362,7 +362,9 @@ async def test_row_37_a_failure_that_may_have_been_billed_is_told_so_that_no_cli
             # An answer that breaks off is asked for once more where its reservation pays for that.
             assert len(server.requests) == 1 if said else len(server.requests) <= 2
             assert b"error" in answer.body.lower()
-            assert (b"[DONE]" in answer.body) == (path == "/api/ai"), "only the AI SDK ends a stream that failed so, too"
+            assert (b"[DONE]" in answer.body) == (path == "/api/ai"), (
+                "only the AI SDK ends a stream that failed so, too"
+            )
             if path.startswith("/v1"):
                 answer = await collect(handler, {**body, "stream": False}, path=path)
                 assert answer.status == 424

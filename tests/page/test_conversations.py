@@ -170,7 +170,7 @@ async def test_where_answers_are_not_kept_a_reload_ends_one_and_says_so(provider
     await say(page, "Count")
     await expect(words(page)).to_have_text("one")
     assert "idempotency-key" not in (await provider.request(0)).headers
-    await page.wait_for_function(SAVED, arg="one")
+    await saved(page, "one")
     await page.reload()
     await provider.closed(0)
     await expect(page.locator(".problem")).to_have_text("The page was closed before this answer was complete.")
@@ -217,6 +217,12 @@ SAVED = """(text) => new Promise((resolve) => {
 })"""
 
 
+async def saved(page, text):
+    """Wait until an answer with this text is stored. `wait_for_function` does not wait for promises in Firefox."""
+    while not await page.evaluate(SAVED, text):
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.in_firefox_too
 async def test_an_answer_goes_on_while_another_conversation_is_open(provider, visit):
     more = asyncio.Event()
@@ -241,7 +247,7 @@ async def test_two_tabs_agree(provider, visit):
     page = await visit(profile="kept")
     await say(page, "Count")
     await expect(words(page)).to_have_text("one")
-    await page.wait_for_function(SAVED, arg="one ")
+    await saved(page, "one ")
     other = await visit(page.url, beside=page)
     await expect(words(other)).to_have_text("one")
     await expect(other.locator(".reconnecting")).to_have_text("Written in another tab")
@@ -266,7 +272,7 @@ async def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(
     await expect(page.locator(".cost")).to_be_visible()
     await say(page, "Count")
     await expect(words(page)).to_have_text("one")
-    await page.wait_for_function(SAVED, arg="one ")
+    await saved(page, "one ")
     other = await visit(page.url, beside=page)
     await choose(other, "Hi", "Delete")
     await expect(page.locator("#welcome")).to_be_visible()
@@ -275,7 +281,7 @@ async def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(
     await expect(other.locator("#list-note")).to_have_text("No conversations yet.")
     await say(page, "Count again")
     await expect(words(page)).to_have_text("one")
-    await page.wait_for_function(SAVED, arg="one ")
+    await saved(page, "one ")
     await choose(page, "Count again", "Delete")
     await provider.closed(2)
     await expect(page.get_by_role("button", name="Undo")).to_be_visible()
