@@ -12,6 +12,7 @@ import { word } from "./words.js";
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./turn.js").Turn} Turn */
 /** @typedef {import("./store.js").Kept} Kept */
+/** @typedef {import("./store.js").Message} Message */
 /** @typedef {{conversation: Conversation, turn: Turn, run: Run, isDeleted?: boolean}} Writing */
 /**
  * What the page does when an answer changes. `refused`: question and answer are removed, `text` returns to the box.
@@ -210,14 +211,19 @@ function failed(conversation, turn, kept, failure) {
 /** @param {Turn} turn @returns {Kept | undefined} the request of an answer whose connection was lost */
 export const restOf = ({ message }) => unfinished.get(message);
 
-/** The conversation was deleted: end its answer, and store nothing more of it. @param {string} id */
+/**
+ * The conversation was deleted: end its answer, and store nothing more of it.
+ * @param {string} id @returns {Message | undefined} the answer as it was shown, more of which may be there than was stored
+ */
 export function discard(id) {
   const found = writing.get(id);
-  if (!found) return;
+  if (!found) return undefined;
+  const shown = { ...found.turn.message };
   found.isDeleted = true;
   writing.delete(id);
   found.run.stop();
   store.remove(id); // what was written while it was deleted
+  return shown;
 }
 
 /** Stop the answer of this conversation. @param {Conversation} conversation */

@@ -223,10 +223,11 @@ async function refresh() {
   render();
 }
 
-/** Conversations were deleted, here or in another tab. @param {string[]} ids */
+/** Conversations were deleted, here or in another tab. @param {string[]} ids @returns the answers that were being written */
 function removed(ids) {
-  ids.forEach(answers.discard);
+  const shown = ids.map(answers.discard);
   if (ids.includes(conversation.talk.id)) open("");
+  return shown;
 }
 
 store.listen(({ kind, talk }) => {

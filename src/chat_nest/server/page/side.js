@@ -9,7 +9,8 @@ import { word } from "./words.js";
 
 const narrow = matchMedia("(max-width: 50rem)");
 
-/** @typedef {{open: (id: string) => void, current: () => string, removed: (ids: string[]) => void}} Acts */
+/** @typedef {import("./store.js").Message} Message */
+/** @typedef {{open: (id: string) => void, current: () => string, removed: (ids: string[]) => (Message | undefined)[]}} Acts */
 
 /** @type {Acts} */
 let acts;
@@ -141,7 +142,8 @@ export async function exportJson(ids, name) {
 /** Delete conversations, with an undo. @param {string[]} ids @param {string} said */
 export async function remove(ids, said) {
   const snapshots = (await Promise.all(ids.map(store.remove))).filter(Boolean);
-  acts.removed(ids);
+  const shown = acts.removed(ids);
+  for (const snapshot of snapshots) snapshot.messages = snapshot.messages.map((stored) => shown.find((message) => message?.id === stored.id) ?? stored);
   await draw();
   toast(said, word("undo"), async () => {
     for (const snapshot of snapshots) await store.restore(snapshot);
