@@ -126,7 +126,9 @@ class Redis(Place):
 
     def open(self, state="state"):
         path = state and self.folder / state
-        return self.keep(RedisStore(self.url, prefix=self.prefix, state=path, accept=COMMAND, _now=self.clock))
+        store = RedisStore(self.url, prefix=self.prefix, state=path, accept=COMMAND, _now=self.clock)
+        store._timeout = 60.0  # a busy machine is no outage
+        return self.keep(store)
 
     def remove(self):
         from redis_servers import shared_server
