@@ -243,7 +243,7 @@ async def admissions(
 ) -> dict[str, float]:
     """How many requests a second one core of each server admits and settles: 200 at once, of 10,000 callers.
 
-    It is what the server's own CPU time allows: who asks here is busier than the server.
+    It is computed from the server's own CPU time: the asking process here is busier than the server.
     """
     found: dict[str, float] = {}
     async with opened(names, directory, servers) as subjects:
