@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from playwright.async_api import expect
 from scripted_provider import HANG, chunk, stream
 
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
 
 
 async def say(page, text):
+    """Write and send it, once the answer before it is complete: until then, the page sends nothing."""
+    await expect(page.locator("#stop")).to_be_hidden()
     await page.get_by_label("Your message").fill(text)
     if await page.evaluate("matchMedia('(pointer: coarse)').matches"):
         await page.get_by_role("button", name="Send").click()

@@ -261,11 +261,15 @@ async def test_to_revoke_a_key_ends_its_answers_and_its_sessions_in_both_workers
         text = CONFIG.format(url=provider.url, folder=tmp_path, secret=SECRET, keys=KEPT[kept].format(folder=tmp_path))
         (tmp_path / "chat.toml").write_text(text)
         operator = await keys(tmp_path, "create", "ops", "--scope", "admin")
-        both = [await keys(tmp_path, "create", "app", "--scope", "chat,sessions") for _ in range(3)]
+        both = [
+            await keys(tmp_path, "create", "app", "--scope", "chat,sessions", "--name", f"key {number}")
+            for number in range(3)
+        ]
         options = ("--workers", "2", "--config", str(tmp_path / "chat.toml"))
         async with command(tmp_path, provider.url, "sk-x", *options) as served:
             admin = Admin(int((await served.until(ADMIN.pattern))[1]), operator)
-            ids = [key["id"] for key in (await admin("GET", "keys"))["keys"] if key["caller"] == "app"]
+            listed = {key["name"]: key["id"] for key in (await admin("GET", "keys"))["keys"]}
+            ids = [listed[f"key {number}"] for number in range(3)]
             sessions, answers = [], []
             for number, key in enumerate(both):
                 made = await ask(served.port, {"caller": f"user{number}"}, path="/api/sessions", headers=bearer(key))

@@ -74,6 +74,8 @@ export class Turn {
     turns.set(this.node, this);
     this.words.textContent = message.content;
     this.drawn = null;
+    /** @type {Promise<void> | null} */
+    this.loading = null; // the text may all be there before the code that draws it
     this.shown = 0; // the characters that are shown as Markdown
     this.growing = 0;
     if (!isMine) nearby.observe(this.node);
@@ -89,7 +91,7 @@ export class Turn {
   async draw(atOnce = false) {
     nearby.unobserve(this.node);
     if (this.isMine || this.drawn || !this.message.content) return;
-    await loadMarkdown();
+    await (this.loading ??= loadMarkdown());
     if (!Markdown || this.drawn) return;
     this.words.classList.remove("plain");
     this.drawn = new Markdown(this.words);
@@ -116,8 +118,10 @@ export class Turn {
     this.message.content = content;
     this.shown = Math.min(this.shown, content.length);
     if (this.drawn) this.grow();
-    else if (Markdown && content) this.draw();
-    else this.words.textContent = content;
+    else {
+      if (!Markdown) this.words.textContent = content;
+      this.draw();
+    }
   }
 
   get isWriting() {
@@ -133,7 +137,9 @@ export class Turn {
       this.node.classList.remove("empty");
       this.setActions();
     } else {
+      this.loading = null;
       if (this.drawn) this.grow();
+      else this.draw();
       this.settle();
     }
   }
