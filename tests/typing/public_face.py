@@ -32,8 +32,12 @@ from chat_nest import (
     create_chat_handler,
     price,
 )
+from chat_nest.core.protocols import BatchesCalls
 from chat_nest.dialects import Native
 from chat_nest.providers import AnthropicProvider
+from chat_nest.stores.postgres import PostgresStore
+from chat_nest.stores.redis import RedisStore
+from chat_nest.stores.sqlite import SQLiteStore
 from chat_nest.testing import FakeClock, ScriptedProvider, answer
 
 
@@ -87,6 +91,9 @@ observer: Observer = Listening()
 lines: Observer = LogObserver()
 identify: Identify = waiting
 handler: ChatHandler = create_chat_handler(observers=[observer, lines], store=store, dialect=dialect, identify=identify)
+
+batching: tuple[type[BatchesCalls], ...] = (SQLiteStore, PostgresStore, RedisStore)
+one_by_one: type[BatchesCalls] = MemoryStore  # type: ignore[assignment]
 
 mute: Provider = Mute()  # type: ignore[assignment]
 deaf: Observer = Deaf()  # type: ignore[assignment]

@@ -19,6 +19,7 @@ from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.parts import kind_of
 from chat_nest.core.protocols import (
+    BatchesCalls,
     BillsAborts,
     Checkable,
     Choosy,
@@ -80,7 +81,7 @@ _OF_STRUCTS: Final[Mapping[str, type[Struct]]] = {"profiles": Profile, "groups":
 _OPTIONAL: Final[Mapping[type, Sequence[type]]] = {
     Provider: (BillsAborts, Checkable, Choosy, Closable, HasBaseUrl, HasContext, SendsKey),
     Dialect: (HasQuotaHeaders, LimitsRetryAfter, NamesOptions, RefersToAnswers, Resumable),
-    Store: (HasRemedy, Located),
+    Store: (BatchesCalls, HasRemedy, Located),
 }
 """The optional methods of a part, besides its Protocol."""
 ABORT_BILLS = ("stops", "full", "unknown")

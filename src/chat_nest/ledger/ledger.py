@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from chat_nest.core.claims import Claim, Conflict, Duplicate, Granted, Line, Refused, Standing
 from chat_nest.core.errors import ChatError, InProgress, KeyReused, LimiterUnavailable
 from chat_nest.core.parts import KnownBugs, PartMisused, kind_of, part_name
-from chat_nest.core.protocols import Store
+from chat_nest.core.protocols import BatchesCalls, Store
 from chat_nest.core.records import Record
 from chat_nest.counting.reported import is_absurd
 from chat_nest.ledger.degraded import DegradedMode
@@ -65,7 +65,7 @@ class Ledger:
         self._refusal = refusal
         self._lease = lease
         self._patience = patience
-        self._turns = Turns(patience, getattr(store, "calls_at_once", MOST))
+        self._turns = Turns(patience, store.calls_at_once if isinstance(store, BatchesCalls) else MOST)
         self._live: dict[str, Claim] = {}
         self._delivery = delivery or Delivery(store, patience=patience)
         self._degraded = degraded

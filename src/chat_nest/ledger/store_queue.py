@@ -16,7 +16,7 @@ from chat_nest.core.errors import LimiterUnavailable
 FEWEST, MOST = 2, 6
 """The limits of concurrent calls. The start is the lower one: each call may open a connection, and a new one is slow at
 first. More than the upper one would only wait for each other at a counter that all share, and leave no connection to
-settlements; a store that sends many calls in one may name another one, as `calls_at_once`."""
+settlements. A store that sends many calls in one names its own upper limit (see `BatchesCalls`)."""
 QUICK, SLOW = 1 / 8, 1 / 4
 """Shares of the patience: faster answers raise the concurrency, slower ones lower it. If the store or this machine is
 overloaded, further calls would only wait inside the store, while their deadlines run."""

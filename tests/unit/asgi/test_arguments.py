@@ -130,9 +130,13 @@ def test_an_optional_name_that_is_misspelt_is_told_in_one_sentence(caplog) -> No
         long_wait = 5
         earlyer = quota_header = None
 
-    create_chat_handler(providers={"p": Plain()}, model="p:m", dialect=Talk())
+    class Batching(MemoryStore):
+        call_at_once = 20
+
+    create_chat_handler(providers={"p": Plain()}, model="p:m", dialect=Talk(), store=Batching())
     assert [record.message for record in caplog.records] == [
         "providers['p'] has abort_bill, which nothing reads: did you mean abort_bills?",
+        "store has call_at_once, which nothing reads: did you mean calls_at_once?",
         "dialect has earlyer, which nothing reads: did you mean earlier?",
         "dialect has long_wait, which nothing reads: did you mean longest_wait?",
         "dialect has quota_header, which nothing reads: did you mean quota_headers?",

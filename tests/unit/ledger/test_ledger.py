@@ -246,6 +246,30 @@ async def test_row43_a_store_that_does_not_answer_is_limiter_unavailable_within_
 
 
 @pytest.mark.looptime(start=0)
+async def test_a_store_that_batches_calls_has_as_many_at_once_as_it_names() -> None:
+    class Batching(MemoryStore):
+        calls_at_once = 20
+        running = most = 0
+
+        async def reserve(self, claim, lease):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.05)
+            self.running -= 1
+            return await super().reserve(claim, lease)
+
+    async def hold(number: int) -> None:
+        async with ledger.reserve(claim(f"r{number}", line(limit=100_000)), 10):
+            pass
+
+    store = Batching(FakeClock())
+    ledger = Ledger(store, refusal)
+    await asyncio.gather(*map(hold, range(500)))
+    assert store.most == 20
+    await ledger.aclose()
+
+
+@pytest.mark.looptime(start=0)
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 async def test_row43_a_settlement_is_kept_and_tried_until_it_lands(how) -> None:
     store = Broken("works")

@@ -50,12 +50,13 @@ from chat_nest.core.protocols.provider import (
 )
 from chat_nest.core.protocols.runs import FollowedRun, RunLog, RunLogs
 from chat_nest.core.protocols.shared import Closable, Now, Scope
-from chat_nest.core.protocols.store import HasRemedy, ListsRunning, Located, Reports, Store
+from chat_nest.core.protocols.store import BatchesCalls, HasRemedy, ListsRunning, Located, Reports, Store
 
 __all__ = [
     "AcceptsStrangers",
     "Answer",
     "BatchEncoder",
+    "BatchesCalls",
     "BillsAborts",
     "Budget",
     "Checkable",

@@ -86,6 +86,16 @@ class Located(Protocol):
 
 
 @runtime_checkable
+class BatchesCalls(Protocol):
+    """A Store that sends waiting calls together, so that many may be under way."""
+
+    @property
+    def calls_at_once(self) -> int:
+        """The most calls that a ledger starts before the first of them is answered."""
+        ...
+
+
+@runtime_checkable
 class HasRemedy(Protocol):
     """A Store that names what an operator checks when it fails, as the rest of a sentence."""
 

@@ -115,7 +115,7 @@ class PostgresStore:
 
     remedy = "check that PostgreSQL runs there, that this machine reaches it, and the login"
     calls_at_once = 128
-    """Calls that a ledger may have under way: those that wait together share a round trip."""
+    """Calls that wait together share a round trip."""
 
     def __init__(
         self,

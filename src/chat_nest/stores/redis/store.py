@@ -101,7 +101,7 @@ class RedisStore:
 
     remedy = "check that Redis runs there, that this machine reaches it, and the login"
     calls_at_once = 128
-    """Calls that a ledger may have under way: those that wait together share a round trip."""
+    """Calls that wait together share a round trip."""
 
     def __init__(
         self,

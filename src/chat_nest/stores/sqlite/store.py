@@ -57,7 +57,7 @@ class SQLiteStore:
 
     remedy = "check that the file is there and a database, its rights, and the disk"
     calls_at_once = 32
-    """Calls that a ledger may have under way: those that wait together share a commit."""
+    """Calls that wait together share a commit."""
 
     def __init__(
         self,
