@@ -62,6 +62,16 @@ async def test_usage_that_comes_early_is_not_the_last_word() -> None:
     await handler.aclose()
 
 
+@pytest.mark.parametrize("again", [[], [[usage(2)]]], ids=["once", "repeated"])
+async def test_output_behind_the_finish_and_its_usage_is_charged_too(again) -> None:
+    late = [[TextDelta("ab ")] for _ in range(80)]
+    handler, _ = make([[TextDelta("ab ")] * 2, [FinishDelta("stop"), usage(2)], *late, *again])
+    got = await collect(handler, BODY)
+    assert [name for name, _ in got.events].count("token") == 82, "the reader got them"
+    assert 5 + 2 + 80 <= await used(handler) <= 5 + 2 + 160
+    await handler.aclose()
+
+
 async def test_usage_behind_the_cap_in_the_same_read_is_charged() -> None:
     batch = [TextDelta("a ")] * 900 + [FinishDelta("stop"), usage(2_000)]
     handler, provider = make([batch], most=100)

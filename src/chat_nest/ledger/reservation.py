@@ -59,13 +59,15 @@ class Reservation:
         """The request's record, once it has ended."""
         self.reported: Usage | None = None
         self.reported_last = True
-        """True if no output follows the report."""
+        """True if no output should follow the report."""
 
     def report(self, usage: Usage, *, last: bool) -> None:
         """Take a provider's report. Output that streams after a report that is not the `last` one is added to it."""
         known = self.reported
         self.reported = usage if known is None else newest(known, usage)
-        if known is None or usage.output_tokens >= known.output_tokens:  # else it does not count the output
+        counted = 0 if known is None else known.output_tokens
+        # Lower, it does not count the output. The same number again does not count what came behind the last report.
+        if known is None or usage.output_tokens > counted or (usage.output_tokens == counted and not self.reported_last):
             self.reported_last = last or self.meter is None
             if self.meter is not None:
                 self.meter.mark()
@@ -89,14 +91,15 @@ class Reservation:
             granted = self.granted.output_tokens
             produced = self.meter.charged(self.meter.produced(), granted)
             since = self.meter.charged(self.meter.since(), granted)
-        ended = self.finished or (self.reported is not None and self.reported_last)
+        final = (self.reported_last or self.finished) and not since
+        ended = self.finished or (self.reported is not None and final)
         counting_is_enough = self.countable and (ended or (self.abort_bills == "stops" and not self.unseen))
         return charge(
             self.reported,
             input_bound=self.input_tokens,
             produced=produced,
             since=since,
-            final=self.reported_last or (self.finished and not since),
+            final=final,
             held_output=None if counting_is_enough else self.granted.output_tokens,
         )
 

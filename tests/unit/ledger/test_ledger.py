@@ -106,8 +106,36 @@ def test_what_a_stream_that_ended_costs(facts, text, tokens, source) -> None:
     held = reservation(**facts)
     if text:
         held.meter.add(text)
+    if held.reported_last:
+        held.meter.mark()  # as `report` does: the text came before it
     usage, said = held.spent()
     assert (usage.total_tokens, said) == (tokens, source)
+
+
+@pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "lower", "the same again"])
+@pytest.mark.parametrize(("bills", "tokens", "source"), [("stops", 8, "estimated"), ("full", 53, "assumed")])
+def test_output_behind_the_last_report_is_charged_whatever_the_provider_repeats(bills, tokens, source, again) -> None:
+    held = reservation(abort_bills=bills)
+    held.meter.add("ab")
+    held.report(Usage(input_tokens=3, output_tokens=2), last=True)
+    held.meter.add("cde")
+    if again is not None:
+        held.report(Usage(input_tokens=3, output_tokens=again), last=True)
+    usage, said = held.spent()
+    assert (usage.total_tokens, said) == (tokens, source)
+    held.finished = True
+    assert held.spent() == (Usage(input_tokens=3, output_tokens=5), "estimated")
+    held.report(Usage(input_tokens=3, output_tokens=4), last=True)
+    assert held.spent() == (Usage(input_tokens=3, output_tokens=4), "reported"), "it counts what came since"
+
+
+def test_a_last_report_that_repeats_an_earlier_one_is_the_last_word() -> None:
+    held = reservation(finished=True)
+    held.meter.add("ab")
+    held.report(Usage(input_tokens=3, output_tokens=2), last=False)
+    held.meter.add("c")
+    held.report(Usage(input_tokens=3, output_tokens=2), last=True)
+    assert held.spent() == (Usage(input_tokens=3, output_tokens=2), "reported")
 
 
 @pytest.mark.parametrize("bills", ["stops", "full", "unknown"])
