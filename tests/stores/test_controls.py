@@ -38,30 +38,41 @@ async def test_all_rows_of_a_kind_are_removed_by_an_empty_name(store):
     assert await rows(store) == (BLOCK, other)
 
 
-async def test_a_row_is_kept_a_day_after_its_end_for_a_clock_that_is_set_back(store, clock):
+async def test_a_row_is_kept_after_its_end_for_a_clock_that_is_set_back(store, clock):
     await store.controls.change([PAUSE, BLOCK])
-    clock.advance(60 + 86_400)
+    clock.advance(60 + 400 * 86_400)
     assert await rows(store) == (BLOCK, PAUSE)
     await store.controls.change([Control(kind="pause", name="all")])
     assert [row.name for row in await rows(store)] == [BLOCK.name, "all", "provider:openai"]
+
+
+async def test_of_the_rows_that_ended_over_a_day_ago_the_thousand_that_ended_last_are_kept(store, clock):
+    ended = [Control(kind="session", name=f"s{number:04}", expires=START + number) for number in range(1_100)]
+    await store.controls.change([*ended, PAUSE])
+    clock.advance(1_099 + 25 * 3_600 - 1)
+    await store.controls.change([BLOCK])
+    kept = [row.name for row in await rows(store) if row.kind == "session"]
+    assert kept == [row.name for row in ended[99:]], "and the one that did not end so long ago"
+    await store.controls.change(remove=[("session", row.name) for row in ended[200:1_099]])
     clock.advance(3_600)
-    assert [row.name for row in await rows(store)] == ["all", "provider:openai"]
-    await store.controls.change([Control(kind="pause", name="all")])  # which forgets it
-    clock.advance(-86_400)
-    assert [row.name for row in await rows(store)] == ["all", "provider:openai"]
+    await store.controls.change([BLOCK])
+    kept = [row.name for row in await rows(store) if row.kind == "session"]
+    assert kept == [row.name for row in (*ended[99:200], ended[1_099])], "what was removed takes no place"
+    assert PAUSE in await rows(store)
 
 
-async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_a_day_ahead(store, clock):
+@pytest.mark.parametrize("days", [1, 3, 3_000])
+async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_ahead(store, clock, days):
     line = window(1_000, key="caller:c:tokens_per_day:2026-09-21", resets_at=START + 600)
     grant = grant_row(line, Grant(amount=500, kind="grant"), "word", "")
     revoked = Control(kind="session", name="s_" + "0" * 24, expires=START + 600)
     await store.controls.change([BLOCK, grant, revoked])
-    clock.advance(86_400)
+    clock.advance(days * 86_400)
     live = LiveControls(store.controls, clock)
     grants = Grants(live)
     await live.change([PAUSE])  # an operator acts, and a process reads the rows, while the clock is wrong
     assert [live.get(row.kind, row.name) for row in (BLOCK, revoked)] == [None, None]
-    clock.advance(-86_400)
+    clock.advance(-days * 86_400)
     assert [live.get(row.kind, row.name) for row in (BLOCK, revoked)] == [BLOCK, revoked]
     assert list(live.of("block")) == [BLOCK]
     assert grants.raised([line])[0].limit == 1_500

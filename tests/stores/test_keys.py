@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 
 import pytest
@@ -30,8 +31,8 @@ def bearer(text):
 class Server:
     """A process that accepts the store's keys. `look` is what its task does every 0.75 s."""
 
-    def __init__(self, store, secret=SECRET):
-        self.live = LiveControls(store.controls)
+    def __init__(self, store, secret=SECRET, now=time.time):
+        self.live = LiveControls(store.controls, now)
         self.table = StoredKeys(secret)
         self.table.bind(self.live)
         self.keys = ApiKeys(self.table, secret)
@@ -75,6 +76,20 @@ async def test_every_process_lets_in_a_new_key_and_refuses_a_revoked_one_at_its_
         ("cli:test", "revoke_key", made.key.id, "leaked"),
         ("cli:test", "create_key", made.key.id, ""),
     ]
+
+
+async def test_a_process_that_read_the_keys_by_a_clock_ahead_is_right_once_the_clock_is(store):
+    keys = issuer(store)
+    valid = await keys.create(Rights(caller="ada", expires=present_second() + DAY))
+    revoked = await keys.create(Rights(caller="ada"))
+    await keys.revoke([revoked.key.id])
+    ahead = 100 * DAY.total_seconds()
+    server = await Server(store, now=lambda: time.time() + ahead).look()
+    await server.lets_in(valid.text)  # it reads the keys
+    ahead = 0.0
+    await server.look()
+    assert await server.lets_in(valid.text)
+    assert not await server.lets_in(revoked.text)
 
 
 async def test_only_hashes_are_in_the_store(store):

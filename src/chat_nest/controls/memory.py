@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from chat_nest.core.controls import (
     KEPT_SECONDS,
     MOST_ACTS,
+    MOST_ENDED,
     MOST_REPORTS,
     Act,
     Control,
@@ -44,11 +45,11 @@ class MemoryControls:
         check_change(put, remove, act)
         now = self._now()
         gone = {*remove, *((kind, "") for kind, name in remove if not name)}
-        self._rows = {
-            key: row
-            for key, row in self._rows.items()
-            if key not in gone and (key[0], "") not in gone and (row.expires or now) > now - KEPT_SECONDS
-        }
+        kept = {key: row for key, row in self._rows.items() if key not in gone and (key[0], "") not in gone}
+        ended = [key for key, row in kept.items() if row.expires is not None and row.expires <= now - KEPT_SECONDS]
+        for key in sorted(ended, key=lambda key: _ends(kept[key]))[:-MOST_ENDED]:
+            del kept[key]
+        self._rows = kept
         self._rows |= {(row.kind, row.name): row for row in put}
         self._version = secrets.randbits(62)
         if act is not None:
@@ -60,10 +61,9 @@ class MemoryControls:
         return None if known == self._version else self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """Return all rows, also those that ended lately."""
-        since = self._now() - KEPT_SECONDS
-        rows = (row for row in self._rows.values() if row.expires is None or row.expires > since)
-        return Snapshot(version=self._version, rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name))))
+        """Return all rows, also those that have ended."""
+        rows = sorted(self._rows.values(), key=lambda row: (row.kind, row.name))
+        return Snapshot(version=self._version, rows=tuple(rows))
 
     def listen(self, listener: Callable[[Snapshot], None]) -> None:
         """Call `listener` after each change: no other process makes any."""

@@ -13,8 +13,10 @@ MOST_ACTS = 10_000
 MOST_REPORTS = 1_000
 """The most reports that are listed."""
 KEPT_SECONDS = 25 * 3_600.0
-"""The time that a row is kept after its end, so that a clock which is a day ahead and then right loses no pause, block
-or revoked session."""
+"""The time that a row is kept after its end, and MOST_ENDED of those that ended before, however long ago: so a clock
+that is ahead, by any time, and then right loses no pause, block or revoked session."""
+MOST_ENDED = 1_000
+"""The number of rows that are kept of those that ended more than KEPT_SECONDS ago: those that ended last."""
 GRANT = "grant"
 """The kind of rows that raise a budget. They have no meaning without the counters, and end with them."""
 
@@ -41,7 +43,7 @@ class Control(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """All rows at one time, also those that ended lately. Each change gives another `version`, a random number."""
+    """All rows at one time, also those that have ended. Each change gives another `version`, a random number."""
 
     version: int
     rows: tuple[Control, ...]

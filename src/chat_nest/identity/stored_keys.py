@@ -120,9 +120,10 @@ class StoredKeys:
 
     def _update(self, live: LiveControls) -> None:
         """Read the rows that have changed."""
-        read = {row.name: self._known(row) for row in live.of(IN_FORCE)}
+        # Also ended ones: they are read once a change, by a clock that may be wrong. A holder's end is checked later.
+        read = {row.name: self._known(row) for row in live.kept(IN_FORCE)}
         self._read, self._version = read, live.version
-        revoked = {row.name for row in live.of(REVOKED)}
+        revoked = {row.name for row in live.kept(REVOKED)}
         self._holders = by_hash(
             holder for name, (_, holder) in read.items() if holder is not None and name not in revoked
         )

@@ -67,7 +67,11 @@ class Reservation:
         self.reported = usage if known is None else newest(known, usage)
         counted = 0 if known is None else known.output_tokens
         # Lower, it does not count the output. The same number again does not count what came behind the last report.
-        if known is None or usage.output_tokens > counted or (usage.output_tokens == counted and not self.reported_last):
+        if (
+            known is None
+            or usage.output_tokens > counted
+            or (usage.output_tokens == counted and not self.reported_last)
+        ):
             self.reported_last = last or self.meter is None
             if self.meter is not None:
                 self.meter.mark()

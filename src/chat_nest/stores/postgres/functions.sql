@@ -638,10 +638,16 @@ BEGIN
     RETURN false;
   END IF;
   DELETE FROM chat_nest.controls AS c
-  WHERE c.expires_at <= v_at - 90000000000 OR EXISTS (  -- 25 hours, as in chat_nest.core.controls
+  WHERE EXISTS (
     SELECT FROM unnest(p_kinds, p_names) AS gone (kind, name)
     WHERE gone.kind = c.kind AND (gone.name = c.name OR gone.name = '')
   );
+  DELETE FROM chat_nest.controls AS c
+  USING (
+    SELECT o.kind, o.name FROM chat_nest.controls AS o
+    WHERE o.expires_at <= v_at - 90000000000 ORDER BY o.expires_at DESC OFFSET 1000  -- as in chat_nest.core.controls
+  ) AS old
+  WHERE old.kind = c.kind AND old.name = c.name;
   INSERT INTO chat_nest.controls AS c (kind, name, value, reason, expires_at)
   SELECT r ->> 0, r ->> 1, r ->> 2, r ->> 3, (r ->> 4)::bigint FROM jsonb_array_elements(p_put) AS r
   ON CONFLICT (kind, name) DO UPDATE
@@ -655,7 +661,7 @@ BEGIN
   RETURN true;
 END $$;
 
--- The version, and all rows, also those that ended in the last 25 hours, or NULL if p_known is the version.
+-- The version, and all rows, also those that have ended, or NULL if p_known is the version.
 CREATE OR REPLACE FUNCTION chat_nest.watch_controls(p_known bigint, p_now bigint, OUT v_version bigint, OUT v_rows text)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -667,7 +673,7 @@ BEGIN
     )::text
     INTO v_rows
     FROM chat_nest.controls AS c
-    WHERE c.kind <> '' AND (c.expires_at IS NULL OR c.expires_at > chat_nest.now_us(p_now) - 90000000000);
+    WHERE c.kind <> '';
   END IF;
 END $$;
 

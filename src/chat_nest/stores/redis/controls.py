@@ -10,7 +10,6 @@ import msgspec
 from msgspec.structs import replace
 
 from chat_nest.core.controls import (
-    KEPT_SECONDS,
     MOST_REPORTS,
     Act,
     Control,
@@ -50,13 +49,12 @@ class RedisControls:
         await self._run("change_controls", words)
 
     async def watch(self, known: int) -> Snapshot | None:
-        now_us, [version, *found] = await self._run("watch_controls", [str(known or "")])
+        _, [version, *found] = await self._run("watch_controls", [str(known or "")])
         if int(version or 0) == known:
             return None
         rows = (
             Control(kind=kind, name=name, value=value, reason=reason, expires=until and until / US)
             for kind, name, value, reason, until in (_decode_row(row) for row in found)
-            if until is None or until > now_us - KEPT_SECONDS * US
         )
         ordered = sorted(rows, key=lambda row: (row.kind, row.name))
         return Snapshot(version=int(version or 0), rows=tuple(ordered))

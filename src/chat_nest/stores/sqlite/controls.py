@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from chat_nest.core.controls import (
     KEPT_SECONDS,
     MOST_ACTS,
+    MOST_ENDED,
     MOST_REPORTS,
     Act,
     Control,
@@ -47,7 +48,7 @@ class SQLiteControls:
         await self._write(lambda execute, now_us: change_controls(execute, now_us, put, remove, act))
 
     async def watch(self, known: int) -> Snapshot | None:
-        found: Snapshot | None = await self._read(lambda execute, now_us: _watch(execute, now_us, known))
+        found: Snapshot | None = await self._read(lambda execute, _: _watch(execute, known))
         return found
 
     async def first(self, key: str, seconds: float, report: Sequence[Control] = ()) -> bool:
@@ -77,7 +78,11 @@ def change_controls(
     execute: Execute, now_us: int, put: Sequence[Control], remove: Sequence[tuple[str, str]], act: Act | None
 ) -> None:
     """Make one change of the rows."""
-    execute("DELETE FROM controls WHERE expires_at <= ?", (now_us - _KEPT_US,))
+    execute(
+        "DELETE FROM controls WHERE (kind, name) IN (SELECT kind, name FROM controls WHERE expires_at <= ?"
+        " ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
+        (now_us - _KEPT_US, MOST_ENDED),
+    )
     for kind, name in remove:
         execute("DELETE FROM controls WHERE kind = ? AND (name = ? OR ? = '')", (kind, name, name))
     insert = "INSERT OR REPLACE INTO controls (kind, name, value, reason, expires_at) VALUES (?, ?, ?, ?, ?)"
@@ -92,15 +97,13 @@ def change_controls(
         execute("DELETE FROM acts WHERE seq <= (SELECT max(seq) FROM acts) - ?", (MOST_ACTS,))
 
 
-def _watch(execute: Execute, now_us: int, known: int) -> Snapshot | None:
+def _watch(execute: Execute, known: int) -> Snapshot | None:
     row = execute("SELECT value FROM controls WHERE kind = ''", ()).fetchone()
     version = 0 if row is None else int(row[0])
     if version == known:
         return None
     found = execute(
-        "SELECT kind, name, value, reason, expires_at FROM controls"
-        " WHERE kind <> '' AND (expires_at IS NULL OR expires_at > ?) ORDER BY kind, name",
-        (now_us - _KEPT_US,),
+        "SELECT kind, name, value, reason, expires_at FROM controls WHERE kind <> '' ORDER BY kind, name", ()
     )
     rows = (
         Control(kind=kind, name=name, value=value, reason=reason, expires=until and until / US)
