@@ -82,6 +82,17 @@ async def test_usage_behind_the_cap_in_the_same_read_is_charged() -> None:
     await handler.aclose()
 
 
+@pytest.mark.parametrize("name", ["maxTokensPerRequest", "dailyTokenLimit"])
+async def test_a_client_s_own_limit_beyond_what_a_store_counts_limits_nothing(name, caplog) -> None:
+    provider = ScriptedProvider(answer("hello"))
+    profile = replace(BALANCED, model="p:m", tokens_per_request=None, tokens_per_day=None)
+    async with create_chat_handler(providers={"p": provider}, profiles={"balanced": profile}) as handler:
+        for number in (2**50, 2**50 + 1, 1e30):
+            got = await collect(handler, {**BODY, name: number})
+            assert (got.status, got.events[-1][0]) == (200, "done")
+    assert not caplog.records, "nor does it look like a store that failed"
+
+
 async def test_more_than_was_held_is_an_alarm(caplog) -> None:
     handler, _ = make([[TextDelta("a")], [FinishDelta("stop"), usage(5_000)]])
     with caplog.at_level(logging.WARNING):

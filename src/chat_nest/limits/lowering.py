@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.messages import ChatRequest
 from chat_nest.limits.counters import LIMITS
 from chat_nest.limits.spec import HardCaps, OnDisconnect, Profile
@@ -76,6 +77,11 @@ def asked(profile: Profile, request: ChatRequest) -> Profile:
         max_output_tokens=max_output_tokens,
         min_output_tokens=min(profile.min_output_tokens, max_output_tokens),
         temperature=temperature,
-        tokens_per_request=least(profile.tokens_per_request, request.tokens_per_request),
-        tokens_per_day=least(profile.tokens_per_day, request.tokens_per_day),
+        tokens_per_request=least(profile.tokens_per_request, _countable(request.tokens_per_request)),
+        tokens_per_day=least(profile.tokens_per_day, _countable(request.tokens_per_day)),
     )
+
+
+def _countable(limit: int | None) -> int | None:
+    """Return the limit, or the highest that a store can count."""
+    return None if limit is None else min(limit, MAX_AMOUNT)
