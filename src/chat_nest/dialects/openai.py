@@ -62,7 +62,7 @@ from chat_nest.dialects.strict_json import is_object
 from chat_nest.dialects.turns import conversation, entries, turn
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {
-    *("models", "functions", "function_call", "logit_bias", "top_logprobs", "audio"),
+    *("models", "functions", "function_call", "logit_bias", "top_logprobs", "audio", "moderation"),
 }
 """Fields that would choose a provider, open a connection, or cost what no limit counts. Others are ignored."""
 ONLY = {"n": 1, "best_of": 1, "logprobs": False, "modalities": ["text"]}
@@ -79,6 +79,16 @@ _FINISH_REASONS: dict[FinishReason | None, str] = {
 }
 
 CHOSEN = block("function", {"function": table({"name": NAME}, "name")}, "function")
+ALLOWED = block(
+    "allowed_tools",
+    {
+        "allowed_tools": table(
+            {"mode": {"enum": ["auto", "required", None]}, "tools": array(CHOSEN, MAX_TOOLS)},
+            "tools",
+        )
+    },
+    "allowed_tools",
+)
 TOOL_CALL = whole(
     {"id": STRING, "type": {"const": "function"}, "function": whole({"name": STRING, "arguments": STRING})},
 )
@@ -129,7 +139,7 @@ REQUEST = refusing(
                     "temperature": TEMPERATURE,
                     "tools": array(block("function", {"function": FUNCTION}, "function"), MAX_TOOLS),
                     "tool_choice": {
-                        **either({"enum": ["auto", "none", "required", "any"]}, CHOSEN),
+                        **either({"enum": ["auto", "none", "required", "any"]}, CHOSEN, ALLOWED),
                         "examples": ["auto"],
                     },
                     "response_format": formats(
@@ -190,7 +200,7 @@ class OpenAI:
             if name in fields and (fields[name] != only or type(fields[name]) is not type(only)):
                 raise BadRequest("is not offered here: leave it out", field=name)
         turns = [turn(entry, f"messages[{index}]") for index, entry in enumerate(entries(fields))]
-        tools = _tools(fields)
+        choice, tools = _tool_choice(fields.get("tool_choice", "auto"), _tools(fields))
         options = read.table(fields.get("stream_options", {}), "stream_options")
         return ChatRequest(
             messages=conversation(turns),
@@ -198,7 +208,7 @@ class OpenAI:
             max_output_tokens=read.least(fields, OUTPUT_FIELDS),
             temperature=read.temperature(fields),
             tools=tools,
-            tool_choice=_tool_choice(fields.get("tool_choice", "auto"), tools),
+            tool_choice=choice,
             options=_options(fields),
             stream=read.switch(fields, "stream"),
             include_usage=options.get("include_usage") is True,
@@ -390,11 +400,15 @@ def _options(fields: dict[str, Any]) -> Options:
     )
 
 
-def _tool_choice(value: Any, tools: Sequence[Tool]) -> str:
+def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[Tool, ...]]:
+    """Return the choice, and the tools that it leaves."""
     if value in ("auto", "none", "required", "any"):  # Mistral's clients have `any`
-        return read.choice("required" if value == "any" else str(value), tools, "tool_choice")
+        return read.choice("required" if value == "any" else str(value), tools, "tool_choice"), tools
     if is_object(value) and value.get("type") == "function":
         function = read.table(value.get("function"), "tool_choice.function")
         named = read.name(function.get("name"), "tool_choice.function.name")
-        return read.choice(f"tool:{named}", tools, "tool_choice.function.name")
-    raise BadRequest("must be auto, none, required or a function", field="tool_choice")
+        return read.choice(f"tool:{named}", tools, "tool_choice.function.name"), tools
+    if is_object(value) and value.get("type") == "allowed_tools":
+        allowed = read.table(value.get("allowed_tools"), "tool_choice.allowed_tools")
+        return asked.allowed_tools(allowed, tools, "tool_choice.allowed_tools", described="function")
+    raise BadRequest("must be auto, none, required, a function or allowed_tools", field="tool_choice")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from msgspec import Raw
 
 from chat_nest.core.errors import BadRequest
-from chat_nest.core.messages import Effort, Format
+from chat_nest.core.messages import Effort, Format, Tool
 from chat_nest.dialects import fields as read
 from chat_nest.dialects.strict_json import is_array
 
@@ -100,6 +100,28 @@ def sampling(fields: Mapping[str, Any], **names: str) -> dict[str, Any]:
     if "seed" in names:
         found["seed"] = integer(fields, names["seed"], -(2**63), 2**63 - 1)
     return found
+
+
+def allowed_tools(
+    fields: Mapping[str, Any], tools: tuple[Tool, ...], field: str, *, described: str = ""
+) -> tuple[str, tuple[Tool, ...]]:
+    """Return the choice `mode`, and those of the tools that are in the list `tools`.
+
+    The name of an entry is in its field `described`, if the dialect has one.
+    """
+    mode = word(fields.get("mode"), ("auto", "required"), f"{field}.mode") or "auto"
+    allowed: set[str] = set()
+    for index, entry in enumerate(read.array(fields.get("tools"), f"{field}.tools", read.MAX_TOOLS)):
+        at = f"{field}.tools[{index}]"
+        tool = read.table(entry, at)
+        if described:
+            at = f"{at}.{described}"
+            tool = read.table(tool.get(described), at)
+        named = read.name(tool.get("name"), f"{at}.name")
+        read.choice(f"tool:{named}", tools, f"{at}.name")
+        allowed.add(named)
+    left = tuple(tool for tool in tools if tool.name in allowed)
+    return read.choice(mode, left, f"{field}.mode"), left
 
 
 def word(value: Any, words: tuple[str, ...], field: str) -> Any:

@@ -98,15 +98,7 @@ def read_tool_choice(value: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[To
         named = read.name(value.get("name"), "tool_choice.name")
         return read.choice(f"tool:{named}", tools, "tool_choice.name"), tools
     if is_object(value) and value.get("type") == "allowed_tools":
-        mode = asked.word(value.get("mode"), ("auto", "required"), "tool_choice.mode") or "auto"
-        allowed: set[str] = set()
-        for index, entry in enumerate(read.array(value.get("tools"), "tool_choice.tools", read.MAX_TOOLS)):
-            at = f"tool_choice.tools[{index}]"
-            named = read.name(read.table(entry, at).get("name"), f"{at}.name")
-            read.choice(f"tool:{named}", tools, f"{at}.name")
-            allowed.add(named)
-        left = tuple(tool for tool in tools if tool.name in allowed)
-        return read.choice(mode, left, "tool_choice.mode"), left
+        return asked.allowed_tools(value, tools, "tool_choice")
     raise BadRequest("must be auto, none, required, a function or allowed_tools", field="tool_choice")
 
 

@@ -303,6 +303,37 @@ def test_tool_choices(choice: object, parsed: str) -> None:
     assert parse(tools=tools, tool_choice=choice).tool_choice == parsed
 
 
+NAMED = [{"type": "function", "function": {"name": name}} for name in ("weather", "clock")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "parsed"), [({}, "auto"), ({"mode": "auto"}, "auto"), ({"mode": "required"}, "required")]
+)
+def test_allowed_tools_are_those_that_are_left(mode: dict[str, str], parsed: str) -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": {**mode, "tools": [NAMED[1]]}}
+    request = parse(tools=NAMED, tool_choice=choice)
+    assert ([tool.name for tool in request.tools], request.tool_choice) == (["clock"], parsed)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "field"),
+    [
+        (None, ""),
+        ({}, ".tools"),
+        ({"mode": "none", "tools": NAMED}, ".mode"),
+        ({"mode": "required", "tools": []}, ".mode"),
+        ({"tools": [{"type": "function"}]}, ".tools[0].function"),
+        ({"tools": [NAMED[0], {"function": {"name": "secret"}}]}, ".tools[1].function.name"),
+    ],
+)
+def test_allowed_tools_that_are_not_among_the_tools(allowed: object, field: str) -> None:
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    with pytest.raises(BadRequest) as refused:
+        parse(tools=NAMED, tool_choice=choice)
+    assert refused.value.field == f"tool_choice.allowed_tools{field}"
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -313,6 +344,7 @@ def test_tool_choices(choice: object, parsed: str) -> None:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"base_url": "http://secret"}, "base_url"),
         ({"api_key": "secret"}, "api_key"),
