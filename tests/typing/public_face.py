@@ -116,4 +116,9 @@ create_chat_handler(observers=[object()])  # type: ignore[list-item]
 create_chat_handler(prices={"p:m": 0.15})  # type: ignore[dict-item]
 create_chat_handler(store=5)  # type: ignore[arg-type]
 create_chat_handler(max_stream=5)  # type: ignore[call-arg]
+
+handler.reload(limits=Limits(tokens_per_day=5), prices=None)
+handler.reload(limits=5)  # type: ignore[arg-type]
+handler.reload(limit=None)  # type: ignore[call-arg]
+handler.reload(store="memory://")  # type: ignore[call-arg]
 Caller("ada")  # type: ignore[call-arg]

@@ -6,15 +6,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import Any, Final, Literal, Protocol, Union, cast, get_args, get_origin
 
 from msgspec import Struct
 from msgspec.structs import fields
 
 from chat_nest.asgi.settings import HandlerSettings
-from chat_nest.challenges.settings import Challenge
 from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.parts import kind_of
@@ -43,34 +41,21 @@ from chat_nest.core.protocols import (
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Price
 from chat_nest.counting.tokens import Counting
-from chat_nest.identity.sessions import Sessions
-from chat_nest.identity.visitors import Visitors
 from chat_nest.limits.counters import LEAST_USD, MOST_USD
-from chat_nest.limits.numbers import PresetName
-from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue, Rung
+from chat_nest.limits.spec import Allowance, Profile, Queue, Rung
 
 log = logging.getLogger("chat_nest.asgi")
 
+
+def _is_plain(kind: Any) -> bool:
+    """Return whether `_fits` checks this type completely: no Protocol, and no list or dict."""
+    if get_origin(kind) in (Union, UnionType):
+        return all(map(_is_plain, get_args(kind)))
+    return get_origin(kind) is Literal or (isinstance(kind, type) and Protocol not in kind.__bases__)
+
+
 _PLAIN: Final[Mapping[str, Any]] = {
-    "api_key": str | None,
-    "base_url": str | None,
-    "model": str | None,
-    "default_profile": str | None,
-    "limits": Limits,
-    "hard_caps": HardCaps | None,
-    "preset": PresetName,
-    "timeouts": Timeouts,
-    "journal": str | Path | None,
-    "degraded": Allowance | None,
-    "visitors": Visitors | None,
-    "challenge": Challenge | None,
-    "lease": float,
-    "time_zone": str,
-    "max_body_bytes": int,
-    "max_upload_bytes": int | None,
-    "max_streams": int | None,
-    "queue": Queue | None,
-    "sessions": Sessions | None,
+    field.name: field.type for field in fields(HandlerSettings) if _is_plain(field.type)
 }
 MOST_SECONDS = 86_400
 MOST_WAITING = 10_000

@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from chat_nest.asgi.handler import ChatHandler
-from chat_nest.asgi.hosts import ANY_HOST
 from chat_nest.asgi.parts import make_parts
-from chat_nest.asgi.settings import HandlerSettings
-from chat_nest.challenges.settings import Challenge
+from chat_nest.asgi.settings import HandlerSettings, takes_fields_of
 from chat_nest.controls.gate import Gate
 from chat_nest.controls.grants import Grants
 from chat_nest.controls.live import LiveControls
 from chat_nest.controls.memory import MemoryControls
 from chat_nest.core.claims import Line
-from chat_nest.core.limits import Limits
 from chat_nest.core.protocols import (
-    Dialect,
     HasControls,
-    Identify,
-    Now,
-    Observer,
-    Provider,
-    RunLogs,
     Store,
     Swaps,
     Watches,
 )
-from chat_nest.core.timeouts import Timeouts
-from chat_nest.core.usage import Price
-from chat_nest.counting.tokens import Counting, TokenCounters
-from chat_nest.dialects import DialectName
-from chat_nest.identity.sessions import Sessions
-from chat_nest.identity.visitors import Visitors
+from chat_nest.counting.tokens import TokenCounters
 from chat_nest.ledger.allowance import check_allowance
 from chat_nest.ledger.degraded import DegradedMode
 from chat_nest.ledger.delivery import Delivery
 from chat_nest.ledger.journal import Journal
 from chat_nest.ledger.learned import Learned
-from chat_nest.ledger.ledger import LEASE_SECONDS, Ledger
-from chat_nest.limits.numbers import MAX_BODY_BYTES, PresetName
+from chat_nest.ledger.ledger import Ledger
 from chat_nest.limits.refusals import limit_error
-from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue
 from chat_nest.pipeline.callers import Callers
 from chat_nest.pipeline.chat import Chat
 from chat_nest.pipeline.fleet import SharedControls
@@ -60,46 +42,8 @@ OPENAI_URL = "https://api.openai.com/v1"
 Part = TypeVar("Part")
 
 
-def create_chat_handler(
-    *,
-    api_key: str | None = None,
-    base_url: str | None = None,
-    model: str | None = None,
-    providers: Mapping[str, Provider] | None = None,
-    preset: PresetName = "default",
-    profiles: Mapping[str, Profile] | None = None,
-    default_profile: str | None = None,
-    limits: Limits = Limits(),
-    groups: Mapping[str, Limits] | None = None,
-    prices: Mapping[str, Price] | None = None,
-    counting: Mapping[str, Counting] | None = None,
-    hard_caps: HardCaps | None = None,
-    timeouts: Timeouts = Timeouts(),
-    store: Store | str = "memory://",
-    journal: str | Path | None = None,
-    degraded: Allowance | None = None,
-    lease: float = LEASE_SECONDS,
-    identify: Identify | None = None,
-    sessions: Sessions | None = None,
-    visitors: Visitors | None = None,
-    challenge: Challenge | None = None,
-    observers: Sequence[Observer] = (),
-    origins: Sequence[str] | None = None,
-    cors_origins: Sequence[str] | None = None,
-    allowed_hosts: Sequence[str] = ANY_HOST,
-    trusted_proxies: Sequence[str] = (),
-    time_zone: str = "UTC",
-    max_body_bytes: int = MAX_BODY_BYTES,
-    max_upload_bytes: int | None = None,
-    max_streams: int | None = None,
-    dialect: Dialect | DialectName = "native",
-    dialects: Sequence[Dialect | DialectName] = (),
-    logs: RunLogs | str = "memory://",
-    queue: Queue | None = None,
-    provider_streams: Mapping[str, int] | None = None,
-    turn_secrets: Sequence[str | bytes] = (),
-    now: Now = time.time,
-) -> ChatHandler:
+@takes_fields_of(HandlerSettings)
+def create_chat_handler(settings: HandlerSettings) -> ChatHandler:
     """Make the chat endpoint: an ASGI application to mount, or to run by itself.
 
     `api_key` and `base_url` are those of an OpenAI-compatible provider (default: OPENAI_API_KEY and OPENAI_BASE_URL).
@@ -154,14 +98,7 @@ def create_chat_handler(
     ------
     TypeError for an argument of the wrong type, or a part that lacks a method.
 
-    The function is long because every argument is named and documented here.
-
     """
-    return make_handler(HandlerSettings(**locals()))
-
-
-def make_handler(settings: HandlerSettings) -> ChatHandler:
-    """Build the handler from its parts. Raises the same as `create_chat_handler`."""
     parts, now = make_parts(settings), settings.now
     store = _opened("store", settings.store, lambda url: open_store(url, now, state=settings.journal))
     live = LiveControls(store.controls if isinstance(store, HasControls) else MemoryControls(now), now)
@@ -170,16 +107,7 @@ def make_handler(settings: HandlerSettings) -> ChatHandler:
         settings, store, lambda: grants.raised(chat.terms.now.profiles.shared_lines(now())), parts.counters
     )
     chat = Chat(
-        callers=Callers(
-            parts.identify,
-            parts.terms.profiles,
-            ledger,
-            gate,
-            grants,
-            now,
-            address_of=parts.peers.address,
-            visitor_gate=parts.visitor_gate,
-        ),
+        callers=Callers(parts.callers, ledger, gate, grants, now),
         terms=parts.terms,
         ledger=ledger,
         gate=gate,

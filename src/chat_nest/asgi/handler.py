@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 from msgspec.structs import replace
 
@@ -26,7 +26,7 @@ from chat_nest.asgi.response_stream import ResponseStream
 from chat_nest.asgi.routing import Found, is_literal, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
 from chat_nest.asgi.session_routes import SessionRoutes, asked_session, check_grant, follows
-from chat_nest.asgi.settings import CAN_CHANGE, Changes
+from chat_nest.asgi.settings import CAN_CHANGE, ChangeableSettings, takes_some_fields_of
 from chat_nest.asgi.stopping import Stopping
 from chat_nest.asgi.usage_route import USAGE_METHODS, USAGE_PATHS, usage
 from chat_nest.asgi.visitor_routes import METHODS, VisitorRoutes
@@ -101,7 +101,8 @@ class ChatHandler:
         self._closing = False
         controls.listen(self._obey)
 
-    def reload(self, **changes: Unpack[Changes]) -> None:
+    @takes_some_fields_of(ChangeableSettings)
+    def reload(self, changes: Mapping[str, Any]) -> None:
         """Replace arguments of `create_chat_handler` from the next request on; those that are not given stay.
 
         Example: `handler.reload(profiles=..., limits=...)`. Call it on the event loop of the handler. Running answers
@@ -112,7 +113,8 @@ class ChatHandler:
         """
         self.adopt(self.prepare(**changes))
 
-    def prepare(self, **changes: Unpack[Changes]) -> Parts:
+    @takes_some_fields_of(ChangeableSettings)
+    def prepare(self, changes: Mapping[str, Any]) -> Parts:
         """Build what `adopt` puts in force; it may take a while, so another thread may call it.
 
         Raises the same as `reload`.
@@ -132,7 +134,7 @@ class ChatHandler:
     def adopt(self, parts: Parts) -> None:
         """Put the parts that `prepare` returned in force. Never fails."""
         self._counters.become(parts.counters)
-        self._callers.adopt(parts.identify, parts.terms.profiles, parts.peers.address, parts.visitor_gate)
+        self._callers.adopt(parts.callers)
         self._chat.terms.replace(parts.terms)
         if (gate := self.parts.visitor_gate) is not None:
             closing = asyncio.get_running_loop().create_task(close(gate))

@@ -29,6 +29,7 @@ from chat_nest.limits.numbers import MAX_UPLOAD_BYTES
 from chat_nest.limits.prices import Prices
 from chat_nest.limits.profiles import Profiles
 from chat_nest.limits.spec import Profile, built_in_caps, built_in_profiles, fitted
+from chat_nest.pipeline.callers import CallerRules
 from chat_nest.pipeline.signatures import Signatures
 from chat_nest.pipeline.terms import Terms
 from chat_nest.pipeline.upstream import Upstream, split_model
@@ -45,10 +46,8 @@ class Parts(Struct, frozen=True, kw_only=True, eq=False):
     providers: Mapping[str, Provider]
     terms: Terms
     counters: TokenCounters
-    identify: Identify
+    callers: CallerRules
     sessions: Sessions | None
-    peers: PeerAddress
-    """The IP addresses of requests."""
     visitor_gate: Gate | None
     """What visitors pass with a challenge."""
     dialects: Sequence[Dialect]
@@ -85,16 +84,18 @@ def make_parts(settings: HandlerSettings, before: Parts | None = None) -> Parts:
         before=None if before is None else before.terms.upstream,
     )
     peers = PeerAddress(settings.trusted_proxies)
+    visitor_gate = _visitor_gate(settings, rules)
     dialects = [named(each) for each in settings.dialects or (settings.dialect,)]
     return Parts(
         settings=settings,
         providers=providers,
         terms=Terms(rules, prices, upstream, _signatures(settings.turn_secrets, rules.all)),
         counters=counters,
-        identify=_identify(settings, peers),
+        callers=CallerRules(
+            identify=_identify(settings, peers), profiles=rules, address_of=peers.address, visitor_gate=visitor_gate
+        ),
         sessions=settings.sessions,
-        peers=peers,
-        visitor_gate=_visitor_gate(settings, rules),
+        visitor_gate=visitor_gate,
         dialects=dialects,
         routes=Routes(dialects),
         cors=_cors(settings),

@@ -1,11 +1,17 @@
-"""The settings of a chat endpoint, from `create_chat_handler` or `chat-nest serve`."""
+"""The settings of a chat endpoint, from `create_chat_handler` or `chat-nest serve`.
+
+Each argument is named once, as a field. The signatures of `create_chat_handler` and `ChatHandler.reload` are made of
+the fields: a trick, but type checkers, editors and `help` see every argument, and no list of them has to be copied.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from msgspec import Struct
 
@@ -23,81 +29,103 @@ from chat_nest.ledger.ledger import LEASE_SECONDS
 from chat_nest.limits.numbers import MAX_BODY_BYTES, PresetName
 from chat_nest.limits.spec import Allowance, HardCaps, Profile, Queue
 
+P = ParamSpec("P")
+Settings = TypeVar("Settings")
+Owner = TypeVar("Owner")
+Returned = TypeVar("Returned")
 
-class HandlerSettings(Struct, frozen=True, kw_only=True):
-    """The arguments of `create_chat_handler`, which documents them."""
 
+class ChangeableSettings(Struct, frozen=True, kw_only=True):
+    """The arguments of `create_chat_handler`, which documents them, that `ChatHandler.reload` takes, too."""
+
+    # the models
     api_key: str | None = None
     base_url: str | None = None
     model: str | None = None
     providers: Mapping[str, Provider] | None = None
+    provider_streams: Mapping[str, int] | None = None
+
+    # what a request may do and spend
     preset: PresetName = "default"
     profiles: Mapping[str, Profile] | None = None
     default_profile: str | None = None
     limits: Limits = Limits()
     groups: Mapping[str, Limits] | None = None
+    time_zone: str = "UTC"
     prices: Mapping[str, Price] | None = None
     counting: Mapping[str, Counting] | None = None
     hard_caps: HardCaps | None = None
-    timeouts: Timeouts = Timeouts()
-    store: Store | str = "memory://"
-    journal: str | Path | None = None
-    degraded: Allowance | None = None
-    lease: float = LEASE_SECONDS
+    turn_secrets: Sequence[str | bytes] = ()
+
+    # the callers
     identify: Identify | None = None
     sessions: Sessions | None = None
     visitors: Visitors | None = None
     challenge: Challenge | None = None
-    observers: Sequence[Observer] = ()
+    trusted_proxies: Sequence[str] = ()
+
+    # HTTP
+    dialect: Dialect | DialectName = "native"
+    dialects: Sequence[Dialect | DialectName] = ()
     origins: Sequence[str] | None = None
     cors_origins: Sequence[str] | None = None
     allowed_hosts: Sequence[str] = ANY_HOST
-    trusted_proxies: Sequence[str] = ()
-    time_zone: str = "UTC"
     max_body_bytes: int = MAX_BODY_BYTES
     max_upload_bytes: int | None = None
     max_streams: int | None = None
-    dialect: Dialect | DialectName = "native"
-    dialects: Sequence[Dialect | DialectName] = ()
-    logs: RunLogs | str = "memory://"
     queue: Queue | None = None
-    provider_streams: Mapping[str, int] | None = None
-    turn_secrets: Sequence[str | bytes] = ()
+
+
+class HandlerSettings(ChangeableSettings, frozen=True, kw_only=True):
+    """All arguments of `create_chat_handler`: those that can change, and those that stay while the handler runs."""
+
+    # the budget counters
+    store: Store | str = "memory://"
+    journal: str | Path | None = None
+    degraded: Allowance | None = None
+    lease: float = LEASE_SECONDS
+
+    # the rest
+    logs: RunLogs | str = "memory://"
+    observers: Sequence[Observer] = ()
+    timeouts: Timeouts = Timeouts()
     now: Now = time.time
 
 
-class Changes(TypedDict, total=False):
-    """The arguments of `ChatHandler.reload`."""
-
-    api_key: str | None
-    base_url: str | None
-    model: str | None
-    providers: Mapping[str, Provider] | None
-    preset: PresetName
-    profiles: Mapping[str, Profile] | None
-    default_profile: str | None
-    limits: Limits
-    groups: Mapping[str, Limits] | None
-    prices: Mapping[str, Price] | None
-    counting: Mapping[str, Counting] | None
-    hard_caps: HardCaps | None
-    identify: Identify | None
-    sessions: Sessions | None
-    visitors: Visitors | None
-    challenge: Challenge | None
-    origins: Sequence[str] | None
-    cors_origins: Sequence[str] | None
-    allowed_hosts: Sequence[str]
-    trusted_proxies: Sequence[str]
-    time_zone: str
-    max_body_bytes: int
-    max_upload_bytes: int | None
-    max_streams: int | None
-    queue: Queue | None
-    provider_streams: Mapping[str, int] | None
-    turn_secrets: Sequence[str | bytes]
-    dialect: Dialect | DialectName
-    dialects: Sequence[Dialect | DialectName]
+CAN_CHANGE = frozenset(ChangeableSettings.__struct_fields__)
 
 
-CAN_CHANGE = frozenset(Changes.__annotations__)
+def takes_fields_of(
+    kind: Callable[P, Settings],
+) -> Callable[[Callable[[Settings], Returned]], Callable[P, Returned]]:
+    """Decorate a function of one struct: callers pass the struct's fields, as keyword arguments."""
+
+    def decorate(function: Callable[[Settings], Returned]) -> Callable[P, Returned]:
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> Returned:
+            return function(kind(*args, **kwargs))
+
+        called.__dict__["__signature__"] = signature(kind)
+        return called
+
+    return decorate
+
+
+def takes_some_fields_of(
+    kind: Callable[P, Struct],
+) -> Callable[[Callable[[Owner, Mapping[str, Any]], Returned]], Callable[Concatenate[Owner, P], Returned]]:
+    """Decorate a method of one mapping: callers pass fields of the struct, and the mapping has those they passed."""
+
+    def decorate(method: Callable[[Owner, Mapping[str, Any]], Returned]) -> Callable[Concatenate[Owner, P], Returned]:
+        @wraps(method)
+        def called(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> Returned:
+            if args:
+                raise TypeError(f"{method.__name__} takes keyword arguments only")
+            return method(self, kwargs)
+
+        own = next(iter(signature(method).parameters.values()))
+        given = signature(kind)
+        called.__dict__["__signature__"] = given.replace(parameters=[own, *given.parameters.values()])
+        return called
+
+    return decorate

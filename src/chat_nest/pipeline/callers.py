@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from msgspec import Struct
+
 from chat_nest.controls.gate import Address, Gate
 from chat_nest.controls.grants import Grants
 from chat_nest.core.claims import OWN, Line, Quota, Standing
@@ -31,48 +33,35 @@ COUNTED = (400, 403, 404)
 """The statuses of refusals whose work no other limit counts."""
 
 
+class CallerRules(Struct, frozen=True, kw_only=True, eq=False):
+    """The part of Callers that a reload replaces."""
+
+    identify: Identify
+    profiles: Profiles
+    address_of: Callable[[Scope], Address | None]
+    """Returns the client's IP address, by which networks are blocked; None if it is not known."""
+    visitor_gate: VisitorGate | None = None
+
+
 class Callers:
     """Identifies callers, and limits the rate of requests that cost no tokens.
 
     Each kind of these requests has the caller's request rate, counted by itself.
     """
 
-    def __init__(
-        self,
-        identify: Identify,
-        profiles: Profiles,
-        ledger: Ledger,
-        gate: Gate,
-        grants: Grants,
-        now: Now = time.time,
-        *,
-        address_of: Callable[[Scope], Address | None],
-        visitor_gate: VisitorGate | None = None,
-    ) -> None:
-        self._identify = identify
-        self._visitor_gate = visitor_gate
-        self._profiles = profiles
+    def __init__(self, rules: CallerRules, ledger: Ledger, gate: Gate, grants: Grants, now: Now = time.time) -> None:
+        self._rules = rules
         self._ledger = ledger
         self._gate = gate
         self._grants = grants
         self._now = now
-        self._address_of = address_of
         self._refused = CallerRates()
         self._followed = CallerRates()
         self._counted = CallerRates()
 
-    def adopt(
-        self,
-        identify: Identify,
-        profiles: Profiles,
-        address_of: Callable[[Scope], Address | None],
-        visitor_gate: VisitorGate | None = None,
-    ) -> None:
-        """Replace how callers are identified, their profiles and the visitors' gate. The rates so far are kept."""
-        self._identify = identify
-        self._profiles = profiles
-        self._address_of = address_of
-        self._visitor_gate = visitor_gate
+    def adopt(self, rules: CallerRules) -> None:
+        """Replace the rules. The rates so far are kept."""
+        self._rules = rules
 
     async def identify(self, scope: Scope, way: Identify | None = None) -> Caller:
         """Identify the caller, in this `way` if it is another one than that of chats.
@@ -81,7 +70,7 @@ class Callers:
         caller or network, and LimiterUnavailable if the blocks can't be read yet.
         """
         await self.check_address(scope)
-        caller = await self._identified(scope, way or self._identify)
+        caller = await self._identified(scope, way or self._rules.identify)
         self._gate.check_caller(caller)
         return caller
 
@@ -99,7 +88,7 @@ class Callers:
                 async with limit:
                     caller = await caller
             found = _checked(caller)
-            return found if self._visitor_gate is None else self._visitor_gate.place(found)
+            return found if self._rules.visitor_gate is None else self._rules.visitor_gate.place(found)
         except ChatError:
             raise
         except Exception as bug:
@@ -112,11 +101,11 @@ class Callers:
 
     def address_of(self, scope: Scope) -> Address | None:
         """Return the client's IP address, by which networks are blocked; None if it is not known."""
-        return self._address_of(scope)
+        return self._rules.address_of(scope)
 
     def is_stranger(self, scope: Scope) -> bool:
         """Return whether the request presents no credential, and would be accepted all the same."""
-        return offers(self._identify, AcceptsStrangers) and self._identify.is_stranger(scope)
+        return offers(self._rules.identify, AcceptsStrangers) and self._rules.identify.is_stranger(scope)
 
     def check_refused(self, caller: Caller) -> None:
         """Raise RateLimited for a caller that keeps sending bad requests."""
@@ -124,12 +113,13 @@ class Callers:
 
     async def check_challenge(self, caller: Caller) -> None:
         """Raise ChallengeRequired if the caller is a visitor that must pass a challenge before its chat is read."""
-        if self._visitor_gate is not None:
-            await self._visitor_gate.check(caller)
+        if self._rules.visitor_gate is not None:
+            await self._rules.visitor_gate.check(caller)
 
     def instead(self, caller: Caller | None, error: ChatError) -> ChatError:
         """Return the error to send: a challenge, if passing it lifts the limit that refused a visitor."""
-        return error if self._visitor_gate is None or caller is None else self._visitor_gate.instead(caller, error)
+        gate = self._rules.visitor_gate
+        return error if gate is None or caller is None else gate.instead(caller, error)
 
     def count_refused(self, caller: Caller, error: ChatError) -> None:
         """Count a refusal, unless another limit counts it."""
@@ -152,7 +142,7 @@ class Callers:
 
     async def models(self, scope: Scope) -> tuple[str, ...]:
         """Return the names that the caller may send as a model."""
-        return self._profiles.model_names(await self.identify(scope))
+        return self._rules.profiles.model_names(await self.identify(scope))
 
     async def standing(self, scope: Scope, profile: str | None = None) -> list[tuple[Line, Standing]]:
         """Return the state of the caller's own limits, under the profile that a request with this name would have.
@@ -163,10 +153,10 @@ class Callers:
 
     async def standing_of(self, caller: Caller, name: str | None = None) -> list[tuple[Line, Standing]]:
         """Return the same as `standing`, for an identified caller."""
-        profile = self._profiles.resolve(caller, ChatRequest(messages=(), profile=name))
+        profile = self._rules.profiles.resolve(caller, ChatRequest(messages=(), profile=name))
         lines = [
             line
-            for line in self._grants.raised(self._profiles.lines(caller, profile, 0, self._now()))
+            for line in self._grants.raised(self._rules.profiles.lines(caller, profile, 0, self._now()))
             if line.scope in OWN and line.kind != "request"
         ]
         standings = await self._ledger.peek(lines)
@@ -180,7 +170,7 @@ class Callers:
     def _own_limits(self, caller: Caller) -> tuple[int | None, int | None]:
         """Return the caller's requests per minute and concurrent streams."""
         try:
-            profile = self._profiles.resolve(caller, ChatRequest(messages=()))
+            profile = self._rules.profiles.resolve(caller, ChatRequest(messages=()))
         except ChatError:
             return CLOSED_PER_MINUTE, None
         return profile.requests_per_minute, profile.concurrent_streams

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from chat_nest import __version__
 from chat_nest.alerts.counts import Counts
@@ -122,7 +123,7 @@ class ServerApp:
         if identity_settings(config) != identity_settings(now.config):
             ways = make_identification(config)
             ways.bind(self._handler)
-        parts = self._handler.prepare(**changes_of(config, providers, ways))
+        parts = self._handler.prepare(**asdict(changes_of(config, providers, ways)))
         return Prepared(config=config, ways=ways, parts=parts, front=make_front(config, self._handler, parts, ways))
 
     def adopt(self, prepared: Prepared) -> None:
@@ -245,7 +246,7 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
     telemetry, tally, counts = Telemetry(config), Tally(), Counts()
     tallies = (tally,) if config.admin_listen else ()
     handler = create_chat_handler(
-        **changes_of(config, providers, ways),
+        **asdict(changes_of(config, providers, ways)),
         timeouts=config.timeouts,
         store=open_store(
             config.store, records_days=config.records_days, state=config.state, accept=config.accept_command

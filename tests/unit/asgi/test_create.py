@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 from switched_store import Switched
 
-from chat_nest import BALANCED, Allowance, Limits, MemoryStore, create_chat_handler
-from chat_nest.asgi.settings import HandlerSettings
+from chat_nest import BALANCED, Allowance, ChatHandler, Limits, MemoryStore, create_chat_handler
+from chat_nest.asgi.settings import ChangeableSettings, HandlerSettings
 from chat_nest.dialects.native import Native
 from chat_nest.core.claims import Line
 from chat_nest.providers.anthropic import AnthropicProvider
@@ -161,8 +161,14 @@ def test_each_provider_of_ones_own_whose_key_travels_unencrypted_is_named(made, 
     assert warnings(caplog) == [f"providers['{name}']: the key and every prompt {said}" for name in ("far", "header")]
 
 
-def test_the_settings_are_the_arguments_with_their_defaults() -> None:
+def test_the_signature_that_help_and_editors_show_has_every_argument_with_its_default() -> None:
     parameters = signature(create_chat_handler).parameters
     assert list(parameters) == list(HandlerSettings.__struct_fields__)
-    assert [each.default for each in parameters.values()] == list(HandlerSettings.__struct_defaults__)
-    assert {name: each.annotation for name, each in parameters.items()} == HandlerSettings.__annotations__
+    assert parameters["time_zone"].default == "UTC"
+    assert parameters["limits"].annotation is Limits
+    assert list(signature(ChatHandler.reload).parameters) == ["self", *ChangeableSettings.__struct_fields__]
+
+
+def test_an_argument_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match="max_stream"):
+        create_chat_handler(max_stream=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -17,11 +17,12 @@ from msgspec.structs import replace
 from scripted_provider import DONE, ScriptedProvider, chunk, finish, stream, usage
 from stores_under_test import claim, window
 
-from chat_nest.asgi.settings import HandlerSettings
+from chat_nest.asgi.settings import ChangeableSettings, HandlerSettings
 from chat_nest.core.records import Record
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.server import app as app_module
+from chat_nest.server import chat_arguments
 from chat_nest.server.app import ServerApp, build
 from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.settings import Config, load
@@ -305,12 +306,19 @@ async def test_the_store_keeps_records_for_the_days_that_the_configuration_says(
 
 
 def test_every_setting_of_the_chat_is_given_or_is_meant_for_applications_only(monkeypatch):
-    given: set[str] = set()
+    changeable: set[str] = set()
+    fixed: set[str] = set()
     make = app_module.create_chat_handler
     monkeypatch.setattr(
-        app_module, "create_chat_handler", lambda **settings: given.update(settings) or make(**settings)
+        chat_arguments,
+        "ChangeableSettings",
+        lambda **settings: changeable.update(settings) or ChangeableSettings(**settings),
+    )
+    monkeypatch.setattr(
+        app_module, "create_chat_handler", lambda **settings: fixed.update(settings) or make(**settings)
     )
     build(config("http://127.0.0.1:9/v1"))
+    given = changeable | fixed - set(ChangeableSettings.__struct_fields__)
     shorthand = {"api_key", "base_url", "model", "preset", "dialect"}  # for `providers`, `profiles` and `dialects`
     shorthand.add("cors_origins")  # the old name of `origins`
     assert set(HandlerSettings.__struct_fields__) - given == shorthand | {"now"}
