@@ -8,14 +8,16 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from asyncio.subprocess import DEVNULL, PIPE
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import processes
 import pytest
 from ports import free_port
+from postgres_server import can_mount
 from prometheus_client.parser import text_string_to_metric_families
 from raw_client import HELLO, connect
 from scripted_provider import HANG, ScriptedProvider, answer, chunk, stream
@@ -187,8 +189,10 @@ async def check_rules(port: int) -> None:
 async def check_a_killed_worker(served, folder: Path, target: int) -> None:
     """Its counters stay, its gauges go, and the one that replaces it adds no file."""
     files = sorted(file.name for file in folder.iterdir())
-    counted = requests_of(await get(target, "/metrics"))
-    assert counted["ok"] == 6
+    while (counted := requests_of(await get(target, "/metrics"))).get(
+        "ok"
+    ) != 6:  # in a second all workers have written
+        await asyncio.sleep(0.05)
     workers = processes.workers(served.process.pid)
     os.kill(min(workers), signal.SIGKILL)
     await served.until(rb"worker \d+ ended \(-9\)")
@@ -199,3 +203,50 @@ async def check_a_killed_worker(served, folder: Path, target: int) -> None:
     while "chat_nest_workers 2.0" not in await get(target, "/metrics"):
         await asyncio.sleep(0.05)
     assert sorted(file.name for file in folder.iterdir()) == files
+
+
+@contextmanager
+def small_disk(folder: Path):
+    """A disk of 8 MB, and what fills it."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=True)
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space left"), (folder / "filling").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(not can_mount(), reason="only root may mount a small disk")
+async def test_a_full_disk_under_the_counters_kills_no_worker_and_loses_no_count(tmp_path) -> None:
+    with small_disk(tmp_path / "small") as fill:
+        async with ScriptedProvider(answer("Hello", 3)) as provider:
+            (tmp_path / "chat.toml").write_text(CONFIG.format(url=provider.url))
+            options = ("--workers", "2", "--config", str(tmp_path / "chat.toml"))
+            async with command(tmp_path, provider.url, "sk-x", *options, TMPDIR=str(tmp_path / "small")) as served:
+                target = int((await served.until(rb"Admin +at http://127\.0\.0\.1:(\d+)"))[1])
+                while "chat_nest_workers 2.0" not in await get(target, "/metrics"):
+                    await asyncio.sleep(0.05)
+                fill()
+                await ask_until_counted(served.port, target, 8)
+                before = set(processes.workers(served.process.pid))
+                os.kill(min(before), signal.SIGKILL)
+                await served.until(rb"worker \d+ ended \((-\d+)\)")
+                while "chat_nest_workers 2.0" not in await get(target, "/metrics"):
+                    await asyncio.sleep(0.05)
+                await ask_until_counted(served.port, target, 16)
+                assert len(before & set(processes.workers(served.process.pid))) == 1, "only the killed one was replaced"
+
+
+async def ask_until_counted(port: int, target: int, total: int) -> None:
+    """Ask eight times, and return once so many answers are counted in all."""
+    for _ in range(8):
+        async with connect(port) as client:
+            await (await client.post(HELLO)).body()
+    while requests_of(await get(target, "/metrics")).get("ok") != total:
+        await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
 """Metrics in the formats of Prometheus and OpenMetrics, with the extra `metrics`: pass `Metrics()` as an observer.
 
 Labels are names from the configuration only: never a caller, and nothing that a client wrote. A token costs nothing, a
-request a dozen increments.
+request a dozen additions.
 """
 
 from chat_nest.core.extras import explain

@@ -19,6 +19,7 @@ from chat_nest.core.errors import ChatError
 from chat_nest.core.protocols import Budget
 from chat_nest.core.usage import NANO
 from chat_nest.metrics.families import BUDGET_HELD, BUDGET_LIMIT, BUDGET_SETTLED, BUDGETS, Family
+from chat_nest.metrics.files import FOLDER, in_use
 from chat_nest.metrics.processes import WorkerProcesses
 
 log = logging.getLogger("chat_nest.metrics")
@@ -27,8 +28,6 @@ FRESH_SECONDS: Final = 5.0
 """The budgets are read from the store at most this often."""
 STORE_SECONDS: Final = 1.0
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0"
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-
 
 _WEIGHT: Final = re.compile(r"0(\.\d{1,3})?|1(\.0{1,3})?")
 
@@ -43,7 +42,7 @@ class Source(Protocol):
 
 
 class Exposition:
-    """Renders scrapes. In the registry it is the collector of the budgets that were read last."""
+    """Renders scrapes, with the budgets that were read last."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -99,9 +98,9 @@ class Exposition:
 
     def _all(self) -> CollectorRegistry:
         """Return the registry of this process, or one that adds up the files of all processes."""
-        folder = os.environ.get(FOLDER)
-        if not folder:
+        if not in_use():
             return self._source.registry
+        folder = os.environ[FOLDER]
         registry = CollectorRegistry()
         MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
         registry.register(self)

@@ -26,8 +26,11 @@ from chat_nest.observers.gen_ai import (
 Mode = Literal["livesum", "livemax"]
 
 
-class Family(Struct, frozen=True, kw_only=True):
-    """One metric. `mode`: how a gauge's values of several workers become one; those of ended workers never count."""
+class Family(Struct, frozen=True, kw_only=True, eq=False):
+    """One metric. `mode`: how a gauge's values of several workers become one; those of ended workers never count.
+
+    It is hashed by identity, which every event does, and not by its texts: each metric is made once.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]

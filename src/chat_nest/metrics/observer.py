@@ -1,25 +1,32 @@
 """`Metrics`, an observer that counts requests for Prometheus.
 
-A request costs a dozen increments at its end, a token nothing. Numbers that belong to a moment, such as the running
-answers, are read when somebody scrapes, and by workers once a second.
+A request costs a dozen additions at its end, a token nothing. Numbers that belong to a moment, such as the running
+answers, are read when somebody scrapes, and by workers once a second, which then also write what they have counted into
+the files of all workers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import Metric
 
 from chat_nest.core.errors import ChatError
 from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Budget, Ending, HasFigures, Report
 from chat_nest.core.usage import NANO
 from chat_nest.metrics import families as of
+from chat_nest.metrics.counted import Counted, Distribution
 from chat_nest.metrics.exposition import Exposition
-from chat_nest.metrics.families import Family
+from chat_nest.metrics.files import Files, in_use
 from chat_nest.observers.gen_ai import CHAT, INPUT, OUTPUT, provider_name
+
+log = logging.getLogger("chat_nest.metrics")
 
 SAMPLE_SECONDS: Final = 1.0
 _STATES: Final = {"closed": 0, "probing": 1, "open": 2}
@@ -30,7 +37,8 @@ class Metrics:
     """Counts requests, and exposes what it counted: pass it to `create_chat_handler(observers=[...])`.
 
     `registry` is prometheus_client's own by default, so that an application's metrics and these come together. With
-    PROMETHEUS_MULTIPROC_DIR set, the values are those of all processes (see prometheus_client's multiprocess mode).
+    PROMETHEUS_MULTIPROC_DIR set, the values are those of all processes (see prometheus_client's multiprocess mode), and
+    each request writes them, unless `keep_sampling` runs. One event loop may use a Metrics, any thread expose it.
     `kinds` are the kinds of the providers by their names, such as `azure`: OpenTelemetry has names for them. Raises
     ValueError if the registry has these metrics already: several handlers of a process can share one Metrics.
     """
@@ -48,11 +56,13 @@ class Metrics:
         self._handlers: list[HasFigures] = []
         self._sampled_at = float("-inf")
         self._expired = 0
-        self._of = {family: _make(family, self.registry) for family in of.FAMILIES if family not in of.BUDGETS}
-        self._known: dict[tuple[Family, tuple[str, ...]], Any] = {}
+        self._counted = Counted()
+        self._files = Files() if in_use() else None
+        self._fails = False
+        self._keeps_sampling = False
         self._calls: dict[tuple[str, str], _Call] = {}
         self._exposition = Exposition(self)
-        self.registry.register(self._exposition)
+        self.registry.register(self)
 
     # An observer's.
 
@@ -68,13 +78,13 @@ class Metrics:
     def watch(self, handler: HasFigures) -> None:
         """Read the figures of this handler, too."""
         self._handlers.append(handler)
-        self._reserve = self._child(of.RESERVE, handler.store_kind)
+        self._reserve = self._counted.distribution(of.RESERVE, handler.store_kind)
         self.sample()
 
     def reported(self, report: Report) -> None:
         """Count one request that is over."""
         steps, ending, error = report.steps, report.ending, report.error
-        self._child(of.REQUESTS, report.dialect, report.profile, report.code).inc()
+        self._counted.number(of.REQUESTS, report.dialect, report.profile, report.code).value += 1
         if steps.reserve_at is not None:
             until = steps.ended_at if steps.reserved_at is None else steps.reserved_at
             if until is not None:
@@ -83,26 +93,35 @@ class Metrics:
             self._count_ending(report, ending)
         elif report.code not in _NOT_REFUSED:
             limit = getattr(error, "limit", "")
-            self._child(of.REFUSED, report.code, limit, getattr(error, "scope", "") if limit else "").inc()
-        if self._clock() - self._sampled_at >= SAMPLE_SECONDS:
-            self.sample()
+            scope = getattr(error, "scope", "") if limit else ""
+            self._counted.number(of.REFUSED, report.code, limit, scope).value += 1
+        if not self._keeps_sampling:
+            self._share()
 
     def alerted(self, type: str, channel: str, outcome: str) -> None:
         """Count an attempt to deliver an alert."""
-        self._child(of.ALERTS, type, channel, outcome).inc()
+        self._counted.number(of.ALERTS, type, channel, outcome).value += 1
+        if not self._keeps_sampling:
+            self._share()
+
+    def _share(self) -> None:
+        if self._clock() - self._sampled_at >= SAMPLE_SECONDS:
+            self.sample()
+        else:
+            self._write()
 
     def _count_ending(self, report: Report, ending: Ending) -> None:
         steps = report.steps
         if steps.asked_at is None:
             return
-        self._child(of.OVERHEAD, report.profile).observe(steps.asked_at - steps.began_at)
+        self._counted.distribution(of.OVERHEAD, report.profile).observe(steps.asked_at - steps.began_at)
         provider, _, model = ending.model.partition(":")
         key = (ending.model, "" if report.error is None else report.error.code)
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = self._call(provider, model, key[1])
         if ending.cost:
-            self._child(of.COST, provider, model, ending.source).inc(ending.cost / NANO)
+            self._counted.number(of.COST, provider, model, ending.source).value += ending.cost / NANO
         if ending.usage.input_tokens:
             call.input.observe(ending.usage.input_tokens)
         if (tokens := ending.usage.output_tokens) > 0:
@@ -116,53 +135,77 @@ class Metrics:
             if tokens > 1:
                 call.per_chunk.observe((steps.closed_at - steps.opened_at) / (tokens - 1))
         if steps.gone_at is not None:
-            self._child(of.CLOSE, provider).observe(max(0.0, steps.closed_at - steps.gone_at))
+            self._counted.distribution(of.CLOSE, provider).observe(max(0.0, steps.closed_at - steps.gone_at))
 
     def _call(self, provider: str, model: str, code: str) -> _Call:
         named = (CHAT, provider_name(self._kinds.get(provider, provider)), model)
+        values = self._counted.distribution
         return _Call(
-            seconds=self._child(of.CALL, *named, code),
-            first_token=self._child(of.FIRST_TOKEN, provider, model),
-            first_chunk=self._child(of.CALL_FIRST, *named),
-            per_chunk=self._child(of.CALL_CHUNK, *named),
-            input=self._child(of.CALL_TOKENS, *named, INPUT),
-            output=self._child(of.CALL_TOKENS, *named, OUTPUT),
+            seconds=values(of.CALL, *named, code),
+            first_token=values(of.FIRST_TOKEN, provider, model),
+            first_chunk=values(of.CALL_FIRST, *named),
+            per_chunk=values(of.CALL_CHUNK, *named),
+            input=values(of.CALL_TOKENS, *named, INPUT),
+            output=values(of.CALL_TOKENS, *named, OUTPUT),
         )
-
-    def _child(self, family: Family, *labels: str) -> Any:
-        """Return the metric with these labels. Looking it up here costs a third of what the library takes."""
-        key = (family, labels)
-        child = self._known.get(key)
-        if child is None:
-            metric = self._of[family]
-            child = self._known[key] = metric.labels(*labels) if labels else metric
-        return child
 
     # What belongs to a moment.
 
     def sample(self) -> None:
-        """Read what the handlers have to do now. Workers call it each second, since another one may be scraped."""
+        """Read what the handlers have to do now, and write all numbers into the files, if there are some."""
         self._sampled_at = self._clock()
         figures = [handler.figures() for handler in self._handlers]
-        self._child(of.WORKERS).set(1)
-        self._child(of.STREAMS).set(sum(each.streams for each in figures))
-        self._child(of.QUEUE).set(sum(each.queued for each in figures))
-        self._child(of.PENDING).set(sum(each.unsettled for each in figures))
-        expired = sum(each.expired for each in figures)
-        self._child(of.EXPIRED).inc(expired - self._expired)
-        self._expired = expired
-        states: dict[str, int] = {}
+        number = self._counted.number
+        number(of.WORKERS).value = 1
+        number(of.STREAMS).value = sum(each.streams for each in figures)
+        number(of.QUEUE).value = sum(each.queued for each in figures)
+        number(of.PENDING).value = sum(each.unsettled for each in figures)
+        number(of.EXPIRED).value = sum(each.expired for each in figures)
+        worst: dict[str, int] = {}
         for each in figures:
             for provider, state in each.breakers.items():
-                states[provider] = max(_STATES[state], states.get(provider, 0))
-        for provider, number in states.items():
-            self._child(of.BREAKER, provider).set(number)
+                worst[provider] = max(_STATES[state], worst.get(provider, 0))
+        for provider, level in worst.items():
+            number(of.BREAKER, provider).value = level
+        self._write()
+
+    async def keep_sampling(self) -> None:
+        """Take a sample each second, and a last one when it is cancelled; meanwhile no request writes a file."""
+        self._keeps_sampling = True
+        try:
+            while True:
+                self.sample()
+                await asyncio.sleep(SAMPLE_SECONDS)
+        finally:
+            self._keeps_sampling = False
+            self.sample()
+
+    def _write(self) -> None:
+        if self._files is None:
+            return
+        try:
+            self._files.write(self._counted)
+            self._fails = False
+        except OSError as error:
+            if not self._fails:
+                log.warning("the metrics of this process can't be written: %s; it goes on trying", error.strerror)
+            self._fails = True
 
     async def budgets(self) -> list[Budget]:
         """Return how the shared limits stand in the stores of the handlers. Raises LimiterUnavailable."""
         return [budget for handler in self._handlers for budget in await handler.budgets()]
 
     # For scrapes.
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what this process has counted, and the budgets that were read last, for the registry."""
+        yield from self._counted.collect()
+        yield from self._exposition.collect()
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield the names without values, for the registry."""
+        yield from self._counted.describe()
+        yield from self._exposition.describe()
 
     async def render(self, accept: str = "") -> tuple[str, bytes]:
         """Return the content type and the body for a scrape whose header Accept is this: all processes together.
@@ -186,15 +229,14 @@ class _Call:
     __slots__ = ("first_chunk", "first_token", "input", "output", "per_chunk", "seconds")
 
     def __init__(
-        self, *, seconds: Any, first_token: Any, first_chunk: Any, per_chunk: Any, input: Any, output: Any
+        self,
+        *,
+        seconds: Distribution,
+        first_token: Distribution,
+        first_chunk: Distribution,
+        per_chunk: Distribution,
+        input: Distribution,
+        output: Distribution,
     ) -> None:
         self.seconds, self.first_token, self.first_chunk = seconds, first_token, first_chunk
         self.per_chunk, self.input, self.output = per_chunk, input, output
-
-
-def _make(family: Family, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    if family.kind == "histogram":
-        return Histogram(family.name, family.help, family.labels, buckets=family.buckets, registry=registry)
-    if family.kind == "gauge":
-        return Gauge(family.name, family.help, family.labels, multiprocess_mode=family.mode, registry=registry)
-    return Counter(family.name, family.help, family.labels, registry=registry)

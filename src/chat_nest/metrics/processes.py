@@ -4,6 +4,9 @@ Each worker writes its values into memory-mapped files named for its place, 0 to
 worker that replaces it goes on with its counters: no counter ever falls, and the number of files stays the same. The
 supervisor drops the gauges of a worker that has ended. Any worker can answer a scrape, also while another one is
 stopped or has crashed.
+
+A process that writes to a memory-mapped file on a full disk is killed by SIGBUS, so the files have their room from the
+start, and keep it: a worker that replaces another needs no more.
 """
 
 from __future__ import annotations
@@ -15,25 +18,50 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import ProcessCollector, multiprocess, values
+from prometheus_client import ProcessCollector, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+from chat_nest.metrics.files import FOLDER
+
 _PID = "worker_{}.pid"
+_GAUGES: Final = ("gauge_livesum", "gauge_livemax")
+_ROOM: Final = {"counter": 1 << 18, "histogram": 1 << 21, **dict.fromkeys(_GAUGES, 1 << 16)}
+"""Bytes of each file: for some 50 models. Beyond that, files grow without a promise of the disk."""
 
 
 def join(folder: str, place: int) -> None:
-    """Count in this folder from now on, at this place among the workers. Call it before any metric is made."""
+    """Count in this folder from now on, at this place among the workers. Call it before any metric is made.
+
+    Raises OSError if the disk is full.
+    """
+    for kind, room in _ROOM.items():
+        with Path(folder, f"{kind}_{place}.db").open("ab") as file:
+            _allocate(file.fileno(), room)
     os.environ[FOLDER] = folder
     values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
-    Path(folder, _PID.format(place)).write_text(str(os.getpid()), encoding="ascii")
+    _overwrite(Path(folder, _PID.format(place)), b"%-20d" % os.getpid())
 
 
 def leave(folder: str, place: int) -> None:
     """Drop the gauges of the worker that was at this place and has ended; its counters stay."""
-    Path(folder, _PID.format(place)).unlink(missing_ok=True)
     with suppress(OSError):
-        multiprocess.mark_process_dead(place, folder)  # type: ignore[no-untyped-call]
+        _overwrite(Path(folder, _PID.format(place)), b" " * 20)
+        for kind in _GAUGES:
+            _overwrite(Path(folder, f"{kind}_{place}.db"), b"\0" * 8)  # how much of the file is used
+
+
+def _allocate(file: int, room: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(file, 0, room)
+
+
+def _overwrite(path: Path, start: bytes) -> None:
+    """Change the first bytes of a file, which takes no room if they are there."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.write(file, start)
+    finally:
+        os.close(file)
 
 
 class WorkerProcesses:

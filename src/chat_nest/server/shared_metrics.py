@@ -15,7 +15,7 @@ def shared_folder() -> Generator[str]:
 
 
 def join(folder: str, place: int) -> None:
-    """See `metrics.processes.join`."""
+    """See `metrics.processes.join`. Raises OSError."""
     from chat_nest.metrics.processes import join as join_workers  # noqa: PLC0415 - an extra
 
     join_workers(folder, place)

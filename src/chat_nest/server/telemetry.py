@@ -51,12 +51,12 @@ class Telemetry:
             self.metrics.alerted(type, channel, outcome)
 
     def start(self) -> None:
-        """Read once a second what the handler has to do: another worker may be scraped."""
+        """Read once a second what the handler has to do, and share it: another worker may be scraped."""
         if self.metrics is not None:
-            self._sampler = asyncio.create_task(_sample(self.metrics))
+            self._sampler = asyncio.create_task(self.metrics.keep_sampling())
 
     async def aclose(self) -> None:
-        """Send the last spans, for a few seconds at most."""
+        """Share the last numbers, and send the last spans, for a few seconds at most."""
         if self._sampler is not None:
             self._sampler.cancel()
             await asyncio.wait([self._sampler])
@@ -68,21 +68,11 @@ class Telemetry:
                 log.warning("the last traces were not sent: %s", type(failure).__name__)
 
 
-async def _sample(metrics: Metrics) -> None:
-    from chat_nest.metrics.observer import SAMPLE_SECONDS  # noqa: PLC0415 - an extra
-
-    while True:
-        metrics.sample()
-        await asyncio.sleep(SAMPLE_SECONDS)
-
-
 def _metrics(kinds: dict[str, str]) -> Metrics:
     import prometheus_client as library  # noqa: PLC0415 - an extra
 
     from chat_nest.metrics import Metrics  # noqa: PLC0415 - an extra
 
-    # Leave out a time for each counter, which doubles what is scraped.
-    library.disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = library.CollectorRegistry()
     for collector in (library.ProcessCollector, library.PlatformCollector, library.GCCollector):
         collector(registry=registry)

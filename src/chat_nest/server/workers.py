@@ -295,7 +295,11 @@ def _work(settings: Settings, listeners: Listeners, link: Connection, place: int
     leave_hangup_to_parent()
     logs.configure(settings.log_level, color=settings.color, access_log=settings.access_log, style=settings.log_format)
     if settings.metrics_folder:
-        join(settings.metrics_folder, place)
+        try:
+            join(settings.metrics_folder, place)
+        except OSError as error:
+            log.error("can't start: no room for the metrics in %s: %s", settings.metrics_folder, error.strerror)  # noqa: TRY400
+            raise SystemExit(CANT_START) from None
     if run_server(settings, listeners, ParentLink(link), lambda: None, frozenset({signal.SIGINT})):
         raise SystemExit(CANT_START)
 
