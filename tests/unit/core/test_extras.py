@@ -26,7 +26,7 @@ def run_python(code, **variables):
 
 def test_every_extra_has_its_requirements():
     known = metadata("chat-nest").get_all("Provides-Extra")
-    assert {"redis", "postgres", "jwt", "prices", "tokens", "server"} <= set(known)
+    assert {"redis", "postgres", "jwt", "prices", "tokens", "server"} <= set(known)  # type: ignore[arg-type]
     assert extras.requirements("redis") == ("hiredis>=3",)
     assert extras.requirements("jwt") == ("pyjwt[crypto]>=2.10",)
     for extra in known:

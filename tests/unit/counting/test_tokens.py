@@ -4,6 +4,8 @@ import sys
 from random import Random
 from string import ascii_letters, ascii_lowercase, digits, punctuation
 
+from typing import Literal
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -177,7 +179,7 @@ def test_a_long_text_is_counted_exactly() -> None:
         ("", None),
     ],
 )
-def test_the_counter_of_a_model(model: str, encoding: str | None) -> None:
+def test_the_counter_of_a_model(model: str, encoding: Literal["o200k_base", "cl100k_base"] | None) -> None:
     counter = counter_for(model)
     only_in_o200k = " есептеу"  # 2 tokens in o200k_base, 5 in cl100k_base
     assert counter.exact == (encoding is not None)

@@ -52,7 +52,7 @@ def test_a_number_out_of_its_range_is_named_with_the_rule(kind):
 @pytest.mark.parametrize("name", [each.name for each in COUNTERS])
 def test_a_limit_of_none_at_all_closes(name):
     assert is_closed(Limits(**{name: 0}))
-    assert is_closed(Profile(**{name: 0}))
+    assert is_closed(Profile(**{name: 0}))  # type: ignore[arg-type]
     assert not is_closed(Limits(**{name: MAX_AMOUNT}))
 
 

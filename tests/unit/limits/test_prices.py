@@ -92,7 +92,7 @@ def test_tiers_begin_above_their_size():
 def test_of_prices_by_the_hour_the_dearest_counts():
     night = types.ModelPrice(input_mtok=Decimal("0.1"), output_mtok=Decimal(3))
     day = types.ModelPrice(input_mtok=Decimal("0.2"), output_mtok=Decimal(2))
-    [rates] = _rates([night, day])
+    [rates] = _rates([night, day])  # type: ignore[misc]
     assert (rates.input, rates.output) == (200_000_000, 3 * NANO)
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 
+from typing import Any
 import pytest
 from msgspec.structs import replace
 
 from chat_nest.core.claims import Claim, Line, Refused
 from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
-from chat_nest.core.limits import Limits
+from chat_nest.core.limits import Limits, Unit
 from chat_nest.core.messages import Caller, Message
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Usage
@@ -26,7 +27,7 @@ PRICES = Prices({"openai:*": price(input=10, output=1_000)})
 SCOPES = ("caller", "group", "all")
 
 
-def claim(prompt: int, scope: str = "caller", least: int = 16, **limits: float) -> Claim:
+def claim(prompt: int, scope: str = "caller", least: int = 16, **limits: Any) -> Claim:
     """One limit, of this scope, and a request whose prompt has so many tokens."""
     none = replace(BALANCED, tokens_per_request=None, requests_per_minute=None, tokens_per_day=None)
     profile = replace(none, **limits) if scope == "caller" else none
@@ -75,7 +76,7 @@ def test_a_spent_budget_of_ones_own_has_the_npm_servers_text() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("window", ["minute", "hour", "day", "month"])
 @pytest.mark.parametrize("unit", ["tokens", "usd", "requests"])
-def test_a_spent_window_names_its_span_and_whose_it_is(scope: str, window: str, unit: str) -> None:
+def test_a_spent_window_names_its_span_and_whose_it_is(scope: str, window: str, unit: Unit) -> None:
     name = f"{unit}_per_{window}"
     error = refused(claim(100, scope, **{name: 700}), room=0)
     is_rate = unit == "requests" or name == "tokens_per_minute"
@@ -127,7 +128,7 @@ def test_where_not_even_a_short_message_fits_none_is_offered(room: int) -> None:
 @pytest.mark.parametrize("room", [0, 3, 700])
 def test_a_request_over_the_whole_window_is_too_large_and_no_wait_helps(scope: str, name: str, room: int) -> None:
     limit = 0.05 if name.startswith("usd") else 700
-    error = refused(claim(5_000, scope, **{name: limit}), room)
+    error = refused(claim(5_000, scope, **{name: limit}), room)  # type: ignore[arg-type]
     assert type(error) is RequestTooLarge
     assert (error.limit, error.retry_after, error.retryable) == (name, None, False)
     assert error.message == "Request too large. Please shorten your message."
@@ -159,7 +160,7 @@ def test_a_wait_that_is_not_known_is_left_out(wait: float) -> None:
     assert refused(claim(1, requests_per_minute=5), 0, wait).retry_after is None
 
 
-def window(name: str, unit: str = "tokens", **how: int) -> Line:
+def window(name: str, unit: Unit = "tokens", **how: int) -> Line:
     return Line(name=name, scope="caller", key="k", unit=unit, kind="window", resets_at=NOON, **{"limit": 2**50, **how})
 
 
@@ -217,7 +218,7 @@ def test_tokens_are_counted_one_by_one(tokens: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("scope", "whose"), [("caller", ""), ("group", " Your whole group shares it."), ("all", " All users share it.")]
 )
-def test_the_whole_text_of_a_spent_window(name: str, unit: str, text: str, scope: str, whose: str) -> None:
+def test_the_whole_text_of_a_spent_window(name: str, unit: Unit, text: str, scope: str, whose: str) -> None:
     line = replace(window(name, unit, fixed=5), scope=scope)
     assert limit_error(bare(line), Refused(line=0, room=0, retry_after=1.0)).message == text + whose
 
@@ -318,7 +319,7 @@ def test_the_shortest_message_is_counted_for_the_model_that_is_asked() -> None:
     asked = replace(
         asked,
         lines=(window("tokens_per_day", fixed=1_000),),
-        record=replace(asked.record, model="ollama:llama3:8b"),
+        record=replace(asked.record, model="ollama:llama3:8b"),  # type: ignore[type-var]
     )
     word = prompt_bound([Message(role="user", content="Hi")], counter_for("llama3:8b"))
     assert word > prompt_bound([Message(role="user", content="Hi")], counter_for("8b"))
