@@ -64,19 +64,19 @@ WRONG = [
     ({"dialects": "native"}, "dialects must be a list, not a str"),
     ({"dialects": [None]}, "dialects[0] must be a string or a Dialect"),
     ({"logs": object()}, "logs must be a string or a RunLogs"),
-    ({"limits": Limits(tokens_per_day="5")}, "limits.tokens_per_day must be an integer or None, not a str"),
-    ({"limits": Limits(usd_per_day="5")}, "limits.usd_per_day must be a number or None, not a str"),
-    ({"limits": Limits(tokens_per_day=5.5)}, "limits.tokens_per_day must be an integer or None, not a float"),
+    ({"limits": Limits(tokens_per_day="5")}, "limits.tokens_per_day must be an integer or None, not a str"),  # type: ignore[arg-type]
+    ({"limits": Limits(usd_per_day="5")}, "limits.usd_per_day must be a number or None, not a str"),  # type: ignore[arg-type]
+    ({"limits": Limits(tokens_per_day=5.5)}, "limits.tokens_per_day must be an integer or None, not a float"),  # type: ignore[arg-type]
     ({"limits": Limits(tokens_per_day=True)}, "limits.tokens_per_day must be an integer or None, not a bool"),
     ({"limits": {"tokens_per_day": 5}}, "limits must be a Limits, not a dict"),
     ({"limits": Limits}, "limits must be a Limits, not the class Limits"),
-    ({"groups": {"a": Limits(tokens_per_day="5")}}, "groups['a'].tokens_per_day must be an integer or None, not a str"),
+    ({"groups": {"a": Limits(tokens_per_day="5")}}, "groups['a'].tokens_per_day must be an integer or None, not a str"),  # type: ignore[arg-type]
     ({"groups": [Limits()]}, "groups must be a dict by name, not a list"),
     ({"prices": {"p:m": 0.15}}, "prices['p:m'] must be a Price, which chat_nest.price(input=..., output=...) makes, not a float"),
-    ({"hard_caps": HardCaps(max_messages="5")}, "hard_caps.max_messages must be an integer or None, not a str"),
-    ({"timeouts": Timeouts(store="1")}, "timeouts.store must be a number, not a str"),
+    ({"hard_caps": HardCaps(max_messages="5")}, "hard_caps.max_messages must be an integer or None, not a str"),  # type: ignore[arg-type]
+    ({"timeouts": Timeouts(store="1")}, "timeouts.store must be a number, not a str"),  # type: ignore[arg-type]
     ({"timeouts": 30}, "timeouts must be a Timeouts, not an int"),
-    ({"degraded": Allowance(tokens="5")}, "degraded.tokens must be an integer or None, not a str"),
+    ({"degraded": Allowance(tokens="5")}, "degraded.tokens must be an integer or None, not a str"),  # type: ignore[arg-type]
     ({"journal": 5}, "journal must be a string or a Path or None, not an int"),
     ({"lease": "60"}, "lease must be a number, not a str"),
     ({"max_body_bytes": "1"}, "max_body_bytes must be an integer, not a str"),
@@ -116,7 +116,7 @@ def test_a_profile_is_checked_field_by_field(changes, said) -> None:
 def test_a_word_that_is_none_of_those_allowed_is_a_value_error() -> None:
     said = 'profiles[\'b\'].on_disconnect must be "cancel" or "grace" or "finish"'
     with pytest.raises(ValueError, match=re.escape(said)):
-        create_chat_handler(providers=P, profiles={"b": Profile(model="p:m", on_disconnect="never")})
+        create_chat_handler(providers=P, profiles={"b": Profile(model="p:m", on_disconnect="never")})  # type: ignore[arg-type]
 
 
 def test_an_optional_name_that_is_misspelt_is_told_in_one_sentence(caplog) -> None:
@@ -160,7 +160,7 @@ def test_what_an_abandoned_answer_costs_is_one_of_three_words() -> None:
 @pytest.mark.parametrize("name", ["api_key", "base_url"])
 def test_no_value_is_repeated(name) -> None:
     with pytest.raises(TypeError) as caught:
-        create_chat_handler(**{name: b"sk-secret"})
+        create_chat_handler(**{name: b"sk-secret"})  # type: ignore[arg-type]
     assert str(caught.value) == f"{name} must be a string or None, not a bytes"
 
 

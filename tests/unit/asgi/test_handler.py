@@ -120,7 +120,7 @@ async def test_the_key_and_the_address_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     handler = create_chat_handler()
-    assert handler.providers["openai"].base_url == "http://127.0.0.1:9/v1"
+    assert handler.providers["openai"].base_url == "http://127.0.0.1:9/v1"  # type: ignore[attr-defined]
     await handler.aclose()
 
 
@@ -164,7 +164,7 @@ async def test_dialects_have_their_paths_and_two_share_no_root():
 
 async def test_only_http_and_lifespan_are_spoken():
     with pytest.raises(RuntimeError, match="websocket"):
-        await make()({"type": "websocket"}, None, None)
+        await make()({"type": "websocket"}, None, None)  # type: ignore[arg-type]
 
 
 # The lifespan.
@@ -401,10 +401,10 @@ def none_of_it(_scope):
         (partial(none_of_it), "none_of_it) returned None; return a chat_nest.Caller"),
         (Who(Caller), "Who) returned the class Caller; return a chat_nest.Caller"),
         (Who(Forbidden()), "Who) returned a Forbidden; raise it instead"),
-        (Who(Caller(id=5)), "Who) returned a Caller whose id is an int; it must be a str"),
-        (Who(Caller(id=None)), "Who) returned a Caller whose id is None; it must be a str"),
-        (Who(Caller(id="a", profile=BALANCED)), "Who) returned a Caller whose profile is a Profile; it must be a str or None"),
-        (Who(Caller(id="a", group=5)), "Who) returned a Caller whose group is an int; it must be a str or None"),
+        (Who(Caller(id=5)), "Who) returned a Caller whose id is an int; it must be a str"),  # type: ignore[arg-type]
+        (Who(Caller(id=None)), "Who) returned a Caller whose id is None; it must be a str"),  # type: ignore[arg-type]
+        (Who(Caller(id="a", profile=BALANCED)), "Who) returned a Caller whose profile is a Profile; it must be a str or None"),  # type: ignore[arg-type]
+        (Who(Caller(id="a", group=5)), "Who) returned a Caller whose group is an int; it must be a str or None"),  # type: ignore[arg-type]
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "x",
 )  # fmt: skip

@@ -171,7 +171,7 @@ async def test_an_answer_that_ends_in_the_turn_in_which_its_reader_is_given_up_d
     stream = ResponseStream(send, life, Native(), [], Timeouts(), {})
 
     async def story() -> None:
-        life.admit(SimpleNamespace(profile=replace(BALANCED, on_disconnect="finish")))
+        life.admit(SimpleNamespace(profile=replace(BALANCED, on_disconnect="finish")))  # type: ignore[arg-type]
         life.log = MemoryRun("r", "ada", "m")
         stream.expect(Native().encoder(ChatRequest(messages=()), "r"), "m")
         await stream.start("m")

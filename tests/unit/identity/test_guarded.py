@@ -46,7 +46,7 @@ class Keys:
 
 async def who(guarded, key, address):
     scope = {"client": ("10.0.0.1", 1), "headers": [(b"authorization", b"Bearer " + key)]}
-    scope["headers"].append((b"x-forwarded-for", address.encode()))
+    scope["headers"].append((b"x-forwarded-for", address.encode()))  # type: ignore[attr-defined]
     found = guarded(scope)
     return await found if inspect.isawaitable(found) else found
 

@@ -52,10 +52,12 @@ def request(token: str, *, follows: bool = False, **headers: str) -> dict[str, A
 
 def outcome(sessions: Sessions, token: str, **more: Any) -> type[ChatError] | Caller:
     try:
-        return sessions(request(token, **more))
+        found = sessions(request(token, **more))
     except ChatError as error:
         assert "canary" not in str(error)
         return type(error)
+    assert isinstance(found, Caller)
+    return found
 
 
 def test_a_session_names_its_caller_and_what_it_may(clock: Clock) -> None:
@@ -70,6 +72,7 @@ def test_a_session_names_its_caller_and_what_it_may(clock: Clock) -> None:
     assert (made.expires_at, made.id[:2]) == (int(NOON) + 600, "s_")
     assert made.token not in repr(made)
     caller = sessions(request(made.token))
+    assert isinstance(caller, Caller)
     assert (caller.id, caller.group, caller.profile) == ("session:user_42", "acme", "balanced")
     session, conversation = caller.shares
     assert (session.scope, session.id, session.ends_at) == ("session", made.id, made.expires_at)
@@ -368,7 +371,7 @@ async def test_while_it_is_not_known_who_is_revoked_a_session_waits_for_the_stor
     put, act = revocation(other.id, NOON, "", "")
     await held.change([put], act=act)
     away = Away(held)
-    live = LiveControls(away, clock)
+    live = LiveControls(away, clock)  # type: ignore[arg-type]
     sessions.bind(lambda _: None, live)
     late = sessions(request(one.token))
     assert not isinstance(late, Caller)
