@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
-from chat_nest.dialects import DIALECTS, named
+from chat_nest.dialects import DIALECTS, named, DialectName
 from chat_nest.core.errors import BadRequest, UpstreamIdle
 from chat_nest.core.messages import ChatRequest
 from chat_nest.core.protocols import Dialect, Encoder
@@ -34,13 +34,13 @@ BODIES: dict[str, dict[str, Any]] = {
 TEXT_EVENTS = {"response.output_text.delta": "text", "response.reasoning_summary_text.delta": "reasoning"}
 
 
-def encoder(name: str) -> Encoder:
+def encoder(name: DialectName) -> Encoder:
     return named(name).encoder(ChatRequest(messages=()), "run-1")
 
 
-def pieces(name: str, stream: bytes) -> list[tuple[str, str]]:
+def pieces(name: DialectName, stream: bytes) -> list[tuple[str, str]]:
     """("text" or "reasoning", what it says) of each event of the answer that has some."""
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, Any]] = []
     for seen in whatwg(stream):
         data = json.loads(seen.data) if seen.data not in ("", "[DONE]") else {}
         match name:
@@ -80,7 +80,7 @@ deltas = st.one_of(
 @given(batches=st.lists(st.lists(deltas, min_size=1, max_size=5), max_size=6))
 @example(batches=[[TextDelta(ROW_29)], [TextDelta(ROW_29), TextDelta(ROW_29)], [TextDelta("\ud83d"), TextDelta("x")]])
 @example(batches=[[TextDelta("a")], [TextDelta("b"), ReasoningDelta("c"), TextDelta("d")], [FinishDelta("stop")]])
-def test_row_29_whatever_a_model_says_is_told_piece_by_piece(name: str, batches: list[list[Delta]]) -> None:
+def test_row_29_whatever_a_model_says_is_told_piece_by_piece(name: DialectName, batches: list[list[Delta]]) -> None:
     answering = encoder(name)
     stream = answering.start("m")
     for batch in batches:
@@ -99,14 +99,14 @@ def test_row_29_whatever_a_model_says_is_told_piece_by_piece(name: str, batches:
 
 
 @EVERY
-def test_nothing_is_written_for_what_has_no_words(name: str) -> None:
+def test_nothing_is_written_for_what_has_no_words(name: DialectName) -> None:
     answering = encoder(name)
     answering.start("m")
     assert answering.encode([UsageDelta(Usage()), FinishDelta("stop")]) == b""
 
 
 @EVERY
-def test_an_error_is_the_last_event_at_any_time(name: str) -> None:
+def test_an_error_is_the_last_event_at_any_time(name: DialectName) -> None:
     for before in ([], [TextDelta("a")], [ReasoningDelta("a")], [ToolCallDelta(0, "{", "a", "b")]):
         answering = encoder(name)
         answering.start("m")
@@ -120,7 +120,7 @@ def test_an_error_is_the_last_event_at_any_time(name: str) -> None:
 
 
 @EVERY
-def test_the_least_body_is_taken(name: str) -> None:
+def test_the_least_body_is_taken(name: DialectName) -> None:
     request = named(name).parse(json.dumps(BODIES[name]).encode())
     assert [(message.role, message.content) for message in request.messages] == [("user", "hello")]
 
@@ -147,7 +147,7 @@ def test_the_least_body_is_taken(name: str) -> None:
     ],
     ids=range(15),
 )
-def test_rows_11_and_12_a_broken_body_is_a_400(name: str, body: bytes) -> None:
+def test_rows_11_and_12_a_broken_body_is_a_400(name: DialectName, body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         named(name).parse(body)
     assert caught.value.field
@@ -156,7 +156,7 @@ def test_rows_11_and_12_a_broken_body_is_a_400(name: str, body: bytes) -> None:
 
 @EVERY
 @pytest.mark.parametrize("field", ["base_url", "api_key", "headers", "callback", "image_url"])
-def test_row_16_nobody_chooses_where_we_connect(name: str, field: str) -> None:
+def test_row_16_nobody_chooses_where_we_connect(name: DialectName, field: str) -> None:
     with pytest.raises(BadRequest) as caught:
         named(name).parse(json.dumps({**BODIES[name], field: "http://secret"}).encode())
     assert caught.value.field == field
@@ -218,7 +218,7 @@ likely = st.recursive(
 
 @EVERY
 @given(fields=st.dictionaries(st.sampled_from(NAMES), likely, max_size=6), keep=st.booleans())
-def test_no_body_raises_anything_but_bad_request(name: str, fields: dict[str, Any], keep: bool) -> None:
+def test_no_body_raises_anything_but_bad_request(name: DialectName, fields: dict[str, Any], keep: bool) -> None:
     dialect: Dialect = named(name)
     body = {**BODIES[name], **fields} if keep else fields
     try:
@@ -232,7 +232,7 @@ def test_no_body_raises_anything_but_bad_request(name: str, fields: dict[str, An
 
 @EVERY
 @given(st.text(st.characters(min_codepoint=0x3400, max_codepoint=0x4DBF), min_size=1))
-def test_row_13_a_refusal_echoes_no_value(name: str, secret: str) -> None:
+def test_row_13_a_refusal_echoes_no_value(name: DialectName, secret: str) -> None:
     message = {"role": secret, "content": secret, "parts": [{"type": secret, "text": secret}]}
     for bad in (
         {"messages": [message], "message": [secret]},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chat_nest.dialects import named
+from chat_nest.dialects import named, DialectName
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import Message
 
@@ -63,7 +63,7 @@ def responses(history: History) -> Entry:
     return {"model": "m", "input": items}
 
 
-FORMATS: dict[str, Callable[[History], Entry]] = {
+FORMATS: dict[DialectName, Callable[[History], Entry]] = {
     "openai": openai,
     "ag_ui": ag_ui,
     "anthropic": anthropic,
@@ -72,7 +72,7 @@ FORMATS: dict[str, Callable[[History], Entry]] = {
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
-def messages(name: str, history: History) -> list[tuple[str, Any]]:
+def messages(name: DialectName, history: History) -> list[tuple[str, Any]]:
     parsed = named(name).parse(json.dumps(FORMATS[name](history)).encode()).messages
     return [shown(message) for message in parsed]
 
@@ -86,7 +86,7 @@ def shown(message: Message) -> tuple[str, Any]:
 
 
 @every_format
-def test_a_call_without_a_result_is_left_out(name: str) -> None:
+def test_a_call_without_a_result_is_left_out(name: DialectName) -> None:
     """https://github.com/letta-ai/letta/issues/3308, https://github.com/iOfficeAI/AionCore/pull/330."""
     history: History = [("user", "a"), ("calls", [("x", "f")]), ("user", "b")]
     assert messages(name, history) == [("user", "a"), ("user", "b")]
@@ -95,7 +95,7 @@ def test_a_call_without_a_result_is_left_out(name: str) -> None:
 
 
 @every_format
-def test_a_result_follows_its_call(name: str) -> None:
+def test_a_result_follows_its_call(name: DialectName) -> None:
     history: History = [("user", "a"), ("calls", [("x", "f"), ("y", "g")]), ("user", "b")]
     history += [("result", ("y", "2")), ("result", ("x", "1"))]
     assert messages(name, history) == [
@@ -108,7 +108,7 @@ def test_a_result_follows_its_call(name: str) -> None:
 
 
 @every_format
-def test_an_id_that_comes_again_is_another_call(name: str) -> None:
+def test_an_id_that_comes_again_is_another_call(name: DialectName) -> None:
     """https://github.com/open-webui/open-webui/issues/28305."""
     round_one: History = [("calls", [("c", "f")]), ("result", ("c", "1"))]
     round_two: History = [("calls", [("c", "g")]), ("result", ("c", "2"))]
@@ -121,7 +121,7 @@ def test_an_id_that_comes_again_is_another_call(name: str) -> None:
 
 
 @every_format
-def test_one_id_twice_in_a_message(name: str) -> None:
+def test_one_id_twice_in_a_message(name: DialectName) -> None:
     history: History = [
         ("user", "a"),
         ("calls", [("c", "f"), ("c", "g")]),
@@ -135,14 +135,14 @@ def test_one_id_twice_in_a_message(name: str) -> None:
 
 
 @every_format
-def test_a_result_that_answers_nothing_is_refused(name: str) -> None:
+def test_a_result_that_answers_nothing_is_refused(name: DialectName) -> None:
     with pytest.raises(BadRequest):
         messages(name, [("user", "a"), ("result", ("x", "1")), ("user", "b")])
 
 
 @every_format
 @pytest.mark.parametrize("word", ["x" * 405, "x" * 8_192, "a\tb", "é\U0001f600", "functions.f:0", " "])
-def test_ids_and_names_that_we_sent_out_are_accepted(name: str, word: str) -> None:
+def test_ids_and_names_that_we_sent_out_are_accepted(name: DialectName, word: str) -> None:
     history: History = [("user", "a"), ("calls", [(word, word)]), ("result", (word, ""))]
     assert messages(name, history) == history
 

@@ -23,10 +23,9 @@ from chat_nest.core.errors import (
 )
 from chat_nest.core.claims import Line, Quota
 from chat_nest.core.messages import ChatRequest, Message, Options, Tool, ToolCall
-from chat_nest.core.protocols import Dialect
 
 HELLO = {"role": "user", "content": "hello"}
-openai: Dialect = OpenAI(now=lambda: 1_762_000_000.9)
+openai = OpenAI(now=lambda: 1_762_000_000.9)
 
 
 def encoder(**fields: object):
@@ -210,10 +209,10 @@ def test_quotas_in_openais_headers() -> None:
             (b"x-ratelimit-remaining-tokens", b"500"),
             (b"x-ratelimit-reset-tokens", b"6h6m40.25s"),
         ]
-    )  # type: ignore[attr-defined]
-    resets = [dict(openai.quota_headers([quota("requests", 1, 1, seconds)])) for seconds in (0, 0.0204, 59.9, 60, 3600)]  # type: ignore[attr-defined]
+    )
+    resets = [dict(openai.quota_headers([quota("requests", 1, 1, seconds)])) for seconds in (0, 0.0204, 59.9, 60, 3600)]
     assert [each[b"x-ratelimit-reset-requests"] for each in resets] == [b"0s", b"21ms", b"59.9s", b"1m0s", b"1h0m0s"]
-    assert openai.quota_headers([]) == []  # type: ignore[attr-defined]
+    assert openai.quota_headers([]) == []
 
 
 def test_models() -> None:

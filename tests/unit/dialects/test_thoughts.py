@@ -24,7 +24,7 @@ UNSIGNED = {"type": "thinking", "thinking": "of another provider", "signature": 
 CALL = {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Bonn"}}
 RESULT = {"type": "tool_result", "tool_use_id": "a", "content": "19"}
 TOOLS = [{"name": "weather", "input_schema": {"type": "object"}}]
-ANSWER = [
+ANSWER: list[Delta] = [
     ReasoningDelta("Let me "),
     ReasoningDelta("see."),
     SignatureDelta("RXFRQkNn"),

@@ -10,6 +10,7 @@ import pytest
 from decoding import SECRET, decode, decode_cut_anywhere
 
 from chat_nest.core.deltas import (
+    FinishReason,
     Delta,
     FinishDelta,
     ReasoningDelta,
@@ -185,7 +186,7 @@ def test_what_says_nothing_is_left_out(body: bytes, expected: list[Delta]) -> No
         ("refusal", "content_filter"),
     ],
 )
-def test_stop_reasons(said: str, meant: str) -> None:
+def test_stop_reasons(said: str, meant: FinishReason) -> None:
     assert read(last(said) + STOP) == ([FinishDelta(meant)], None)
 
 

@@ -110,7 +110,7 @@ def text(deltas: Sequence[Delta], kind: type[TextDelta | ReasoningDelta] = TextD
 
 
 def last_usage(deltas: Sequence[Delta]) -> Usage | None:
-    return ([each.usage for each in deltas if isinstance(each, UsageDelta)] or [None])[-1]
+    return ([each.usage for each in deltas if isinstance(each, UsageDelta)] or [None])[-1]  # type: ignore[list-item]
 
 
 OSLO, JST = '{"city":"Oslo"}', '{"tz":"JST"}'
@@ -412,7 +412,7 @@ def test_an_index_that_counts_the_events_is_no_other_choice(first: object) -> No
     """TGI and Foundry Local: https://github.com/huggingface/text-generation-inference/pull/1648."""
     said: list[dict[str, object]] = [{"content": "a"}, {"tool_calls": [call("weather", OSLO, id="x1")]}, {}]
     body = b"".join(
-        event({"choices": [{"index": type(first)(int(str(first)) + at), "delta": each, "finish_reason": "stop" if not each else None}]})
+        event({"choices": [{"index": type(first)(int(str(first)) + at), "delta": each, "finish_reason": "stop" if not each else None}]})  # type: ignore[call-arg]
         for at, each in enumerate(said)
     )  # fmt: skip
     deltas, failure = decode(openai_codec(), body)
@@ -747,7 +747,7 @@ def test_events_without_a_blank_line_between_them_are_read(make: Callable[[], Co
         assert decode(make(), body + end, whole=True) == expected
         assert decode(make(), body[:40], body[40:] + end, whole=True) == expected
     lines = body.replace(b"data: ", b"")
-    assert decode(make(whole=True), lines, whole=True) == expected
+    assert decode(make(whole=True), lines, whole=True) == expected  # type: ignore[call-arg]
     last = ENDS[make][:-1] + b"data: [DONE]\n\n"
     if make is not ollama_codec:
         assert decode_cut_anywhere(make, last) == expected
@@ -802,7 +802,7 @@ HALVES = {
 def test_a_character_in_two_pieces_is_one(make: Any, which: int, pieces: list[str], expected: str) -> None:
     """A token is not a character: https://github.com/elie222/rakazo/issues/416."""
     piece, end = HALVES[make][which], HALVES[make][2]
-    deltas, failure = decode_cut_anywhere(make, b"".join(map(piece, pieces)) + end)
+    deltas, failure = decode_cut_anywhere(make, b"".join(map(piece, pieces)) + end)  # type: ignore[call-overload]
     assert failure is None
     assert text(deltas, (TextDelta, ReasoningDelta)[which]) == expected
     assert all(each.text for each in deltas if isinstance(each, TextDelta | ReasoningDelta))
@@ -1063,10 +1063,10 @@ def anthropic_events(data: st.DataObject) -> list[dict[str, Any]]:
         *(tool_block(data, at, *each) for at, each in enumerate(TWO, start=2)),
         [{"type": "ping"}] * data.draw(st.integers(0, 2)),
     ]
-    blocks = merged(data, *blocks) if data.draw(st.booleans()) else [each for block in blocks for each in block]
+    blocks = merged(data, *blocks) if data.draw(st.booleans()) else [each for block in blocks for each in block]  # type: ignore[misc]
     return [
         {"type": "message_start", "message": {"content": [], "usage": {"input_tokens": 40, "output_tokens": 1}}},
-        *blocks,
+        *blocks,  # type: ignore[list-item]
         *data.draw(st.permutations(ends)),
         {"type": "message_stop"},
     ]  # fmt: skip
@@ -1095,7 +1095,7 @@ def gemini_events(data: st.DataObject) -> list[dict[str, Any]]:
         {"candidates": [{"finishReason": "STOP"}]},
         {"usageMetadata": {"promptTokenCount": 40, "candidatesTokenCount": 4, "thoughtsTokenCount": 3}},
     ]
-    return [*events, *data.draw(st.permutations(ends))]
+    return [*events, *data.draw(st.permutations(ends))]  # type: ignore[list-item]
 
 
 def ollama_events(data: st.DataObject) -> list[dict[str, Any]]:
@@ -1144,7 +1144,8 @@ def test_legal_pieces_of_the_other_formats_in_any_order_and_any_cut_mean_the_sam
     text, thought, calls, reason, usage = meaning(deltas)
     assert (text, thought, reason) == ("Hi", "Hm", "tool_calls")
     assert sorted(
-        (name, json.loads(arguments)["city" if name == "weather" else "tz"]) for name, arguments in calls
+        (name, json.loads(arguments)["city" if name == "weather" else "tz"])
+        for name, arguments in calls  # type: ignore[attr-defined]
     ) == [
         ("clock", "JST"),
         ("weather", "Oslo"),

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from decoding import SECRET, decode, decode_cut_anywhere
 
-from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta, FinishReason
 from chat_nest.core.errors import (
     UpstreamError,
     UpstreamProtocol,
@@ -193,7 +193,7 @@ def test_pieces_without_a_meaning_make_no_call(wrong: dict[str, object]) -> None
         *((reason, "content_filter") for reason in "SAFETY RECITATION BLOCKLIST PROHIBITED_CONTENT SPII".split()),
     ],
 )
-def test_finish_reasons(said: str, meant: str) -> None:
+def test_finish_reasons(said: str, meant: FinishReason) -> None:
     assert read(chunk(finish=said)) == ([FinishDelta(meant)], None)
     assert read(data({"candidates": [{"finishReason": said}]})) == ([FinishDelta(meant)], None)
 

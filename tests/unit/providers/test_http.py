@@ -577,7 +577,7 @@ async def test_cancelled_at_any_turn_of_the_loop_leaves_no_socket(times: int) ->
 
 async def broken(connection: Connection) -> None:
     await connection.send(head() + piece(b"a"))
-    await connection._provider.first_read.wait()
+    await connection._provider.first_read.wait()  # type: ignore[attr-defined]
     await connection.send(b"zz\r\na\r\n")
     await asyncio.shield(connection.closed)
 
@@ -597,11 +597,11 @@ BODIES: dict[str, tuple[Script, type[UpstreamError]]] = {
 async def test_a_broken_body(name: str) -> None:
     script, expected = BODIES[name]
     async with ScriptedProvider(script) as provider, session(provider.url) as client:
-        provider.first_read = asyncio.Event()
+        provider.first_read = asyncio.Event()  # type: ignore[attr-defined]
         with pytest.raises(UpstreamError) as caught:
             async with post(client) as answer:
                 while await answer.read():
-                    provider.first_read.set()
+                    provider.first_read.set()  # type: ignore[attr-defined]
         assert type(caught.value) is expected
         assert not caught.value.spent_nothing
         assert caught.value.__context__ is None
@@ -631,7 +631,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 async def test_a_broken_head(name: str, caplog: pytest.LogCaptureFixture) -> None:
     script, expected = HEADS[name]
-    async with ScriptedProvider(script) as provider, session(provider.url) as client:
+    async with ScriptedProvider(script) as provider, session(provider.url) as client:  # type: ignore[arg-type]
         error = await failure(client)
         assert type(error) is expected
         assert not error.spent_nothing

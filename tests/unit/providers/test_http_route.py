@@ -235,7 +235,7 @@ async def proxy(
         writer.transport.abort()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.append(asyncio.current_task())
+        talks.append(asyncio.current_task())  # type: ignore[arg-type]
         try:
             heads.append(await reader.readuntil(b"\r\n\r\n"))
         except (asyncio.IncompleteReadError, ConnectionError):

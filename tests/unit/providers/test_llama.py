@@ -11,7 +11,7 @@ import pytest
 from llama import llama
 
 from chat_nest import Profile, create_chat_handler
-from chat_nest.core.deltas import Batch, FinishDelta, TextDelta, UsageDelta
+from chat_nest.core.deltas import Delta, FinishDelta, TextDelta, UsageDelta
 from chat_nest.core.errors import UpstreamRejected
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.messages import Message
@@ -34,7 +34,7 @@ async def provider(request: pytest.FixtureRequest, url: str) -> AsyncIterator[Op
     if request.param == "openai":
         provider = OpenAIProvider(base_url=url, preset=PRESETS["llamacpp"])
     else:
-        provider = AnthropicProvider(base_url=url.removesuffix("/v1"))
+        provider = AnthropicProvider(base_url=url.removesuffix("/v1"))  # type: ignore[assignment]
     yield provider
     await provider.aclose()
 
@@ -53,14 +53,14 @@ async def slots(url: str) -> list[dict[str, Any]]:
     return found
 
 
-async def whole(provider: Provider, tokens: int) -> tuple[str, list[Batch]]:
+async def whole(provider: Provider, tokens: int) -> tuple[str, list[Delta]]:
     async with provider.open(prompt(tokens), Timeouts()) as batches:
         deltas = [delta async for batch in batches for delta in batch]
     return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)), deltas
 
 
 async def test_text_usage_and_finish_arrive(provider: Provider) -> None:
-    await provider.check()
+    await provider.check()  # type: ignore[attr-defined]
     text, deltas = await whole(provider, 40)
     assert len(text) >= 40, "each token has at least one character"
     finishes = [delta for delta in deltas if isinstance(delta, FinishDelta)]

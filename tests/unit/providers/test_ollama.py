@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from decoding import SECRET, decode, decode_cut_anywhere
 
-from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta, FinishReason
 from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated
 from chat_nest.core.messages import Message, Tool, ToolCall
 from chat_nest.core.protocols import Prompt
@@ -75,7 +75,7 @@ def test_calls_cut_at_every_byte() -> None:
 
 
 @pytest.mark.parametrize(("reason", "meant"), [("stop", "stop"), ("length", "length"), (None, "stop")])
-def test_done_reasons(reason: str | None, meant: str) -> None:
+def test_done_reasons(reason: str | None, meant: FinishReason) -> None:
     assert read(done(reason)) == ([FinishDelta(meant)], None)
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scripted_provider import DONE, chunk, delta, event, finish, usage
 
-from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta
+from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta, FinishReason
 from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated
-from chat_nest.core.messages import Message, Tool, ToolCall
+from chat_nest.core.messages import Message, Tool, ToolCall, Role
 from chat_nest.core.protocols import Prompt
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.presets import PRESETS
@@ -140,7 +140,7 @@ def test_servers_differ(events: bytes, expected: list[Delta]) -> None:
         ("STOP", "stop"),
     ],
 )
-def test_finish_reasons(said: str, meant: str) -> None:
+def test_finish_reasons(said: str, meant: FinishReason) -> None:
     assert decode(finish(said)) == ([FinishDelta(meant)], None)
 
 
@@ -414,7 +414,7 @@ def test_a_request_to_a_reasoning_model() -> None:
 
 
 def test_every_role_passes_through() -> None:
-    roles = ["system", "developer", "user", "assistant", "tool"]
+    roles: list[Role] = ["system", "developer", "user", "assistant", "tool"]
     messages = tuple(Message(role=role, content="x") for role in roles)
     body = json.loads(request_body(Prompt(model="m", messages=messages, max_output_tokens=1)))
     assert [message["role"] for message in body["messages"]] == roles
