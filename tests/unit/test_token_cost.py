@@ -19,6 +19,7 @@ import pytest
 from counted_steps import CountingLoop, Steps, Wire
 from scripted_provider import DONE, END, chunk, finish, head, piece
 
+from chat_nest.dialects import DialectName
 from chat_nest.pipeline import chat
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.core.protocols import Sink
@@ -46,7 +47,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 """The path of each format, and the fields of a request besides its messages."""
 
 
-def request_of(dialect: str) -> bytes:
+def request_of(dialect: DialectName) -> bytes:
     path, fields = FORMATS[dialect]
     said: dict[str, Any] = {"id": "1", "role": "user", "content": "Hi"}
     body: dict[str, Any] = {"input": "Hi"} if dialect == "responses" else {"messages": [said]}
@@ -57,7 +58,9 @@ def request_of(dialect: str) -> bytes:
     return head.encode() + raw
 
 
-async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, dialect: str) -> tuple[dict[str, float], float]:
+async def cost(
+    loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, dialect: DialectName
+) -> tuple[dict[str, float], float]:
     """Steps by function, and handles, a token, of an answer in which every token comes by itself."""
     opened: list[Connection] = []
 
@@ -101,7 +104,7 @@ async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, dialect: str
     return {name: count / TOKENS for name, count in steps.by_function.items()}, handles / TOKENS
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, dialect: str = "native") -> tuple[dict[str, float], float]:
+def measured(monkeypatch: pytest.MonkeyPatch, dialect: DialectName = "native") -> tuple[dict[str, float], float]:
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, CountingLoop)
@@ -116,7 +119,7 @@ def test_what_a_token_sets_in_motion(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dialect", FORMATS)
-def test_a_token_takes_no_more_in_any_format(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_takes_no_more_in_any_format(dialect: DialectName, monkeypatch: pytest.MonkeyPatch) -> None:
     """Responses keeps its answers: two steps more, to append the token and to number it."""
     steps, handles = measured(monkeypatch, dialect)
     assert handles <= MOST_HANDLES + 0.02

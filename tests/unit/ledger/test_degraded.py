@@ -484,7 +484,7 @@ class Outages(RuleBasedStateMachine):
     @initialize()
     def open(self):
         logging.disable()  # each attempt of a whole day's outage is a line
-        self.threads, asyncio.to_thread = asyncio.to_thread, inline
+        self.threads, asyncio.to_thread = asyncio.to_thread, inline  # type: ignore[assignment]
         # Nothing comes from outside of this loop, so the clock need not wait some turns for it before it goes on.
         self.runner = asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(start=0, noop_cycles=0))
         self.loop = self.runner.get_loop()

@@ -59,7 +59,7 @@ async def test_a_happy_ending_touches_no_file(tmp_path) -> None:
     store = Switched()
     await held(store)
     journal, marked = Journal(tmp_path / "journal"), []
-    journal.land = marked.append
+    journal.land = marked.append  # type: ignore[assignment]
     delivery = Delivery(store, journal=journal)
     await delivery.deliver(entry())
     await delivery.aclose(1)

@@ -277,7 +277,7 @@ async def test_row43_a_store_that_does_not_answer_is_limiter_unavailable_within_
 async def test_a_store_that_batches_calls_has_as_many_at_once_as_it_names() -> None:
     class Batching(MemoryStore):
         calls_at_once = 20
-        running = most = 0
+        running = most = 0  # type: ignore[assignment]
 
         async def reserve(self, claim, lease):
             self.running += 1
@@ -676,7 +676,7 @@ class Allowing:
 @pytest.mark.parametrize("allowance", [True, False])
 async def test_after_leases_have_ended_only_a_store_with_an_allowance_of_its_own_admits(allowance) -> None:
     store = Renewing()
-    ledger = Ledger(store, refusal, lease=60, degraded=Allowing(store) if allowance else None)
+    ledger = Ledger(store, refusal, lease=60, degraded=Allowing(store) if allowance else None)  # type: ignore[arg-type]
     ledger.start()
     store.away = True
     await asyncio.sleep(70)

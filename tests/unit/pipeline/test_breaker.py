@@ -112,9 +112,9 @@ def test_it_never_stays_shut_for_good_and_probes_one_at_a_time(history: list[tup
             assert not was_open or breaker.state == "probing"
             running.append(breaker.era)
         elif running:
-            breaker.ended(running.pop(0), outcome, now)
+            breaker.ended(running.pop(0), outcome, now)  # type: ignore[arg-type]
         if len(running) > 3:
-            breaker.ended(running.pop(), outcome, now)
+            breaker.ended(running.pop(), outcome, now)  # type: ignore[arg-type]
     while running:
         breaker.ended(running.pop(), "unknown", now)
     wait = breaker.admit(now)

@@ -75,7 +75,7 @@ async def test_the_story_cant_settle_twice_or_be_admitted_late() -> None:
     with pytest.raises(RuntimeError, match="settled while it was CLOSING"):
         life.settle()
     with pytest.raises(RuntimeError, match="admitted while it was CLOSING"):
-        life.admit(None)
+        life.admit(None)  # type: ignore[arg-type]
     task.cancel()
     await asyncio.wait([task])
     assert (life.state, life.has_reader, life.released.done(), life.finished.done()) == (State.OVER, False, True, True)
@@ -86,7 +86,7 @@ async def test_a_story_whose_cancellation_was_swallowed_is_not_admitted() -> Non
     task = life.begin(ignoring())
     life.end(stopped := Stopped())
     with pytest.raises(Stopped) as raised:
-        life.admit(None)
+        life.admit(None)  # type: ignore[arg-type]
     assert raised.value is stopped
     await asyncio.wait([task])
 
@@ -234,7 +234,8 @@ class World:
                 self.provider.coming.put_nowait(UpstreamUnavailable())
             case "it is stopped":
                 self.handler._run_routes._stop_here(
-                    self.life.id, self.life.admission and self.life.admission.caller.key
+                    self.life.id,
+                    self.life.admission and self.life.admission.caller.key,  # type: ignore[arg-type]
                 )
             case "a reader comes back":
                 self.ask("GET", f"/api/chat/{self.life.id}/stream")
@@ -393,7 +394,7 @@ async def test_whose_answer_goes_on_without_its_reader(log, policy, goes_on, why
     life = Lifecycle("r")
     task = life.begin(ignoring())
     await asyncio.sleep(0)
-    life.admit(Admitted(policy))
+    life.admit(Admitted(policy))  # type: ignore[arg-type]
     life.log = log
     life.leave(why)
     if goes_on and log is not None:
@@ -421,8 +422,8 @@ async def test_the_grace_begins_when_the_last_who_follows_has_left() -> None:
     life, log = Lifecycle("r"), Log(readers=1)
     task = life.begin(ignoring())
     await asyncio.sleep(0)
-    life.admit(Admitted("grace"))
-    life.log = log
+    life.admit(Admitted("grace"))  # type: ignore[arg-type]
+    life.log = log  # type: ignore[assignment]
     began = loop.time()
     life.leave(gone := ClientGone())
     await asyncio.sleep(15)

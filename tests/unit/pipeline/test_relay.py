@@ -84,7 +84,7 @@ async def relayed(
     lines = Lines(takes)
     source = Straight(batches) if straight else provider()
     try:
-        reason = await relay(source, lines, lines, reservation, Pulse(0.0), lambda: 1.0)
+        reason = await relay(source, lines, lines, reservation, Pulse(0.0), lambda: 1.0)  # type: ignore[arg-type]
     finally:
         assert lines.sent == len(lines.written), "every batch is sent once"
     return reason, lines.written
@@ -114,7 +114,7 @@ COUNTERS = [ByteCounter(), counter_for("a-model-of-our-own"), counter_for("claud
 @pytest.mark.parametrize("piece", ["x", "7", "字"])
 async def test_a_piece_is_not_a_token(counter: TokenCounter, piece: str) -> None:
     batches = [*[[TextDelta(piece)]] * 600, [FinishDelta("stop"), usage(9, 101)]]
-    reason, written, reservation = await run(batches, 400, counter)
+    reason, written, reservation = await run(batches, 400, counter)  # type: ignore[arg-type]
     assert (reason, written) == ("stop", batches)
     assert reservation.spent() == (Usage(input_tokens=9, output_tokens=101), "reported")
 

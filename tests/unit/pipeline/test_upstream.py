@@ -222,7 +222,7 @@ async def test_a_report_that_was_not_taken_counts() -> None:
 
 async def test_a_report_behind_a_finish_that_was_taken_is_the_last_word() -> None:
     batches = Ahead(UsageDelta(used(7, 9)))
-    batches.batches = [[TextDelta("one "), FinishDelta("stop")]]
+    batches.batches = [[TextDelta("one "), FinishDelta("stop")]]  # type: ignore[list-item]
     reservation = await leave(batches, read=True, times=1)
     assert reservation.spent() == (used(7, 9), "reported")
 
@@ -510,7 +510,7 @@ async def test_row_38_a_storm_opens_the_breaker_and_one_probe_closes_it(monkeypa
     assert 1 <= refused.retry_after <= 5
     await asyncio.sleep(5)
     waiting = asyncio.Event()
-    provider.before = waiting.wait
+    provider.before = waiting.wait  # type: ignore[assignment]
     probe = asyncio.create_task(asked(upstream))
     await asyncio.sleep(0.01)
     assert (await failure(upstream)).retry_after == 1
@@ -568,7 +568,7 @@ async def test_refusals_and_error_events_do_not_open_it(error) -> None:
 @pytest.mark.parametrize(("seconds", "state"), [(1, "closed"), (30, "open")])
 async def test_only_those_who_waited_long_tell_of_a_silent_provider(seconds, state) -> None:
     provider = Flaky(answer=[])
-    provider.before = asyncio.Event().wait
+    provider.before = asyncio.Event().wait  # type: ignore[assignment]
     upstream = Upstream({"p": provider}, Timeouts())
     tasks = [asyncio.create_task(asked(upstream)) for _ in range(STORM)]
     await asyncio.sleep(seconds)
@@ -585,7 +585,7 @@ async def test_a_probe_whose_client_leaves_does_not_block_the_next() -> None:
     for _ in range(STORM):
         upstream.breakers["p"].ended(0, "ill", 0)
     await asyncio.sleep(5)
-    provider.before = asyncio.Event().wait
+    provider.before = asyncio.Event().wait  # type: ignore[assignment]
     probe = asyncio.create_task(asked(upstream))
     await asyncio.sleep(0.01)
     probe.cancel()

@@ -35,7 +35,7 @@ async def workers(folder, count=2, **options):
         one.listen(lambda _name, _owner: False)
         one.attend()
         one.attend()
-        await one._opening
+        await one._opening  # type: ignore[misc]
     try:
         yield found
     finally:
@@ -194,7 +194,7 @@ deltas = st.one_of(
     st.text(st.characters(), min_size=1).map(TextDelta),
     st.builds(ToolCallDelta, index=st.integers(0, 9), arguments=st.text(st.characters()), name=st.text()),
     st.builds(UsageDelta, st.builds(Usage, output_tokens=st.integers(0, 10**9))),
-    st.sampled_from(["stop", "length", "other"]).map(FinishDelta),
+    st.sampled_from(["stop", "length", "other"]).map(FinishDelta),  # type: ignore[arg-type]
 )
 
 
