@@ -87,7 +87,7 @@ class World:
                 self.posted.append(crossing)
             return first
 
-        self.watch = Watch(self.counts, self.store, self.store.controls, lambda: {"p": self.pool}, post, self.clock)
+        self.watch = Watch(self.counts, self.store, self.store.controls, lambda: {"p": self.pool}, post, self.clock)  # type: ignore[dict-item]
         self.watch.adopt(Bounds(**bounds), frozenset(EVENTS), UTC)
 
     async def look(self):
@@ -275,7 +275,7 @@ async def test_a_refused_key_is_told_once_an_hour_by_whoever_saw_it():
     world.counts.finished(ending)
     assert await world.look() == []
     world.clock.now += 3_601
-    world.pool.rests = (KeyRest("", 60.0, "upstream_quota"), KeyRest("m", 5.0, "upstream_rate_limited"))
+    world.pool.rests = (KeyRest("", 60.0, "upstream_quota"), KeyRest("m", 5.0, "upstream_rate_limited"))  # type: ignore[assignment]
     assert await world.look() == [("provider.key_refused", "p refuses 1 of its 3 keys: upstream_quota")]
 
 

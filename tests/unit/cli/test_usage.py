@@ -9,6 +9,8 @@ import time
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from collections.abc import MutableMapping
+from typing import Any
 import pytest
 from msgspec.structs import replace
 from click.testing import CliRunner
@@ -22,6 +24,7 @@ from chat_nest.controls.grants import Grant, grant_row
 from chat_nest.core.claims import Claim, Granted, Line
 from chat_nest.core.messages import hashed
 from chat_nest.core.records import Record
+from chat_nest.core.protocols import HasControls
 from chat_nest.server.app import build
 from chat_nest.server.config.settings import load
 from chat_nest.limits.windows import calendar_window
@@ -80,10 +83,9 @@ def url(request, tmp_path):
     return url
 
 
-def run(url: str, *arguments: str, **environ: str):
+def run(url: str, *arguments: str, **environ: str | None):
     clean = {name: None for name in os.environ if name.startswith(("CHAT_NEST_", "OPENAI_"))}
-    environ = {"CHAT_NEST_STORE_URL": url, **environ}
-    return CliRunner(env={**clean, **environ}).invoke(chat_nest, ["usage", *arguments])
+    return CliRunner(env={**clean, "CHAT_NEST_STORE_URL": url, **environ}).invoke(chat_nest, ["usage", *arguments])
 
 
 NOVEMBER = ("--since", "2026-11-01", "--until", "2026-11-30")
@@ -149,6 +151,7 @@ def test_below_the_table_stand_the_shared_limits_and_their_forecasts(url, tmp_pa
             "w",
             "",
         )
+        assert isinstance(store, HasControls)
         await store.controls.change([row])
         await store.aclose()
 
@@ -318,7 +321,7 @@ def test_what_a_served_chat_used_is_reported(tmp_path, tokens):
         f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n[prices."openai:*"]\ninput = 1000\noutput = 2000\n'
     )
 
-    async def send(message: dict) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         assert message.get("status", 200) == 200
 
     async def chat() -> None:

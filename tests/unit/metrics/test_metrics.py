@@ -228,7 +228,7 @@ async def test_no_string_of_a_client_is_ever_in_a_scrape(dialect):
         ),
         HOSTILE,
     )
-    bodies = [{**json_body, name: HOSTILE} for json_body in BODIES[dialect] for name in strings] + [
+    bodies = [{**json_body, name: HOSTILE} for json_body in BODIES[dialect] for name in strings] + [  # type: ignore[attr-defined, misc]
         {**BODIES[dialect][0], **strings},
         *BODIES[dialect],
     ]

@@ -9,8 +9,10 @@ import json
 import sqlite3
 import time
 from base64 import b64encode
+from collections.abc import MutableMapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -43,7 +45,7 @@ class Answer:
 
 
 async def ask(app: ServerApp, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
-    sent: list[dict] = []
+    sent: list[Any] = []
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict:
@@ -51,7 +53,7 @@ async def ask(app: ServerApp, path: str, method: str = "GET", body: bytes = b"",
             return left.pop()
         return await asyncio.Future()
 
-    async def send(message: dict) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     fields = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
@@ -61,13 +63,13 @@ async def ask(app: ServerApp, path: str, method: str = "GET", body: bytes = b"",
 
 
 async def lifespan(app: ServerApp, *messages: str) -> list[dict]:
-    sent: list[dict] = []
+    sent: list[Any] = []
     waiting = [{"type": message} for message in reversed(messages)]
 
     async def receive() -> dict:
         return waiting.pop()
 
-    async def send(message: dict) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     await app({"type": "lifespan"}, receive, send)
@@ -253,7 +255,7 @@ async def test_starting_asks_the_provider_and_logs_what_is_wrong(caplog):
     app = build(config("http://127.0.0.1:9/v1"))
     started = asyncio.Event()
     stop = asyncio.Event()
-    sent: list[dict] = []
+    sent: list[Any] = []
 
     async def receive() -> dict:
         if not started.is_set():
@@ -262,7 +264,7 @@ async def test_starting_asks_the_provider_and_logs_what_is_wrong(caplog):
         await stop.wait()
         return {"type": "lifespan.shutdown"}
 
-    async def send(message: dict) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     running = asyncio.create_task(app({"type": "lifespan"}, receive, send))
@@ -289,6 +291,7 @@ def test_providers_are_made_as_configured():
     assert isinstance(given, OpenAIProvider)
     assert (given.base_url, given.abort_bills) == ("http://a.example/v1", "unknown")
     full = make_provider(ProviderConfig(kind="openai", base_url="http://a.example/v1", abort_bills="full"))
+    assert isinstance(full, OpenAIProvider)
     assert full.abort_bills == "full"
 
 

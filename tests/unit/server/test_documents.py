@@ -81,7 +81,7 @@ def test_every_toml_example_is_accepted(tmp_path: Path, monkeypatch: pytest.Monk
         if name == "strangers.md":  # one file in ten steps
             steps = example = f"{steps}\n{example}"
         file.write_text(example)
-        load(file, environ={"OPENAI_API_KEY": "sk-of-the-test"})
+        load(file, environ={"OPENAI_API_KEY": "sk-of-the-test"})  # type: ignore[arg-type]
         assert name
 
 

@@ -101,7 +101,7 @@ def test_the_ports_are_the_usual_ones() -> None:
 def serve(environ: Mapping[str, str], text: str = "", folder: object = None) -> Config:
     if not text:
         return load("", environ, find_local=lambda: FOUND)
-    file = folder / "chat.toml"  # type: ignore[operator]
+    file = folder / "chat.toml"
     file.write_text(text)
     return load(str(file), environ, find_local=lambda: FOUND)
 
@@ -115,7 +115,7 @@ def test_it_answers_instead_of_the_demo_model_and_one_line_says_so() -> None:
     )
     provider = config.providers["ollama"]
     assert (provider.base_url, provider.api_key) == ("http://localhost:11434", None)
-    assert make_provider(provider).abort_bills == "stops"
+    assert make_provider(provider).abort_bills == "stops"  # type: ignore[attr-defined]
     assert serve({"CHAT_NEST_MODEL": "qwen3:4b"}).model == "ollama:qwen3:4b"
 
 

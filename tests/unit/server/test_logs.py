@@ -9,7 +9,7 @@ from chat_nest.server.logs import LineFormatter, configure
 
 
 def record(message: str, *args: object, **more: object) -> logging.LogRecord:
-    made = logging.LogRecord("chat_nest.x", logging.WARNING, "file", 1, message, args, more.pop("exc_info", None))
+    made = logging.LogRecord("chat_nest.x", logging.WARNING, "file", 1, message, args, more.pop("exc_info", None))  # type: ignore[arg-type]
     made.created = 0.25
     return made
 

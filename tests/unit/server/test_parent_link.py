@@ -40,7 +40,7 @@ class Worker:
 async def linked():
     parent, theirs = Pipe()
     link, worker = ParentLink(theirs), Worker()
-    link.serving(worker)
+    link.serving(worker)  # type: ignore[arg-type]
     assert await heard(parent) == ("serving",)
     yield parent, link, worker
     parent.close()

@@ -70,7 +70,7 @@ async def test_one_line_joins_the_http_request_and_the_ending_of_its_chat(tmp_pa
     release = asyncio.Event()
     first, *rest = answer("Hello", 3)
     scripts = (answer("Hello", 3), [first, rest[0], release, *rest[1:]])
-    async with ScriptedProvider(*scripts) as provider, command(tmp_path, provider.url, **environ) as served:
+    async with ScriptedProvider(*scripts) as provider, command(tmp_path, provider.url, **environ) as served:  # type: ignore[arg-type]
         async with connect(served.port) as client:
             reply = await client.post(HELLO)
             await reply.body()

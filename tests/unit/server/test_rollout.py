@@ -49,7 +49,7 @@ class Fleet:
         self.members = [self.a, self.b]
         self.started_with: list[object] = []
         self.outcomes: list[Outcome] = []
-        self.rollouts = Rollouts(self.source, lambda: list(self.members), self.started_with.append, lambda: self.now)
+        self.rollouts = Rollouts(self.source, lambda: list(self.members), self.started_with.append, lambda: self.now)  # type: ignore[arg-type]
 
     def ask(self) -> None:
         self.rollouts.ask(self.outcomes.append)

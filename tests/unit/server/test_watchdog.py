@@ -152,7 +152,7 @@ async def test_row49_a_loop_that_lacks_cpu_is_one_line_about_the_machine() -> No
     burn = "import time\nend = time.monotonic() + 100\nwhile time.monotonic() < end: pass"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", STARVED], env=env, **pipes)]
+    processes = [subprocess.Popen([sys.executable, "-c", STARVED], env=env, **pipes)]  # type: ignore[call-overload]
     try:
         starved = processes[0]
         assert await asyncio.to_thread(starved.stdout.readline) == "ready\n"

@@ -63,7 +63,7 @@ async def test_a_key_that_is_no_longer_right_ends_it(parts):
     async def is_right():
         return right.pop(0)
 
-    events = Live().stream(None, is_right)
+    events = Live().stream(None, is_right)  # type: ignore[arg-type]
     await anext(events)
     assert await anext(events) == b'event: refused\ndata: {"code":"unauthorized"}\n\n'
     assert await anext(events, None) is None
@@ -72,12 +72,12 @@ async def test_a_key_that_is_no_longer_right_ends_it(parts):
 async def test_streams_share_one_reading_and_are_bounded(parts, monkeypatch):
     monkeypatch.setattr(module, "EVERY_SECONDS", 60.0)
     live = Live()
-    streams = [live.stream(None, yes) for _ in range(MOST_STREAMS)]
+    streams = [live.stream(None, yes) for _ in range(MOST_STREAMS)]  # type: ignore[arg-type]
     for stream in streams:
         await anext(stream)
     assert (parts.reads, live.streams) == (1, MOST_STREAMS)
     with pytest.raises(Overloaded):
-        await anext(live.stream(None, yes))
+        await anext(live.stream(None, yes))  # type: ignore[arg-type]
     await streams.pop().aclose()
     assert live.streams == MOST_STREAMS - 1
     waiting = [asyncio.ensure_future(anext(stream, None)) for stream in streams]

@@ -77,7 +77,7 @@ def test_several_ways_are_accepted_from_the_strongest_to_the_weakest(text, envir
     assert config.identity.ways == ways
     kinds = {"api_key": ApiKeys, "jwt": JsonWebTokens, "header": TrustedHeader, "address": PeerAddress}
     made = identify(config)
-    found = [made] if len(ways) == 1 else made._ways
+    found = [made] if len(ways) == 1 else made._ways  # type: ignore[attr-defined]
     assert [type(each) for each in found] == [kinds[way] for way in ways]
 
 

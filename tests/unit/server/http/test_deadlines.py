@@ -51,7 +51,7 @@ async def test_a_connection_expires_once_and_a_broken_one_holds_up_no_other(capl
     server = HttpServer(context)
     await server.start()
     broken, first, second, never = Expiring(3, broken=True), Expiring(3), Expiring(20), Expiring(float("inf"))
-    context.connections |= {broken, first, second, never}
+    context.connections |= {broken, first, second, never}  # type: ignore[arg-type]
     await asyncio.sleep(30)
     await server.stop()
     assert [len(each.expired) for each in (first, second, never)] == [1, 1, 0]

@@ -53,8 +53,8 @@ and a LimiterUnavailable that only the operator is told apart."""
 
 def made(paths: dict[str, str] | None = None, **options: Any) -> tuple[dict[str, Dialect], dict[str, Any]]:
     """Dialects by name, and the document of them."""
-    paths = PATHS if paths is None else paths
-    dialects = dict(zip(paths, make_dialects(paths, blog_get=True), strict=True))
+    paths = PATHS if paths is None else paths  # type: ignore[assignment]
+    dialects = dict(zip(paths, make_dialects(paths, blog_get=True), strict=True))  # type: ignore[arg-type]
     return dialects, json.loads(document(dialects, **{"max_body_bytes": 1_000, "names_callers": True, **options}))
 
 
@@ -66,7 +66,7 @@ def built(tmp_path, text: str = "[dialects]\nblog = true\nblog_get = true\n") ->
 
 
 def body_of(app: ServerApp) -> bytes:
-    return app._answers[PATH].__self__.body
+    return app._answers[PATH].__self__.body  # type: ignore[attr-defined]
 
 
 def schema_of(described: dict[str, Any], schema: dict[str, Any]) -> jsonschema_rs.Validator:
