@@ -205,11 +205,16 @@ async def provider(shared):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def visit(browser, served):
-    """`page = await visit(profile="kept", **the browser's context)`; what a page must never do fails the test."""
+    """`page = await visit(profile="kept", **the browser's context)`; what a page must never do fails the test.
+
+    `await before(page)` is done before the page is opened.
+    """
     wrong, contexts = [], []
 
-    async def watch(context, url):
+    async def watch(context, url, before):
         page = await context.new_page()
+        if before:
+            await before(page)
         host = urlsplit(url).netloc
         page.on("pageerror", lambda error: wrong.append(f"an exception: {error}"))
         page.on("dialog", lambda dialog: wrong.append(f"a dialog: {dialog.message}"))
@@ -220,14 +225,14 @@ async def visit(browser, served):
         await page.wait_for_selector("html[data-ready]")
         return page
 
-    async def visit(url=None, profile=None, beside=None, **options):
+    async def visit(url=None, profile=None, beside=None, before=None, **options):
         if beside is None:
             options = {"extra_http_headers": {"x-forwarded-for": next(ADDRESSES)}, "locale": "en-US", **options}
             context = await browser.new_context(**options)
             contexts.append(context)
         else:
             context = beside.context
-        page = await watch(context, url or served.url)
+        page = await watch(context, url or served.url, before)
         if profile is not None:
             await page.select_option("#profile", profile)
         return page
@@ -236,3 +241,32 @@ async def visit(browser, served):
     for context in contexts:
         await context.close()
     assert wrong == []
+
+
+class Held:
+    """Requests of a page for its own files that come late or fail: `await visit(before=held.hold("**/a.js"))`."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+
+    def hold(self, files: str):
+        """Answer these only after `release`."""
+
+        async def late(route):
+            await self.release.wait()
+            await route.continue_()
+
+        return lambda page: page.route(files, late)
+
+    def fail(self, files: str):
+        """Fail these until `release`."""
+
+        async def fail(route):
+            await (route.continue_() if self.release.is_set() else route.abort())
+
+        return lambda page: page.route(files, fail)
+
+
+@pytest.fixture
+def held():
+    return Held()

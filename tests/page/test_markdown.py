@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from page_words import say, words
+from page_words import forever, say, words
 from playwright.async_api import expect
 from scripted_provider import DONE, answer, chunk, finish, stream, usage
 
@@ -275,3 +275,49 @@ async def test_an_answer_of_20_000_words_is_shown_whole_and_can_be_read_from_its
     assert await words(page).evaluate("node => node.textContent.match(/word/g).length") == 20_000
     await page.locator("#scroller").evaluate("node => (node.scrollTop = 0)")
     await expect(words(page).locator("h4").first).to_be_in_viewport()
+
+
+@pytest.mark.in_firefox_too
+async def test_an_answer_that_is_whole_before_the_code_of_markdown_is_then_shown_as_markdown(provider, visit, held):
+    provider.scripts = [answer("Yes, **bread**")]
+    page = await visit(before=held.hold("**/markdown.js"))
+    await say(page, "Bread?")
+    await expect(page.locator(".cost")).to_be_visible()
+    await expect(words(page)).to_have_text("Yes, **bread**")
+    held.release.set()
+    await expect(words(page).locator("strong")).to_have_text("bread")
+
+
+@pytest.mark.in_firefox_too
+async def test_an_answer_that_pauses_before_the_code_of_markdown_is_there_is_then_shown_as_markdown(
+    provider, visit, held
+):
+    provider.scripts = [forever("Yes, **bread**")]
+    page = await visit(before=held.hold("**/markdown.js"))
+    await say(page, "Bread?")
+    await expect(words(page)).to_have_text("Yes, **bread**")
+    held.release.set()
+    await expect(words(page).locator("strong")).to_have_text("bread")
+
+
+@pytest.mark.in_firefox_too
+async def test_code_of_markdown_that_fails_to_load_is_loaded_again(provider, visit, held):
+    provider.scripts = [answer("Yes, **bread**")]
+    page = await visit(before=held.fail("**/markdown.js*"))
+    await say(page, "Bread?")
+    await expect(page.locator(".cost")).to_be_visible()
+    await expect(words(page)).to_have_text("Yes, **bread**")
+    held.release.set()
+    await expect(words(page).locator("strong")).to_have_text("bread")
+
+
+@pytest.mark.in_firefox_too
+async def test_formulas_whose_styles_failed_to_load_stay_as_written_and_the_next_is_drawn(provider, visit, held):
+    provider.scripts = [answer("So $x^2$"), answer("And $y^2$")]
+    page = await visit(before=held.fail("**/katex.min.css"))
+    await say(page, "A formula")
+    await expect(page.locator(".cost")).to_be_visible()
+    held.release.set()
+    await say(page, "Another")
+    await expect(words(page).locator(".katex")).to_have_count(1)
+    await expect(page.locator(".assistant code.math").first).to_have_text("x^2")

@@ -30,6 +30,7 @@ let editing = null;
 let waiting = null;
 /** What is in the box outlives a reload. */
 const unsent = keptForTab("chat-nest-unsent");
+let opening = 0;
 /** When Send was clicked. */
 let sent = -Infinity;
 let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
@@ -175,8 +176,10 @@ function stopEditing() {
 
 /** Open a stored conversation; without an id, or if it is gone, a new one. @param {string} id */
 async function open(id) {
+  const mine = (opening += 1);
   const writing = id && answers.writingIn(/** @type {any} */ ({ talk: { id } }));
   const snapshot = id && !writing ? await store.read(id) : null;
+  if (mine !== opening) return; // another one was chosen meanwhile
   if (editing) stopEditing();
   const { profile: before, system } = conversation.talk;
   turns = new Map();
@@ -241,7 +244,8 @@ composer.addEventListener("submit", (event) => {
   event.preventDefault();
   const content = prompt.value;
   if (attachments.isReading()) {
-    attachments.read().then(() => composer.requestSubmit());
+    const asked = conversation;
+    attachments.read().then(() => asked === conversation && composer.requestSubmit());
     return;
   }
   if (isBusy() || (!content.trim() && attachments.isEmpty()) || !attachments.areTaken()) return;

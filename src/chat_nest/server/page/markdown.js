@@ -11,6 +11,8 @@ import { element, icon } from "./dom.js";
 import { isFormula, mathBlock, mathInline, renderMath } from "./maths.js";
 import { word } from "./words.js";
 
+export { prepareFormulas } from "./maths.js";
+
 /** @type {any} */
 const { DOMPurify } = /** @type {any} */ (globalThis);
 

@@ -37,15 +37,36 @@ export const mathInline = {
 };
 
 const drawing = answering("maths-worker.js");
-/** @type {Promise<void> | null} */
+/** Almost every formula needs these: with them there, it is laid out once. */
+const FONTS = ["1em KaTeX_Main", "italic 1em KaTeX_Math"];
+/** @type {Promise<boolean> | null} */
 let styled = null;
 
-/** Load the style sheet of formulas. */
+/** Load the style sheet of formulas. @returns {Promise<boolean>} whether it is there: without it, a formula would be shown twice */
 function style() {
   styled ??= new Promise((resolve) => {
-    document.head.append(element("link", { rel: "stylesheet", href: "lib/katex-0.19.1/katex.min.css", onload: resolve, onerror: resolve }));
+    const link = element("link", { rel: "stylesheet", href: "lib/katex-0.19.1/katex.min.css", onload: () => resolve(true) });
+    link.addEventListener("error", () => {
+      link.remove();
+      styled = null; // the next formula tries again
+      resolve(false);
+    });
+    document.head.append(link);
   });
   return styled;
+}
+
+/**
+ * Load what makes the browser compute the whole page again, while the page is short: the names of the fonts, and the styles
+ * of MathML, which are there with its first element.
+ */
+export async function prepareFormulas() {
+  await style();
+  const first = document.createElementNS("http://www.w3.org/1998/Math/MathML", "math");
+  first.setAttribute("class", "unseen");
+  first.append(document.createElementNS(first.namespaceURI, "mi"));
+  document.body.append(first);
+  requestAnimationFrame(() => setTimeout(() => first.remove()));
 }
 
 /** @param {any} noted what the worker noted @returns {Node | string} */
@@ -64,12 +85,13 @@ export async function renderMath(root) {
   const found = [...root.querySelectorAll(".math:not([data-tex])")];
   if (root.matches(".math:not([data-tex])")) found.push(root);
   if (!found.length) return;
-  await style();
+  if (!(await style())) return;
+  await Promise.allSettled(FONTS.map((font) => document.fonts.load(font)));
   for (const formula of found) {
     const tex = formula.textContent ?? "";
     if (formula.hasAttribute("data-tex") || tex.length > MAX_CHARACTERS) continue;
     const drawn = await drawing({ tex, display: formula.matches(".display") });
-    if (!drawn || formula.hasAttribute("data-tex")) continue;
+    if (!drawn || formula.hasAttribute("data-tex") || formula.textContent !== tex) continue;
     formula.setAttribute("data-tex", tex);
     formula.replaceChildren(...drawn.map(made));
   }

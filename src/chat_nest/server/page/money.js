@@ -23,6 +23,7 @@ export function scarcest(limits) {
   return shown.sort((one, other) => one.remaining / one.limit - other.remaining / other.limit)[0];
 }
 
+let reading = 0;
 /** The name of the chosen profile, where there is a choice. @type {(() => string) | null} */
 let profiles = null;
 
@@ -31,10 +32,12 @@ export const start = (chosen) => void (profiles = chosen);
 
 /** Read and show what is left. @returns {Promise<boolean>} whether it could be read: the chat works without it */
 export async function readUsage() {
+  const mine = (reading += 1);
   const profile = profiles ? `?profile=${encodeURIComponent(profiles())}` : "";
   try {
     const response = await ask(`api/usage${profile}`);
     const { limits } = await response.json();
+    if (mine !== reading) return true; // of another profile, perhaps
     day = limits.find(({ name }) => name === "tokens_per_day");
     show(scarcest(limits));
     return true;

@@ -12,14 +12,23 @@ import { number, word } from "./words.js";
  *   version: (message: Message) => void, enterKey: () => void}} Acts
  */
 
-/** @type {typeof import("./markdown.js").Markdown | null} */
-let Markdown = null;
-const loading = { promise: /** @type {Promise<void> | null} */ (null) };
+/** @type {typeof import("./markdown.js").Markdown} */
+let Markdown;
+/** @type {typeof import("./markdown.js").prepareFormulas} */
+let prepareFormulas;
+/** @type {Promise<void> | null} */
+let loading = null;
+const AGAIN_MS = 2_000;
 
-/** Load the Markdown code; until then, text is shown unformatted. */
-export function loadMarkdown() {
-  loading.promise ??= import("./markdown.js").then((module) => void ({ Markdown } = module), () => void (loading.promise = null));
-  return loading.promise;
+/** Load the Markdown code, however often that takes; until then, text is shown unformatted. */
+export const loadMarkdown = () => (loading ??= load());
+
+async function load() {
+  for (let tries = 0; !Markdown; tries += 1) {
+    if (tries) await new Promise((wake) => setTimeout(wake, AGAIN_MS));
+    // A browser may remember that a module failed to load: then only another address loads it.
+    await import(`./markdown.js${tries ? `?${tries}` : ""}`).then((module) => void ({ Markdown, prepareFormulas } = module), () => {});
+  }
 }
 
 const idle = () => new Promise((resume) => (globalThis.requestIdleCallback ?? setTimeout)(resume));
@@ -28,12 +37,14 @@ const idle = () => new Promise((resume) => (globalThis.requestIdleCallback ?? se
 export async function prepare() {
   await idle();
   await loadMarkdown();
-  const first = Markdown && new Markdown(document.createElement("div"));
+  const first = new Markdown(document.createElement("div"));
   let text = "";
   for (const part of ["**A** `b`\n\n", "- c\n\n", "| d |\n|---|\n| e |"]) {
     await idle();
-    first?.update((text += part));
+    first.update((text += part));
   }
+  await idle();
+  prepareFormulas();
   await idle();
   number(1_000);
   await idle();
@@ -78,7 +89,10 @@ export class Turn {
     this.loading = null; // the text may all be there before the code that draws it
     this.shown = 0; // the characters that are shown as Markdown
     this.growing = 0;
-    if (!isMine) nearby.observe(this.node);
+    if (!isMine) {
+      nearby.observe(this.node);
+      this.node.classList.add("still");
+    }
     this.setVersions(versions);
     this.settle();
   }
@@ -92,7 +106,7 @@ export class Turn {
     nearby.unobserve(this.node);
     if (this.isMine || this.drawn || !this.message.content) return;
     await (this.loading ??= loadMarkdown());
-    if (!Markdown || this.drawn) return;
+    if (this.drawn) return;
     this.words.classList.remove("plain");
     this.drawn = new Markdown(this.words);
     this.grow(atOnce);
@@ -134,13 +148,13 @@ export class Turn {
     this.node.ariaBusy = on ? "true" : null;
     if (on) {
       this.notes.replaceChildren();
-      this.node.classList.remove("empty");
+      this.node.classList.remove("empty", "still");
       this.setActions();
     } else {
-      this.loading = null;
       if (this.drawn) this.grow();
       else this.draw();
       this.settle();
+      idle().then(() => this.node.classList.toggle("still", !this.isWriting)); // it lays the answer out again: in a frame of its own
     }
   }
 
