@@ -3,8 +3,8 @@
     scripts/bench page [--only PART] [--precedence] [--tokens N] [--rate N] [--slower N] [--words N] [--json FILE]
 
 Chromium, with a processor that is four times as slow unless `--slower` says otherwise. An answer of Markdown comes at
-`--rate` tokens a second. A task that takes longer than a frame of 50 ms is felt. Progress and what the longest tasks did
-is on stderr. Exit code 1 means that a goal is missed.
+`--rate` tokens a second. A task that takes longer than a frame of 50 ms is felt. Progress, and what the longest tasks
+did, is on stderr. Exit code 1 means that a goal is missed.
 
 On a busy machine, CPU milliseconds are too many, too: Chromium slows its thread down by the time that passes, which
 counts what other processes did meanwhile. `--precedence` keeps them away from this thread.
