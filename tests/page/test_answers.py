@@ -91,7 +91,7 @@ async def test_the_keyboard_alone_is_enough(provider, visit):
     await page.keyboard.press("Enter")  # not now: the answer is being written
     await expect(prompt).to_have_value("next")
     await page.keyboard.press("Tab")
-    stop = page.get_by_role("button", name="Stop")
+    stop = page.get_by_role("button", name="Stop", exact=True)
     await expect(stop).to_be_focused()
     assert await stop.evaluate("button => getComputedStyle(button).outlineStyle") == "solid"
     await page.keyboard.press("Enter")
@@ -122,6 +122,73 @@ async def test_enter_while_a_word_is_composed_sends_nothing(provider, visit):
     assert not await page.evaluate(press, ["keyCode", 13])
     await expect(words(page)).to_have_text("好")
     assert len(provider.requests) == 1
+
+
+async def test_enter_that_takes_a_composed_word_sends_nothing_and_the_next_one_sends_it(provider, visit):
+    """With Chromium's own composition, as an input method starts it."""
+    provider.scripts = [answer("好")]
+    page = await visit()
+    prompt = page.get_by_label("Your message")
+    await expect(prompt).to_be_focused()
+    method = await page.context.new_cdp_session(page)
+    await method.send("Input.imeSetComposition", {"text": "nihao", "selectionStart": 5, "selectionEnd": 5})
+    enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+    for kind in ("rawKeyDown", "keyUp"):  # without its character: the input method takes that
+        await method.send("Input.dispatchKeyEvent", {"type": kind, **enter})
+    await expect(prompt).to_have_value("nihao")
+    await method.send("Input.insertText", {"text": "你好"})
+    await expect(prompt).to_have_value("你好")
+    await page.keyboard.press("Enter")
+    await expect(words(page)).to_have_text("好")
+    assert [sent(request)[-1] for request in provider.requests] == [("user", "你好")]
+
+
+@pytest.mark.in_firefox_too
+async def test_a_message_during_an_answer_waits_in_the_box_and_can_stop_the_answer(provider, visit):
+    more = asyncio.Event()
+    provider.scripts = [
+        stream(chunk("one "), more, chunk("two"), finish(), usage(1, 2), DONE),
+        forever("three"),
+        answer("Yes"),
+    ]
+    page = await visit()
+    await say(page, "Count")
+    await expect(words(page)).to_have_text("one")
+    note = page.get_by_text("The answer is still being written.")
+    await expect(note).to_be_hidden()
+    await page.keyboard.type("next")
+    await page.keyboard.press("Enter")
+    await expect(note).to_be_visible()
+    await expect(page.get_by_label("Your message")).to_have_value("next")
+    more.set()
+    await expect(page.locator(".cost")).to_contain_text("3 tokens")
+    await expect(note).to_be_hidden()
+    await expect(page.get_by_label("Your message")).to_have_value("next")
+    await page.keyboard.press("Enter")
+    await expect(words(page)).to_have_text("three")
+    await page.keyboard.type("last")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("button", name="Stop it and send").click()
+    await provider.closed(1)
+    await expect(words(page)).to_have_text("Yes")
+    await expect(page.locator(".user .words")).to_have_text(["Count", "next", "last"])
+    await expect(page.get_by_label("Your message")).to_have_value("")
+    assert len(provider.requests) == 3
+
+
+@pytest.mark.in_firefox_too
+async def test_shortcuts_search_and_start_a_chat_and_the_settings_list_them(provider, visit):
+    provider.scripts = [answer("Yes")]
+    page = await visit()
+    await say(page, "Hi")
+    await expect(page.locator(".cost")).to_be_visible()
+    await page.keyboard.press("Control+k")
+    await expect(page.get_by_label("Search conversations")).to_be_focused()
+    await page.keyboard.press("Control+Shift+O")
+    await expect(page.locator("#welcome")).to_be_visible()
+    await expect(page.get_by_label("Your message")).to_be_focused()
+    await page.get_by_role("button", name="Settings").click()
+    await expect(page.locator(".shortcuts")).to_contain_text("Ctrl K searches conversations")
 
 
 async def test_escape_in_the_list_does_not_stop_the_answer(provider, visit):

@@ -31,6 +31,8 @@ let waiting = null;
 /** What is in the box outlives a reload. */
 const unsent = keptForTab("chat-nest-unsent");
 let opening = 0;
+/** Whether the answer is stopped for what is in the box. */
+let isNext = false;
 /** When Send was clicked. */
 let sent = -Infinity;
 let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
@@ -66,6 +68,11 @@ function setComposer() {
   byId("send").hidden = Boolean(writing);
   byId("stop").hidden = !writing;
   byId("editing").hidden = !editing;
+  if (!writing) {
+    byId("busy").hidden = true;
+    if (isNext) setTimeout(() => composer.requestSubmit()); // the answer's end is still being shown
+    isNext = false;
+  }
   attachments.draw();
   if (document.activeElement === document.body || (hadFocus && !writing)) prompt.focus();
 }
@@ -181,6 +188,8 @@ async function open(id) {
   const snapshot = id && !writing ? await store.read(id) : null;
   if (mine !== opening) return; // another one was chosen meanwhile
   if (editing) stopEditing();
+  isNext = false;
+  byId("busy").hidden = true;
   const { profile: before, system } = conversation.talk;
   turns = new Map();
   if (writing) {
@@ -248,7 +257,11 @@ composer.addEventListener("submit", (event) => {
     attachments.read().then(() => asked === conversation && composer.requestSubmit());
     return;
   }
-  if (isBusy() || (!content.trim() && attachments.isEmpty()) || !attachments.areTaken()) return;
+  if ((!content.trim() && attachments.isEmpty()) || !attachments.areTaken()) return;
+  if (isBusy()) {
+    byId("busy").hidden = false;
+    return;
+  }
   const parent = editing?.message.parent;
   const images = attachments.swap();
   if (editing) stopEditing();
@@ -263,6 +276,14 @@ prompt.addEventListener("keydown", (event) => {
   composer.requestSubmit();
 });
 document.addEventListener("keydown", (event) => {
+  const key = event.key.toLowerCase();
+  const isShortcut = (event.ctrlKey || event.metaKey) && !event.altKey && (event.shiftKey ? key === "o" : key === "k");
+  if (!isShortcut || byId("settings").open || byId("picture").open) return;
+  event.preventDefault();
+  if (key === "o") open("");
+  else side.setOpen(true);
+});
+document.addEventListener("keydown", (event) => {
   const isElsewhere = byId("side").contains(event.target) || byId("settings").open || byId("picture").open || byId("item-menu").matches(":popover-open");
   if (event.key !== "Escape" || event.isComposing || event.defaultPrevented || isElsewhere) return;
   if (editing) stopEditing();
@@ -270,6 +291,11 @@ document.addEventListener("keydown", (event) => {
 });
 byId("stop").addEventListener("click", (event) => {
   if (event.timeStamp - sent > DOUBLE_CLICK_MS) answers.stop(conversation); // not the second click of a double click on Send
+});
+byId("stop-and-send").addEventListener("click", () => {
+  isNext = true;
+  prompt.focus();
+  answers.stop(conversation);
 });
 byId("send").addEventListener("click", ({ timeStamp, detail }) => detail && (sent = timeStamp)); // none by the keyboard
 byId("cancel-edit").addEventListener("click", () => {
