@@ -83,6 +83,8 @@ HEAVY: dict[str, Client] = {
     "assistant-ui": Client("@assistant-ui/react-ai-sdk", "AI SDK", "browser", able=(TOOLS, IMAGE)),
     "data-stream": Client("@assistant-ui/react-data-stream", "AI SDK", "browser", able=(TOOLS, IMAGE)),
     "copilotkit": Client("@copilotkit/react-core", "AG-UI", "browser", able=(TOOLS, IMAGE)),
+    "copilotkit-ag-ui": Client("@copilotkit/runtime", "AG-UI", "browser", able=(TOOLS, IMAGE)),
+    "copilotkit-openai": Client("@copilotkit/runtime", RESPONSES, "browser", able=(TOOLS, IMAGE)),
 }
 """The clients of `scripts/heavy-clients`, each in a folder of tests/clients."""
 FRAMEWORKS = ("langchain_client.py", "pydantic_ai_client.py", "llm_client.py")

@@ -1,6 +1,7 @@
 """assistant-ui and CopilotKit in Chromium, before a real server: one page, bundled from the packages as npm installs them.
 
-`scripts/heavy-clients` installs the packages. The page is tests/clients/browser/page.jsx.
+`scripts/heavy-clients` installs the packages. The page is tests/clients/browser/page.jsx. CopilotKit's own runtime,
+tests/clients/browser/runtime.mjs, stands between page and chat for two of the clients.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from asgi_servers import serve
-from client_drivers import CLIENTS, HEAVY, Watched, find_node
+from client_drivers import CLIENTS, HEAVY, Watched, environment, find_node
 from msgspec.structs import replace
 from pictures import png
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -35,6 +36,11 @@ PATIENCE = 90_000
 """Milliseconds: a bound on a hang."""
 PROFILE = replace(BALANCED, model="p:gpt-4o-mini", allow_tools=True, allow_images=True, allow_system_prompt=True)
 HTML = b"<!doctype html><meta charset=utf-8><div id=root></div><script type=module src=/page.js></script>"
+DIALECTS = ("ai_sdk", "ag_ui", "responses")
+RUNTIMES = {"copilotkit-openai": "openai", "copilotkit-ag-ui": "ag-ui"}
+"""The clients with a runtime, and how that asks the chat."""
+BROKEN = {"copilotkit-openai": "AI SDK stream error"}
+"""What a client shows after an error in the middle of an answer, if not the server's message."""
 CLIENTS_IN_PAGES = [name for name, client in HEAVY.items() if client.file == "browser"]
 
 pytestmark = [
@@ -64,6 +70,28 @@ async def browser() -> AsyncIterator[Browser]:
         yield await playwright.chromium.launch(executable_path=CHROMIUM, args=options)
 
 
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[str]:
+    """The URL of CopilotKit's runtime."""
+    node = find_node()
+    assert node, "node is missing: scripts/setup clients"
+    process = subprocess.Popen(
+        [node, FOLDER / "runtime.mjs"],
+        env={**environment(), "COPILOTKIT_TELEMETRY_DISABLED": "true"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it logs each refusal
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        ports = (line.strip() for line in process.stdout)
+        port = next((line for line in ports if line.isdigit()), None)
+        assert port, "CopilotKit's runtime ended"
+        yield f"http://127.0.0.1:{port}"
+        process.kill()
+
+
 class WithPage:
     """A chat, and the page before it."""
 
@@ -88,7 +116,8 @@ class Talk:
 
     def __init__(self, page: Page, client: str) -> None:
         self.page = page
-        self._copilot = client == "copilotkit"
+        self.client = client
+        self._copilot = client.startswith("copilotkit")
 
     async def ask(self, text: str, picture: Path | None = None) -> None:
         page = self.page
@@ -118,29 +147,32 @@ class Talk:
 class Visits:
     """Opens the page before a chat whose provider follows a script; `app.asked` counts its requests."""
 
-    def __init__(self, browser: Browser, bundle: Path, client: str) -> None:
+    def __init__(self, browser: Browser, bundle: Path, client: str, runtime: str) -> None:
         self.bundle = bundle
-        self._browser, self._client = browser, client
+        self._browser, self._client, self._runtime = browser, client, runtime
 
     async def __call__(self, port: int, *, tools: bool = False) -> Talk:
         page = await self._browser.new_page()
         page.set_default_timeout(PATIENCE)
-        await page.goto(f"http://127.0.0.1:{port}/?client={self._client}{'&tools' if tools else ''}")
+        between = ""
+        if self._client in RUNTIMES:
+            between = f"&runtime={self._runtime}/{RUNTIMES[self._client]}/{port}/api/copilotkit"
+        await page.goto(f"http://127.0.0.1:{port}/?client={self._client}{between}{'&tools' if tools else ''}")
         return Talk(page, self._client)
 
     def app(self, provider: Any, **limits: Any) -> Watched:
         profiles = {"balanced": replace(PROFILE, **limits)}
-        chat = create_chat_handler(providers={"p": provider}, profiles=profiles, dialects=("ai_sdk", "ag_ui"))
+        chat = create_chat_handler(providers={"p": provider}, profiles=profiles, dialects=DIALECTS)
         return Watched(WithPage(chat, self.bundle))
 
 
 @pytest.fixture
-def visit(browser: Browser, bundle: Path, client: str) -> Visits:
-    return Visits(browser, bundle, client)
+def visit(browser: Browser, bundle: Path, client: str, runtime: str) -> Visits:
+    return Visits(browser, bundle, client, runtime)
 
 
 def chats(app: Watched) -> int:
-    return sum(count for request, count in app.asked.items() if request.startswith("POST /api/"))
+    return sum(count for request, count in app.asked.items() if request.startswith("POST /"))
 
 
 async def test_an_answer_is_seen_as_it_comes(visit: Visits) -> None:
@@ -169,7 +201,7 @@ class InTurn(Scripted):
         return super().open(prompt, timeouts)
 
 
-async def test_a_tool_of_the_page_is_called_and_its_result_sent_back(visit: Visits) -> None:
+async def test_a_tool_of_the_page_is_called_and_its_result_sent_back(visit: Visits, client: str) -> None:
     calling: list[Step] = [
         [ReasoningDelta("Hm.")],
         [ToolCallDelta(0, '{"city":"Bonn"}', "call-a", "weather")],
@@ -182,7 +214,8 @@ async def test_a_tool_of_the_page_is_called_and_its_result_sent_back(visit: Visi
         await talk.ask("How is the weather?")
         await talk.sees("It is 19 degrees")
         await talk.page.close()
-    assert [tool.name for tool in provider.prompts[0].tools] == ["weather"]
+    own = ["AGUISendStateSnapshot", "AGUISendStateDelta"] if client == "copilotkit-openai" else []
+    assert [tool.name for tool in provider.prompts[0].tools] == ["weather", *own]
     *_, called, result = provider.prompts[1].messages
     assert [(call.id, call.arguments) for call in called.tool_calls] == [("call-a", '{"city":"Bonn"}')]
     assert result.tool_call_id == "call-a"
@@ -207,7 +240,8 @@ async def test_an_image_reaches_the_model(visit: Visits, tmp_path: Path) -> None
 
 async def test_a_stop_closes_the_providers_socket(visit: Visits) -> None:
     async with ScriptedProvider(stream(chunk("one"), HANG)) as provider:
-        chat = create_chat_handler(api_key="k", base_url=provider.url, dialects=("ai_sdk", "ag_ui"))
+        profiles = {"balanced": replace(BALANCED, allow_tools=True)}  # CopilotKit's agent always has tools of its own
+        chat = create_chat_handler(api_key="k", base_url=provider.url, profiles=profiles, dialects=DIALECTS)
         async with serve(WithPage(chat, visit.bundle)) as port:
             talk = await visit(port)
             await talk.ask("Hi")
@@ -221,11 +255,11 @@ async def test_a_stop_closes_the_providers_socket(visit: Visits) -> None:
     ("limits", "said"),
     [
         ({"requests_per_minute": 1}, "Rate limit exceeded"),
-        ({"requests_per_minute": None, "tokens_per_day": 500}, "budget exceeded"),
+        ({"requests_per_minute": None, "tokens_per_day": 2_100}, "budget exceeded"),
     ],
 )
 async def test_a_refusal_is_shown_and_not_asked_again(visit: Visits, limits: dict[str, int], said: str) -> None:
-    provider = Scripted(answer("Hello", input_tokens=100, output_tokens=400))
+    provider = Scripted(answer("Hello", input_tokens=100, output_tokens=2_000))
     app = visit.app(provider, **limits)
     async with serve(app) as port:
         talk = await visit(port)
@@ -255,6 +289,6 @@ async def test_an_error_in_the_middle_is_shown(visit: Visits) -> None:
     async with serve(app) as port:
         talk = await visit(port)
         await talk.ask("Hi")
-        await talk.sees("The model provider stopped answering")
+        await talk.sees(BROKEN.get(talk.client, "The model provider stopped answering"))
         assert chats(app) == 1
         await talk.page.close()

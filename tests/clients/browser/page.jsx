@@ -1,4 +1,5 @@
-// assistant-ui and CopilotKit as a page has them: /?client=assistant-ui, data-stream or copilotkit, &tools for a tool.
+// assistant-ui and CopilotKit as a page has them: /?client=assistant-ui, data-stream or copilotkit, &tools for a tool,
+// &runtime=URL for CopilotKit's own runtime between the page and the chat.
 
 import {
   AssistantRuntimeProvider,
@@ -88,14 +89,15 @@ const CopilotTool = () => {
   return null;
 };
 
-const agents = { default: agent };
+const runtime = asked.get('runtime');
+const server = runtime ? { runtimeUrl: runtime } : { selfManagedAgents: { default: agent } };
 const images = { enabled: true };
 
 // The chat shows no error of any server by itself.
 const Copilot = () => {
   const [said, say] = useState('');
   return (
-    <CopilotKitProvider selfManagedAgents={agents}>
+    <CopilotKitProvider {...server}>
       {asked.has('tools') && <CopilotTool />}
       <CopilotChat attachments={images} onError={({ error }) => say(error.message)} />
       <p role="alert">{said}</p>
@@ -103,6 +105,6 @@ const Copilot = () => {
   );
 };
 
-const pages = { 'assistant-ui': OverTheAISDK, 'data-stream': OverADataStream, copilotkit: Copilot };
-const Page = pages[asked.get('client')];
+const pages = { 'assistant-ui': OverTheAISDK, 'data-stream': OverADataStream };
+const Page = pages[asked.get('client')] ?? Copilot;
 createRoot(document.getElementById('root')).render(<Page />);
