@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from postgres_server import empty, shared_url
-from redis_servers import shared_redis_url
+from redis_servers import RedisServer, shared_redis_url
 from stores_under_test import LEASE, STORES, Clock, claim, gauge, quick_directory, rate, request, standing, window
 
 WORKERS = 8
@@ -152,6 +153,51 @@ async def test_one_row_that_fails_fails_alone():
         await store.aclose()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP FUNCTION public.refuse_bad() CASCADE")
+
+
+async def test_a_counter_that_redis_can_not_read_fails_only_the_calls_that_need_it():
+    server = RedisServer()
+    store = RedisStore(server.url, timeout=0.99)
+    store._timeout = 60.0
+    line, broken = window(10_000), window(10_000, key="broken")
+    good, bad = [claim(f"good-{n}", line, gauge(100)) for n in range(20)], claim("bad", line, gauge(100), broken)
+    spoiled = claim("spoiled", line, broken)
+    try:
+        assert isinstance(await store.reserve(spoiled, LEASE), Granted)
+        server.ask("DEL", "{chat-nest:0}:window:broken")
+        server.ask("SET", "{chat-nest:0}:window:broken", "not a hash")
+        calls = [store.reserve(one, LEASE) for one in [*good[:9], bad, *good[9:]]]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Granted] * 9 + [LimiterUnavailable] + [Granted] * 11
+        assert await standing(store, line) == (0, 21 * 100)
+        assert await standing(store, gauge(100)) == (0, 20)
+        ends = [store.settle(one, {"tokens": 5}, "reported") for one in [*good[:7], spoiled, *good[7:]]]
+        settled = await asyncio.gather(*ends, return_exceptions=True)
+        assert [answer is True for answer in settled] == [True] * 7 + [False] + [True] * 13
+        assert await standing(store, line) == (20 * 5, 100)
+        assert await standing(store, gauge(100)) == (0, 0)
+    finally:
+        await store.aclose()
+        server.stop()
+
+
+async def test_reservations_of_one_moment_share_a_call_of_redis():
+    server = RedisServer()
+    store = RedisStore(server.url, timeout=0.99)
+    store._timeout = 60.0
+    try:
+        await store.ping()
+        await store.reserve(claim("first", window(10**6)), LEASE)
+        server.ask("CONFIG", "RESETSTAT")
+        claims = [claim(f"r{n}", window(10**6)) for n in range(64)]
+        await asyncio.gather(*(store.reserve(one, LEASE) for one in claims))
+        await asyncio.gather(*(store.settle(one, {"tokens": 5}, "reported") for one in claims))
+        calls = re.findall(rb"cmdstat_evalsha:calls=(\d+)|cmdstat_eval:calls=(\d+)", server.ask("INFO", "commandstats"))
+        assert sum(int(one or other) for one, other in calls) <= 3  # the first settlement brings the script, too
+        assert await standing(store, window(10**6)) == (64 * 5, 100)
+    finally:
+        await store.aclose()
+        server.stop()
 
 
 async def test_a_caller_that_leaves_takes_no_other_along(store):

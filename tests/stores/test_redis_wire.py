@@ -81,7 +81,7 @@ async def store(proxy):
     await one.aclose()
 
 
-@pytest.mark.parametrize("after", [1, 17, 60, 61, 500, 1_000])
+@pytest.mark.parametrize("after", [1, 17, 60, 61, 300, 600])
 async def test_calls_whose_answers_are_cut_off_get_them_on_a_new_connection(proxy, store, after):
     await store.ping()
     proxy.cut_after = after

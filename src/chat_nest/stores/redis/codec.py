@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from chat_nest.core.claims import Claim, Conflict, Duplicate, Line, Refused, Standing
 from chat_nest.core.records import Record
 from chat_nest.limits.windows import US, gcra_wait
-from chat_nest.stores.redis.resp import Word
 from chat_nest.stores.rules import Book, Counter
 
 
@@ -27,10 +26,10 @@ _encode = msgpack.Encoder().encode
 _decode = msgpack.Decoder(_Kept).decode
 
 
-def record_word(record: Record | None, lines: Sequence[Line] = ()) -> Word:
-    """Return the record as the scripts keep it, opaque to them; "" for none."""
+def record_word(record: Record | None, lines: Sequence[Line] = ()) -> bytes | None:
+    """Return the record as the scripts keep it, opaque to them."""
     if record is None:
-        return b""
+        return None
     money = next((line for line in lines if line.unit == "nanousd" and line.kind != "request"), None)
     return _encode(_Kept(record) if money is None else _Kept(record, money.fixed, money.per_million))
 
@@ -38,11 +37,6 @@ def record_word(record: Record | None, lines: Sequence[Line] = ()) -> Word:
 def kept_record(word: bytes) -> Record:
     """Return the record of a claim, as `record_word` made it."""
     return _decode(word).record
-
-
-def line_words(line: Line) -> tuple[Word, ...]:
-    ends = int(line.resets_at * US) if line.kind == "window" else 0
-    return line.kind, line.key, line.unit, line.limit, line.fixed, line.per_million, line.period, ends
 
 
 def not_granted(

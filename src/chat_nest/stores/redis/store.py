@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha1
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from zlib import crc32
 
 from msgspec import Struct
@@ -26,10 +27,20 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
+from chat_nest.stores.batches import Batches
 from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
 from chat_nest.stores.places import sentence
-from chat_nest.stores.redis.codec import kept_record, line_words, not_granted, record_word, standing
+from chat_nest.stores.redis.batches import (
+    OF_ONE_CALL,
+    Answer,
+    Ending,
+    FinishCall,
+    ReserveCall,
+    finish_word,
+    reserve_word,
+)
+from chat_nest.stores.redis.codec import kept_record, not_granted, standing
 from chat_nest.stores.redis.controls import ControlScript, RedisControls
 from chat_nest.stores.redis.resp import Broken, Denied, Word, tls_context
 from chat_nest.stores.redis.topology import Servers, UnsafeServer, open_servers
@@ -43,7 +54,6 @@ _PARTITIONS = 64
 _SWEPT_AT_ONCE = 200
 _EXTENDED_AT_ONCE = 200
 
-Ending = Literal["settled", "released", "undone"]
 _FOLLOW: dict[bytes, Ending] = {b"settled": "settled", b"released": "released", b"": "settled"}
 """The action in a claim's other partitions, by its state in its home: an expired claim expires there too."""
 
@@ -65,6 +75,8 @@ _RESERVE, _FINISH, _EXTEND, _SHRINK, _PEEK, _SWEEP, _RUNNING, _ACCEPT = map(
     _script, ("reserve", "finish", "extend", "shrink", "peek", "sweep", "running", "accept")
 )
 _CONTROLS = {name: _script(name) for name in get_args(ControlScript)}
+_WORD: dict[_Script, Callable[[Sequence[Any]], bytes]] = {_RESERVE: reserve_word, _FINISH: finish_word}
+"""The scripts that take many calls, and what makes their argument."""
 
 
 class _Part(Struct, frozen=True):
@@ -77,11 +89,12 @@ class _Part(Struct, frozen=True):
 class RedisStore:
     """A Store on the servers that `url` names (see `topology.read_url`); nothing is opened before the first call.
 
-    Each call is one Lua script, so it is atomic and takes one round trip; the server's clock counts. On a Cluster a
-    claim's lines may be in three slots: the caller's, the group's and that of all callers. They are reserved one after
-    another. If one refuses, the earlier ones are given back before the answer: for that moment they have less room. The
-    caller's slot keeps the record and the claim's state. An id belongs to its claim's lines there: the same id with
-    another caller's lines is another claim.
+    Each call is one Lua script, so it is atomic and takes one round trip; the server's clock counts. The reservations
+    that wait in one moment share a script, and so do the settlements: each has the answer that it would have alone, and
+    an error that one of them is the reason of is its own. On a Cluster a claim's lines may be in three slots: the
+    caller's, the group's and that of all callers. They are reserved one after another. If one refuses, the earlier ones
+    are given back before the answer: for that moment they have less room. The caller's slot keeps the record and the
+    claim's state. An id belongs to its claim's lines there: the same id with another caller's lines is another claim.
 
     A call raises LimiterUnavailable with the reason as `__cause__` if:
     - it has no answer within `timeout` seconds, including the connection;
@@ -138,24 +151,21 @@ class RedisStore:
         parts = self._parts(claim)
         attempt = secrets.token_urlsafe(6)
         output, granted, rooms = claim.max_output_tokens, list[tuple[_Part, int]](), dict[int, int]()
-        async with self._calling() as servers:
+        async with self._calling() as link:
             for part in parts:
-                home = part is parts[0]
-                words: list[Word] = [*_names(claim), attempt, us, output, claim.min_output_tokens]
-                words += (record_word(claim.record, claim.lines), "") if home else ("", "1")
-                for index in part.lines:
-                    words += line_words(claim.lines[index])
-                answer, now_us, *found = await self._run(servers, part.partition, _RESERVE, words)
+                lines = [claim.lines[index] for index in part.lines]
+                call = ReserveCall(claim, attempt, us, output, lines, home=part is parts[0])
+                now_us, (answer, *found) = await self._ask(link, part.partition, _RESERVE, call)
                 if answer != b"granted":
                     for held, _ in granted:
-                        await self._end(servers, held.partition, claim, "undone", "", {})
+                        await self._end(link, held.partition, FinishCall(claim, "undone", "", {}, None))
                     return not_granted(answer, found, claim, part.lines, now_us)
                 output = int(found[0])
                 granted.append((part, output))
                 rooms |= zip(part.lines, found[1:], strict=True)
             for part, first in granted:
                 if first != output:
-                    await self._shrink(servers, claim, part, first, output, rooms)
+                    await self._shrink(link.servers, claim, part, first, output, rooms)
         return Granted(output_tokens=output, room=tuple(rooms[index] for index in range(len(claim.lines))))
 
     async def extend(self, claims: Sequence[Claim], lease: float) -> frozenset[str]:
@@ -167,14 +177,14 @@ class RedisStore:
         for claim in claims:
             for number, part in enumerate(self._parts(claim)):
                 by_partition.setdefault(part.partition, []).append((claim, number == 0))
-        async with self._calling() as servers:
+        async with self._calling() as link:
             for partition, asked in by_partition.items():
                 for start in range(0, len(asked), _EXTENDED_AT_ONCE):
                     some = asked[start : start + _EXTENDED_AT_ONCE]
                     words: list[Word] = [us]
                     for claim, _ in some:
                         words += _names(claim)
-                    _, _, *renewed = await self._run(servers, partition, _EXTEND, words)
+                    _, _, *renewed = await self._run(link.servers, partition, _EXTEND, words)
                     live |= {claim.id for (claim, home), was in zip(some, renewed, strict=True) if home and was}
         return frozenset(live)
 
@@ -198,10 +208,10 @@ class RedisStore:
             if line.kind != "request":
                 by_partition.setdefault(self._partition(line), []).append(index)
         standings: dict[int, Standing] = {}
-        async with self._calling() as servers:
+        async with self._calling() as link:
             for partition, indices in by_partition.items():
                 words = [word for index in indices for word in (lines[index].kind, lines[index].key)]
-                _, now_us, *found = await self._run(servers, partition, _PEEK, words)
+                _, now_us, *found = await self._run(link.servers, partition, _PEEK, words)
                 for index, used, held, tat in zip(indices, found[::3], found[1::3], found[2::3], strict=True):
                     standings[index] = standing(lines[index], used, held, tat, now_us)
         return tuple(standings.get(index) or standing(line, 0, 0, 0, 0) for index, line in enumerate(lines))
@@ -209,13 +219,13 @@ class RedisStore:
     async def sweep(self) -> int:
         """Charge expired leases; also check again whether the servers may evict keys."""
         swept = 0
-        async with self._calling() as servers:
-            await servers.check()
+        async with self._calling() as link:
+            await link.servers.check()
         for partition in self._partitions():
             more = True
             while more:
-                async with self._calling() as servers:
-                    _, _, looked, charged = await self._run(servers, partition, _SWEEP, [_SWEPT_AT_ONCE])
+                async with self._calling() as link:
+                    _, _, looked, charged = await self._run(link.servers, partition, _SWEEP, [_SWEPT_AT_ONCE])
                 swept += charged
                 more = looked == _SWEPT_AT_ONCE
         return swept
@@ -224,16 +234,16 @@ class RedisStore:
         """See ListsRunning."""
         records: list[Record] = []
         for partition in self._partitions():
-            async with self._calling() as servers:
-                _, _, *found = await self._run(servers, partition, _RUNNING, [most])
+            async with self._calling() as link:
+                _, _, *found = await self._run(link.servers, partition, _RUNNING, [most])
             records += (kept_record(word) for word in found)
         return newest_first(records, most)
 
     async def ping(self) -> None:
         """Return if the servers answer, never evict keys, and are those that this store knows."""
-        async with self._calling() as servers:
-            await servers.check()
-            await asyncio.gather(*(self._run(servers, partition, _PEEK, []) for partition in self._partitions()))
+        async with self._calling() as link:
+            await link.servers.check()
+            await asyncio.gather(*(self._run(link.servers, partition, _PEEK, []) for partition in self._partitions()))
 
     async def accept(self) -> None:
         """Let all processes use the server as it is, though it was emptied. Raises LimiterUnavailable.
@@ -242,8 +252,8 @@ class RedisStore:
         """
         for partition in self._partitions():
             key = f"{{{self._prefix}:{partition}}}:epoch"
-            async with self._calling() as servers:
-                await self._evaluate(servers, partition, _ACCEPT, [1, key, secrets.token_hex(8)])
+            async with self._calling() as link:
+                await self._evaluate(link.servers, partition, _ACCEPT, [1, key, secrets.token_hex(8)])
         await self.controls.change(remove=[(GRANT, "")])
         await self.ping()
 
@@ -255,16 +265,16 @@ class RedisStore:
             await link.servers.aclose()
 
     @asynccontextmanager
-    async def _calling(self) -> AsyncGenerator[Servers, None]:
+    async def _calling(self, link: _Link | None = None) -> AsyncGenerator[_Link, None]:
         """Give one call its servers and its deadline, and turn every failure into LimiterUnavailable."""
-        link = self._link
+        link = link or self._link
         if link is None:
             link = self._link = _Link(open_servers(self._place, self._tls))
         link.running += 1
         link.idle.clear()
         try:
             async with asyncio.timeout(self._timeout):
-                yield link.servers
+                yield link
         except (Denied, Broken, OSError, ValueError, UnsafeServer, StoreEmptied) as error:  # TimeoutError is an OSError
             if not self._failing:
                 _log.warning("%s does not answer: %s", sentence(self.place), _why(error))
@@ -280,6 +290,31 @@ class RedisStore:
             link.running -= 1
             if not link.running:
                 link.idle.set()
+
+    async def _ask(self, link: _Link, partition: str, script: _Script, call: ReserveCall | FinishCall) -> Answer:
+        """Return the answer to this call, which goes with those that wait at the same time."""
+        lane = link.lanes.get((partition, script))
+        if lane is None:
+            lane = link.lanes[partition, script] = Batches(partial(self._send, link, partition, script))
+        answer = await lane.ask(call)
+        if answer is None:
+            _, now_us, answer = await self._run(link.servers, partition, script, [_WORD[script]([call])])
+            return now_us, answer
+        return answer
+
+    async def _send(
+        self, link: _Link, partition: str, script: _Script, calls: Sequence[ReserveCall | FinishCall]
+    ) -> Sequence[Answer | None]:
+        """Return the answer to each call, None if it is to be asked alone."""
+        word = _WORD[script](calls)
+        async with self._calling(link):
+            try:
+                _, now_us, *answers = await self._run(link.servers, partition, script, [word])
+            except Denied as error:
+                if error.code == OF_ONE_CALL:
+                    return [None] * len(calls)
+                raise
+        return [(now_us, answer) for answer in answers]
 
     async def _run(self, servers: Servers, partition: str, script: _Script, words: Sequence[Word]) -> list[Any]:
         """Return the script's answer without the epoch."""
@@ -302,9 +337,9 @@ class RedisStore:
         return answer
 
     async def _run_controls(self, name: ControlScript, words: Sequence[Word]) -> tuple[int, list[Any]]:
-        async with self._calling() as servers:
+        async with self._calling() as link:
             partition = "all" if self._place.kind == "cluster" else "0"
-            _, now_us, *answer = await self._run(servers, partition, _CONTROLS[name], words)
+            _, now_us, *answer = await self._run(link.servers, partition, _CONTROLS[name], words)
         return now_us, answer
 
     async def _evaluate(self, servers: Servers, partition: str, script: _Script, words: Sequence[Word]) -> list[Any]:
@@ -322,29 +357,19 @@ class RedisStore:
     ) -> bool:
         """End the claim in its home; the other partitions follow the decision there, of this call or an earlier one."""
         home, *others = self._parts(claim)
-        async with self._calling() as servers:
-            ended, state, spent = await self._end(servers, home.partition, claim, ending, source, spent, record)
+        async with self._calling() as link:
+            ended, state, spent = await self._end(
+                link, home.partition, FinishCall(claim, ending, source, spent, record)
+            )
             follow = _FOLLOW.get(state) if state or ending == "settled" else None
             for part in others if follow else ():
-                await self._end(servers, part.partition, claim, follow or ending, source, spent)
+                await self._end(link, part.partition, FinishCall(claim, follow or ending, source, spent, None))
         return ended
 
-    async def _end(
-        self,
-        servers: Servers,
-        partition: str,
-        claim: Claim,
-        ending: Ending,
-        source: str,
-        spent: Mapping[Any, int],
-        record: Record | None = None,
-    ) -> tuple[bool, bytes, Mapping[Any, int]]:
-        free = "1" if record is not None and record.spent_nothing else ""
-        words: list[Word] = [*_names(claim), ending, source, record_word(record), free]
-        for unit, amount in spent.items():
-            words += (unit, amount)
-        _, _, ended, state, *pairs = await self._run(servers, partition, _FINISH, words)
-        return bool(ended), state, dict(zip(pairs[::2], pairs[1::2], strict=True)) if state == b"settled" else spent
+    async def _end(self, link: _Link, partition: str, call: FinishCall) -> tuple[bool, bytes, Mapping[Any, int]]:
+        _, (ended, state, *pairs) = await self._ask(link, partition, _FINISH, call)
+        spent = {unit.decode(): amount for unit, amount in zip(pairs[::2], pairs[1::2], strict=True)}
+        return bool(ended), state, spent if state == b"settled" else call.spent
 
     async def _shrink(
         self, servers: Servers, claim: Claim, part: _Part, held: int, output: int, rooms: dict[int, int]
@@ -398,10 +423,11 @@ def _names(claim: Claim) -> tuple[str, str, str]:
 
 
 class _Link:
-    """Open servers, and the number of calls that run on them."""
+    """Open servers, the number of calls that run on them, and the calls that wait for a script of a partition."""
 
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
+        self.lanes: dict[tuple[str, _Script], Batches[Any, Answer | None]] = {}
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()

@@ -86,44 +86,188 @@ local function rate_room(tat, limit, period)
   return quotient(math.max(0, period * US - math.max(0, tat - now)) * limit, period * US)
 end
 
--- The tat by this clock, the last change (nothing without one), and whether a clock was set back since: then as much
--- remains to drain as at that time. Up to a second is not a clock set back, as in chat_nest.limits.windows.
-local function read_rate(key)
-  local tat, changed = string.match(redis.call('GET', root .. 'rate:' .. key) or '', '^(%d+) ?(%d*)$')
-  tat, changed = tonumber(tat), tonumber(changed) or 0
-  if tat and changed - now > US then return math.max(0, tat - (changed - now)), now, true end
-  return tat, changed
+-- Counters and claims. A call reads each of them once, whatever number of claims draw on it, and `write_all` writes those
+-- that changed, once. Before that only the ids of ended claims are taken out of `streams:KEY`.
+
+local rates, windows, gauges, claims, lease_ends, streams = {}, {}, {}, {}, {}, {}
+local changed = {rate = {}, window = {}, gauge = {}, claim = {}, lease = {}}
+
+local function change(kind, key, one)
+  if not one.changed then
+    one.changed = true
+    local list = changed[kind]
+    list[#list + 1] = key
+  end
 end
 
-local function write_rate(key, tat, changed)
-  redis.call('SET', root .. 'rate:' .. key, text(tat) .. ' ' .. text(math.max(changed, now)), 'PX', remember(tat))
+-- A rate: its tat by this clock, nil without one, and `at`, its last change. If a clock was set back since, as much
+-- remains to drain as at that time. Up to a second is not a clock set back, as in chat_nest.limits.windows.
+local function rate_of(key)
+  local rate = rates[key]
+  if not rate then
+    local tat, at = string.match(redis.call('GET', root .. 'rate:' .. key) or '', '^(%d+) ?(%d*)$')
+    rate = {tat = tonumber(tat), at = tonumber(at) or 0, set_back = false, changed = false}
+    if rate.tat and rate.at - now > US then
+      rate.tat, rate.at, rate.set_back = math.max(0, rate.tat - (rate.at - now)), now, true
+    end
+    rates[key] = rate
+  end
+  return rate
 end
 
 local function draw(key, cost)
-  local tat, changed = read_rate(key)
-  tat = math.min(math.max(tat or 0, now) + cost, LAST)
-  write_rate(key, tat, changed)
-  return tat
+  local rate = rate_of(key)
+  rate.tat = math.min(math.max(rate.tat or 0, now) + cost, LAST)
+  change('rate', key, rate)
+  return rate.tat
 end
 
 local function give_back(key, spare, drained_at)
-  local tat, changed = read_rate(key)
-  if tat then write_rate(key, tat - math.min(spare, math.max(0, drained_at - now)), changed) end
+  local rate = rate_of(key)
+  if rate.tat then
+    rate.tat = rate.tat - math.min(spare, math.max(0, drained_at - now))
+    change('rate', key, rate)
+  end
 end
 
--- Claims.
+-- A window: used, held, whether it exists, and its end as computed by the latest caller, 0 without one.
+local function window_of(key)
+  local window = windows[key]
+  if not window then
+    local found = redis.call('HMGET', root .. 'window:' .. key, 'used', 'held', 'ends')
+    window = {
+      used = tonumber(found[1]) or 0, held = tonumber(found[2]) or 0, ends = tonumber(found[3]) or 0,
+      exists = found[1] or found[2], longer = false, changed = false,
+    }
+    windows[key] = window
+  end
+  return window
+end
 
+local function hold_window(key, window, held, used)
+  window.held, window.used, window.exists = window.held + held, window.used + (used or 0), true
+  change('window', key, window)
+end
+
+local function gauge_of(key)
+  local gauge = gauges[key]
+  if not gauge then
+    gauge = {held = tonumber(redis.call('HGET', root .. 'gauge:' .. key, 'held')) or 0, changed = false}
+    gauges[key] = gauge
+  end
+  return gauge
+end
+
+local function hold_gauge(key, held)
+  local gauge = gauge_of(key)
+  gauge.held = gauge.held + held
+  change('gauge', key, gauge)
+end
+
+-- Let a claim hold a gauge until its lease ends.
+local function add_stream(key, id, expires)
+  local added = streams[key] or {first = expires}
+  streams[key] = added
+  added.first = math.min(added.first, expires)
+  added[#added + 1] = text(expires)
+  added[#added + 1] = id
+end
+
+-- The end of the first lease on a gauge, 0 without one.
+local function first_stream(key)
+  local first = tonumber(redis.call('ZRANGE', root .. 'streams:' .. key, 0, 0, 'WITHSCORES')[2])
+  local added = streams[key] and streams[key].first
+  return math.min(first or added or 0, added or first or 0)
+end
+
+-- A claim, or nil.
 local function load(id)
-  local packed = redis.call('GET', root .. 'claim:' .. id)
-  return packed and cmsgpack.unpack(packed)
+  local claim = claims[id]
+  if claim == nil then
+    local packed = redis.call('GET', root .. 'claim:' .. id)
+    claim = {now = packed and cmsgpack.unpack(packed), changed = false}
+    claims[id] = claim
+  end
+  return claim.now
 end
 
+-- Nil forgets it.
 local function save(id, claim)
-  if claim.state == 'open' then
+  local place = claims[id]
+  place.now = claim
+  change('claim', id, place)
+end
+
+-- The end of a claim's lease, 0 without one.
+local function lease_end(id)
+  local lease = lease_ends[id]
+  if not lease then
+    lease = {at = tonumber(redis.call('ZSCORE', leases, id) or 0), changed = false}
+    lease_ends[id] = lease
+  end
+  return lease.at
+end
+
+local function set_lease(id, ends)
+  local lease = lease_ends[id] or {at = 0, changed = false}
+  lease.at = ends
+  lease_ends[id] = lease
+  change('lease', id, lease)
+end
+
+local function in_parts(command, key, words)
+  for first = 1, #words, 1000 do redis.call(command, key, unpack(words, first, math.min(first + 999, #words))) end
+end
+
+local function write_claim(id, claim)
+  if not claim then
+    redis.call('DEL', root .. 'claim:' .. id)
+  elseif claim.state == 'open' then
     redis.call('SET', root .. 'claim:' .. id, cmsgpack.pack(claim))
   else
     redis.call('SET', root .. 'claim:' .. id, cmsgpack.pack(claim), 'PX', remember(now))
   end
+end
+
+local function write_window(key, window)
+  local name = root .. 'window:' .. key
+  if window.longer then
+    redis.call('HSET', name, 'used', text(window.used), 'held', text(window.held), 'ends', text(window.ends))
+    redis.call('PEXPIRE', name, remember(window.ends, window.longer))
+  else
+    redis.call('HSET', name, 'used', text(window.used), 'held', text(window.held))
+  end
+end
+
+-- What has ended first: a server that is full refuses only a first write that needs memory.
+local function write_all()
+  local ended, begun = {}, {}
+  for _, id in ipairs(changed.lease) do
+    local ends = lease_ends[id].at
+    if ends == 0 then
+      ended[#ended + 1] = id
+    else
+      begun[#begun + 1] = text(ends)
+      begun[#begun + 1] = id
+    end
+  end
+  in_parts('ZREM', leases, ended)
+  in_parts('ZADD', leases, begun)
+  for _, key in ipairs(changed.rate) do
+    local rate = rates[key]
+    local value = text(rate.tat) .. ' ' .. text(math.max(rate.at, now))
+    redis.call('SET', root .. 'rate:' .. key, value, 'PX', remember(rate.tat))
+  end
+  for _, key in ipairs(changed.window) do write_window(key, windows[key]) end
+  for _, key in ipairs(changed.gauge) do
+    if gauges[key].held > 0 then
+      redis.call('HSET', root .. 'gauge:' .. key, 'held', text(gauges[key].held))
+    else
+      redis.call('DEL', root .. 'gauge:' .. key)
+    end
+  end
+  for key, added in pairs(streams) do in_parts('ZADD', root .. 'streams:' .. key, added) end
+  for _, id in ipairs(changed.claim) do write_claim(id, claims[id].now) end
 end
 
 -- Whether the claim belongs to the owner, not to another one with the same id.
@@ -138,7 +282,7 @@ end
 -- Turn the holds into what was spent by unit; a missing unit is charged in full. An expired claim was charged already.
 -- `record` replaces the claim's; without one that stays, unless the claim is released.
 local function finish(id, claim, state, source, spent, record)
-  redis.call('ZREM', leases, id)  -- the first write: a server that is full refuses only a first write that needs memory
+  set_lease(id, 0)
   local charged = claim.state == 'expired'
   for _, hold in ipairs(claim.holds) do
     local kind, key, held = hold.kind, hold.key, hold.held
@@ -152,17 +296,13 @@ local function finish(id, claim, state, source, spent, record)
     elseif kind == 'gauge' then
       if not charged then
         redis.call('ZREM', root .. 'streams:' .. key, id)
-        if redis.call('HINCRBY', root .. 'gauge:' .. key, 'held', text(-held)) <= 0 then
-          redis.call('DEL', root .. 'gauge:' .. key)
-        end
+        hold_gauge(key, -held)
       end
-    elseif redis.call('EXISTS', root .. 'window:' .. key) == 1 then  -- else it ended long ago
-      if charged then
-        actual = actual - held
-      else
-        redis.call('HINCRBY', root .. 'window:' .. key, 'held', text(-held))
+    else
+      local window = window_of(key)
+      if window.exists then  -- else it ended long ago
+        hold_window(key, window, charged and 0 or -held, charged and actual - held or actual)
       end
-      redis.call('HINCRBY', root .. 'window:' .. key, 'used', text(actual))
     end
   end
   claim.state, claim.source = state, source
@@ -177,24 +317,23 @@ end
 
 -- Give an open claim a lease from now on.
 local function renew(id, claim)
-  local expires = text(now + claim.lease)
-  redis.call('ZADD', leases, 'XX', expires, id)
+  local expires = now + claim.lease
+  set_lease(id, expires)
   for _, hold in ipairs(claim.holds) do
-    if hold.kind == 'gauge' then redis.call('ZADD', root .. 'streams:' .. hold.key, 'XX', expires, id) end
+    if hold.kind == 'gauge' then add_stream(hold.key, id, expires) end
   end
 end
 
 -- Hold again what was charged at the end of the lease of a claim that still runs, even if its gauges are full.
 local function revive(id, claim, expires)
-  redis.call('ZADD', leases, expires, id)
+  set_lease(id, expires)
   for _, hold in ipairs(claim.holds) do
-    local name = root .. hold.kind .. ':' .. hold.key
     if hold.kind == 'gauge' then
-      redis.call('HINCRBY', name, 'held', text(hold.held))
-      redis.call('ZADD', root .. 'streams:' .. hold.key, expires, id)
-    elseif hold.kind == 'window' and redis.call('EXISTS', name) == 1 then
-      redis.call('HINCRBY', name, 'used', text(-hold.held))
-      redis.call('HINCRBY', name, 'held', text(hold.held))
+      add_stream(hold.key, id, expires)
+      hold_gauge(hold.key, hold.held)
+    elseif hold.kind == 'window' then
+      local window = window_of(hold.key)
+      if window.exists then hold_window(hold.key, window, hold.held, -hold.held) end
     end
   end
   claim.state, claim.source = 'open', nil
@@ -210,6 +349,8 @@ local function expire_some(set, most)
     if claim and claim.state == 'open' then
       finish(id, claim, 'expired', 'assumed', {})
       if not claim.away then charged = charged + 1 end
+    elseif set == leases then
+      set_lease(id, 0)
     else
       redis.call('ZREM', set, id)
     end
@@ -220,10 +361,25 @@ end
 -- The present state of a claim: its lease may have expired without a charge yet.
 local function current(id)
   local claim = load(id)
-  if claim and claim.state == 'open' and tonumber(redis.call('ZSCORE', leases, id) or 0) <= now then
-    finish(id, claim, 'expired', 'assumed', {})
-  end
+  if claim and claim.state == 'open' and lease_end(id) <= now then finish(id, claim, 'expired', 'assumed', {}) end
   return claim
+end
+
+-- Compute the answer to each of these claims, then write what has changed. If one of several is the reason of an error,
+-- nothing is written yet, and each is to be asked alone.
+local function for_all(asked, compute)
+  local answer = {'ok', epoch, now}
+  local function compute_all()
+    for index, one in ipairs(asked) do answer[index + 3] = compute(one) end
+  end
+  if #asked == 1 then
+    compute_all()
+  else
+    local fine, why = pcall(compute_all)
+    if not fine then return redis.error_reply('ALONE ' .. (type(why) == 'table' and why.err or why)) end
+  end
+  write_all()
+  return answer
 end
 
 -- Set or replace reports: from ARGV[first] on four each: kind, name, value, end.

@@ -9,7 +9,7 @@ for at = 6, #ARGV, 3 do
   local live = belongs(claim, ARGV[at + 1], ARGV[at + 2]) and (claim.state == 'open' or claim.state == 'expired')
   if live and claim.state == 'expired' then
     claim.lease = lease
-    revive(id, claim, text(now + lease))
+    revive(id, claim, now + lease)
   elseif live then
     if claim.lease ~= lease then
       claim.lease = lease
@@ -19,4 +19,5 @@ for at = 6, #ARGV, 3 do
   end
   answer[#answer + 1] = live and 1 or 0
 end
+write_all()
 return answer

@@ -15,7 +15,7 @@ for at = 5, #ARGV, 2 do
   local kind, key = ARGV[at], ARGV[at + 1]
   local used, held, tat = 0, 0, 0
   if kind == 'rate' then
-    tat = read_rate(key) or 0
+    tat = rate_of(key).tat or 0
   else
     local name = kind .. ':' .. key
     local counter = redis.call('HMGET', root .. name, 'used', 'held')

@@ -1,106 +1,117 @@
--- Hold every line or none. ARGV: 5 id; 6 fingerprint; 7 owner; 8 attempt; 9 lease; 10 most and 11 least output tokens;
--- 12 record, or '' for none; 13 '1' if the claim's home is another partition, else ''; then eight a line: kind, key,
--- unit, limit, fixed, units per million output tokens, period, end.
+-- Hold every line of a claim or none, claim by claim. ARGV: 5 MessagePack: the list of lines, and that of claims. A line is
+-- kind, key, unit, limit, fixed, units per million output tokens, period, end. A claim is id, fingerprint, owner, attempt,
+-- lease, most and least output tokens, the numbers of its lines, record or nil, and whether its home is another partition.
 --
--- Answers granted, now, output, room after each line; refused, now, the line from 1 on, its room, its tat or first lease;
--- duplicate, now, output, state, record or '', 1 if that is lost or else 0; conflict.
+-- Answers a list for each claim: granted, output, room after each line; refused, the line from 1 on, its room, its tat or
+-- first lease; duplicate, output, state, record or '', 1 if that is lost or else 0; conflict.
 
-local id, output, least = ARGV[5], tonumber(ARGV[10]), tonumber(ARGV[11])
 expire_some(leases, 100)
 
-local lines = {}
-for at = 14, #ARGV, 8 do
-  lines[#lines + 1] = {
-    kind = ARGV[at], key = ARGV[at + 1], unit = ARGV[at + 2], limit = tonumber(ARGV[at + 3]),
-    fixed = tonumber(ARGV[at + 4]), per = tonumber(ARGV[at + 5]), period = tonumber(ARGV[at + 6]),
-    ends = tonumber(ARGV[at + 7]),
+local input, lines = cmsgpack.unpack(ARGV[5]), {}
+for number, words in ipairs(input[1]) do
+  local kind, key, unit, limit, fixed, per, period, ends = unpack(words)
+  lines[number] = {
+    kind = kind, key = key, unit = unit, limit = limit, fixed = fixed, per = per, period = period, ends = ends,
   }
 end
 
 local function room_of(line)
   if line.kind == 'request' then return line.limit end
   if line.kind == 'rate' then
-    local tat, changed, set_back = read_rate(line.key)
-    line.tat = tat or 0
-    if set_back then write_rate(line.key, tat, changed) end  -- even if the claim is refused: it drains from now on
-    return rate_room(line.tat, line.limit, line.period)
+    local rate = rate_of(line.key)
+    if rate.set_back then change('rate', line.key, rate) end  -- even if the claim is refused: it drains from now on
+    return rate_room(rate.tat or 0, line.limit, line.period)
   end
-  if line.kind == 'gauge' then
-    return math.max(0, line.limit - (tonumber(redis.call('HGET', root .. 'gauge:' .. line.key, 'held')) or 0))
-  end
-  local counter = redis.call('HMGET', root .. 'window:' .. line.key, 'used', 'held', 'ends')
-  line.new, line.kept = not counter[1], tonumber(counter[3]) or 0
-  return math.max(0, line.limit - (tonumber(counter[1]) or 0) - (tonumber(counter[2]) or 0))
+  if line.kind == 'gauge' then return math.max(0, line.limit - gauge_of(line.key).held) end
+  local window = window_of(line.key)
+  return math.max(0, line.limit - window.used - window.held)
 end
 
 -- `output`, or the part of it that fits into the room; -1 if fixed alone does not.
-local function clamp(line, room)
+local function clamp(line, room, output)
   if room < line.fixed then return -1 end
   if line.per == 0 or amount(line, output) <= room then return output end
   return math.min(output, affordable(line, room))
 end
 
-local claim = current(id)
-if claim and not free(claim, ARGV[6], ARGV[7]) then
-  if claim.print ~= ARGV[6] then return {'conflict', epoch, now} end
-  if claim.state ~= 'open' or claim.attempt ~= ARGV[8] then
-    local kept = claim.state ~= 'open' and claim.record or ''
-    return {'duplicate', epoch, now, claim.output, claim.state, kept, claim.lost and 1 or 0}
+-- The answer of a line whose room is too small.
+local function refuse(index, line, room)
+  local first = 0
+  if line.kind == 'rate' then
+    first = rate_of(line.key).tat or 0
+  elseif line.kind == 'gauge' then
+    first = first_stream(line.key)
   end
-  local answer = {'granted', epoch, now, claim.output}  -- the same attempt again, whose answer was lost
-  for _, line in ipairs(lines) do
+  return {'refused', index, room, first}
+end
+
+-- The answer of a claim that is known; `attempt` is this call's.
+local function known(claim, print, attempt, drawn)
+  if claim.print ~= print then return {'conflict'} end
+  if claim.state ~= 'open' or claim.attempt ~= attempt then
+    local kept = claim.state ~= 'open' and claim.record or ''
+    return {'duplicate', claim.output, claim.state, kept, claim.lost and 1 or 0}
+  end
+  local answer = {'granted', claim.output}  -- the same attempt again, whose answer was lost
+  for _, line in ipairs(drawn) do
     answer[#answer + 1] = room_of(line) - (line.kind == 'request' and amount(line, claim.output) or 0)
   end
   return answer
 end
 
-for index, line in ipairs(lines) do
-  line.room = room_of(line)
-  local fits = clamp(line, line.room)
-  if fits < least and line.kind == 'gauge' and expire_some(root .. 'streams:' .. line.key, 1000) > 0 then
-    line.room = room_of(line)
-    fits = clamp(line, line.room)
-  end
-  if fits < least then
-    local first = line.tat or 0
-    if line.kind == 'gauge' then
-      first = tonumber(redis.call('ZRANGE', root .. 'streams:' .. line.key, 0, 0, 'WITHSCORES')[2]) or 0
+-- Draw on a line; return its room afterwards.
+local function hold(id, line, room, held, expires, drained_at)
+  if line.kind == 'rate' then return rate_room(drained_at, line.limit, line.period) end
+  if line.kind == 'gauge' then
+    add_stream(line.key, id, expires)
+    hold_gauge(line.key, held)
+  elseif line.kind == 'window' then
+    local window, ends = window_of(line.key), math.max(line.ends, expires)
+    hold_window(line.key, window, held)
+    if ends > window.ends then
+      -- A minute is soon over, and its windows would be many.
+      window.ends, window.longer = ends, math.max(window.longer or 0, line.period > 60 and KEPT or 0)
     end
-    return {'refused', epoch, now, index, line.room, first}
   end
-  output = fits
+  return room - held
 end
 
-local expires = now + tonumber(ARGV[9])
-local answer, holds = {'granted', epoch, now, output}, {}
-for _, line in ipairs(lines) do
-  local held = amount(line, output)
-  local hold = {kind = line.kind, key = line.key, unit = line.unit, held = held}
-  if line.kind == 'rate' then
-    hold.limit, hold.period = line.limit, line.period
-    hold.drained_at = draw(line.key, cost(held, line.limit, line.period))
-    answer[#answer + 1] = rate_room(hold.drained_at, line.limit, line.period)
-  else
-    answer[#answer + 1] = line.room - held
-    if line.kind == 'gauge' then
-      redis.call('HINCRBY', root .. 'gauge:' .. line.key, 'held', text(held))
-      redis.call('ZADD', root .. 'streams:' .. line.key, text(expires), id)
-    elseif line.kind == 'window' then
-      redis.call('HINCRBY', root .. 'window:' .. line.key, 'held', text(held))
-      if line.new then redis.call('HSET', root .. 'window:' .. line.key, 'used', 0) end
-      local ends = math.max(line.ends, expires)
-      if ends > line.kept then
-        redis.call('HSET', root .. 'window:' .. line.key, 'ends', text(ends))
-        -- A minute is soon over, and its windows would be many.
-        redis.call('PEXPIRE', root .. 'window:' .. line.key, remember(ends, line.period > 60 and KEPT or 0))
-      end
+local function reserve(asked)
+  local id, print, owner, attempt, lease, output, least, numbers, record, away = unpack(asked, 1, 10)
+  local drawn = {}
+  for index, number in ipairs(numbers) do drawn[index] = lines[number] end
+  local claim = current(id)
+  if claim and not free(claim, print, owner) then return known(claim, print, attempt, drawn) end
+
+  local rooms = {}
+  for index, line in ipairs(drawn) do
+    local room = room_of(line)
+    local fits = clamp(line, room, output)
+    if fits < least and line.kind == 'gauge' and expire_some(root .. 'streams:' .. line.key, 1000) > 0 then
+      room = room_of(line)
+      fits = clamp(line, room, output)
     end
+    if fits < least then return refuse(index, line, room) end
+    rooms[index], output = room, fits
   end
-  if line.kind ~= 'request' then holds[#holds + 1] = hold end
+
+  local expires = now + lease
+  local answer, holds = {'granted', output}, {}
+  for index, line in ipairs(drawn) do
+    local one = {kind = line.kind, key = line.key, unit = line.unit, held = amount(line, output)}
+    if line.kind == 'rate' then
+      one.limit, one.period = line.limit, line.period
+      one.drained_at = draw(line.key, cost(one.held, line.limit, line.period))
+    end
+    answer[#answer + 1] = hold(id, line, rooms[index], one.held, expires, one.drained_at)
+    if line.kind ~= 'request' then holds[#holds + 1] = one end
+  end
+  save(id, {
+    print = print, owner = owner, state = 'open', output = output, attempt = attempt, holds = holds, lease = lease,
+    record = record, away = away or nil,
+  })
+  set_lease(id, expires)
+  return answer
 end
-save(id, {
-  print = ARGV[6], owner = ARGV[7], state = 'open', output = output, attempt = ARGV[8], holds = holds,
-  lease = tonumber(ARGV[9]), record = ARGV[12] ~= '' and ARGV[12] or nil, away = ARGV[13] ~= '' or nil,
-})
-redis.call('ZADD', leases, text(expires), id)
-return answer
+
+return for_all(input[2], reserve)

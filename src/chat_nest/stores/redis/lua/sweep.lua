@@ -10,4 +10,5 @@ for at = 1, #late, 2 do
   local claim = load(late[at])
   if claim and claim.lease and tonumber(late[at + 1]) - claim.lease - now > SET_BACK then renew(late[at], claim) end
 end
+write_all()
 return {'ok', epoch, now, looked, charged}
