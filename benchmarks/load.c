@@ -12,6 +12,7 @@
 //   --rate R         R requests a second, due whether or not those before have ended; a late one counts from when it was
 //                    due, and errors end nothing
 //   --abort-after K  close after K tokens           --abort-ms MS    close MS after the request, before any token
+//   --patience S     give the rest up after S seconds without a completed or refused answer, a token or a close; 30
 //   --hold           when every connection has its first token print "held", and close them all at the end of stdin
 // "########" in the body becomes the request's number, from 0 on.
 // Prints one JSON object: counts, milliseconds as [p50, p99, max], and [number, CLOCK_MONOTONIC ns] of each close of
@@ -34,7 +35,6 @@
 
 #define LINE_MAX_BYTES 16384
 #define READ_BYTES 262144
-#define GIVE_UP_SECONDS 30  // without one completed answer, token or close
 #define ERRORS_MAX 20
 
 typedef enum { HEAD, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER } Part;
@@ -62,7 +62,7 @@ static double seconds = 1e9, ramp_ms = 0, rate = 0;
 static int stamped, hold;
 static char *request, *request_number;
 static size_t request_len;
-static long started, completed, aborted, held, errors, events_seen;
+static long started, completed, refused, aborted, held, errors, events_seen, patience = 30;
 static int busy;
 static uint64_t begun, last_progress;
 static char first_error[200];
@@ -192,7 +192,10 @@ static bool take_body(Conn *c, const char *data, size_t len, uint64_t now) {
 static bool take_framing(Conn *c) {
   const char *s = c->framing;
   if (c->part == HEAD) {
-    if (!strncmp(s, "HTTP/", 5) && atoi(s + 9) != 200) return fail(c, "status", atoi(s + 9)), false;
+    if (!strncmp(s, "HTTP/", 5) && atoi(s + 9) != 200) {
+      refused += atoi(s + 9) < 500, last_progress = now_ns();
+      return fail(c, "status", atoi(s + 9)), false;
+    }
     if (!strcasecmp(s, "transfer-encoding: chunked")) c->chunk_left = 1;
     if (*s) return true;
     if (!c->chunk_left) return fail(c, "the answer is not chunked", 0), false;
@@ -275,8 +278,9 @@ static void print_samples(const char *name, Samples *s) {
 
 static int print_result(void) {
   printf(
-      "{\"started\":%ld,\"completed\":%ld,\"aborted\":%ld,\"held\":%ld,\"errors\":%ld,\"events\":%ld,\"seconds\":%.3f",
-      started, completed, aborted, held, errors, events_seen, (double)(now_ns() - begun) / 1e9);
+      "{\"started\":%ld,\"completed\":%ld,\"refused\":%ld,\"aborted\":%ld,\"held\":%ld,\"errors\":%ld,"
+      "\"events\":%ld,\"seconds\":%.3f",
+      started, completed, refused, aborted, held, errors, events_seen, (double)(now_ns() - begun) / 1e9);
   print_samples("first_token_ms", &first_token);
   print_samples("token_delay_ms", &token_delay);
   print_samples("whole_ms", &whole);
@@ -310,8 +314,8 @@ static void run(void) {
     for (int i = 0; abort_ms && i < begun_connections; i++)
       if (all[i].busy && !all[i].tokens && now_ns() - all[i].started > (uint64_t)abort_ms * 1000000) abort_it(&all[i]);
     for (int i = 0;
-         held < connections && now_ns() - last_progress > GIVE_UP_SECONDS * 1000000000ull && i < begun_connections; i++)
-      if (all[i].busy) fail(&all[i], "nothing came for too long, in seconds", GIVE_UP_SECONDS);
+         held < connections && now_ns() - last_progress > (uint64_t)patience * 1000000000ull && i < begun_connections; i++)
+      if (all[i].busy) fail(&all[i], "nothing came for too long, in seconds", patience);
   }
 }
 
@@ -321,7 +325,7 @@ int main(int argc, char **argv) {
                                    {"done", 1, 0, 'd'},         {"tokens", 1, 0, 't'},      {"events", 1, 0, 'e'},
                                    {"connections", 1, 0, 'c'},  {"requests", 1, 0, 'r'},    {"seconds", 1, 0, 's'},
                                    {"ramp-ms", 1, 0, 'p'},      {"abort-after", 1, 0, 'a'}, {"abort-ms", 1, 0, 'A'},
-                                   {"rate", 1, 0, 'R'},
+                                   {"rate", 1, 0, 'R'},         {"patience", 1, 0, 'P'},
                                    {"stamped", 0, &stamped, 1}, {"hold", 0, &hold, 1},      {0}};
   for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (o) {
       case 'u': url = optarg; break;
@@ -336,6 +340,7 @@ int main(int argc, char **argv) {
       case 'p': ramp_ms = atof(optarg); break;
       case 'a': abort_after = atol(optarg); break;
       case 'R': rate = atof(optarg); break;
+      case 'P': patience = atol(optarg); break;
       case 'A': abort_ms = atol(optarg); break;
       case '?': return 2;
     }

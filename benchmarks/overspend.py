@@ -4,8 +4,9 @@
 
 A budget pays 20 requests. 50, and then 1,000, come at once, from one caller, at two ledgers with a store each, as two
 workers have them (in memory: at one). Each holds its share, waits until all others were answered, and uses all that it
-held. It starts a Redis and a PostgreSQL of its own; exit code 2 names a missing one. With `--peers` LiteLLM gets a
-budget of the same 20 requests, and the same crowds over HTTP.
+held. It starts a Redis and a PostgreSQL of its own; exit code 2 names a missing one. With `--peers` LiteLLM, which it
+installs, gets a budget of the same 20 requests, and the same crowds over HTTP: `used` is then what the provider was
+asked for.
 """
 
 from __future__ import annotations
@@ -120,12 +121,14 @@ TOKENS, PROMPT_TOKENS = 20, 1_100
 """Of an answer of the stand-in, whose tokens come one by one within a second."""
 NANODOLLARS = 150 * PROMPT_TOKENS + 600 * TOKENS
 """What LiteLLM's own table says of such an answer of gpt-4o-mini."""
+PATIENCE = 300
+"""Seconds: a thousand at once wait for LiteLLM for longer than a minute where other work runs."""
 
 
 def measure_litellm() -> None:
     """The crowds at LiteLLM, each at a fresh one; one request before them tells it what a request costs."""
     compile_programs()
-    peers.install()
+    peers.install_litellm()
     stack = peers.litellm_with_budget((PAYS + 1) * NANODOLLARS / 1e9)
     directory = Path(tempfile.mkdtemp(prefix="overspend-", dir=BUILD))
     standin, cores = StandIn(), Cores()
@@ -134,11 +137,15 @@ def measure_litellm() -> None:
             with fresh(stack, standin, cores, directory / str(number)) as running:
                 running.warm_up(1)
                 options = {"tokens": TOKENS, "connections": number, "requests": number, "rate": 1_000_000}
-                found = running.begin(f"tokens={TOKENS},gap=50000", **options).outcome()
-            granted = found.completed
-            wrongly = max(0, PAYS - granted)
-            refused = number - granted
-            print(f"| LiteLLM | {number:,} | {granted} | {refused} | | {granted / PAYS:.2f} x | {wrongly} |")
+                before = standin.seen().requests
+                load = running.begin(f"tokens={TOKENS},gap=50000", patience=PATIENCE, **options)
+                found = load.outcome(2 * PATIENCE)
+                used = (standin.wait_until_idle(PATIENCE).requests - before) / PAYS
+            granted, refused = found.completed, found.refused
+            unanswered, wrongly = number - granted - refused, max(0, PAYS - granted) if refused else 0
+            print(f"| LiteLLM | {number:,} | {granted} | {refused} | {unanswered} | {used:.2f} x | {wrongly} |")
+            if unanswered:
+                print(f"LiteLLM, {number:,} at once: {found.error}", file=sys.stderr)
     finally:
         standin.stop()
         shutil.rmtree(directory)

@@ -31,6 +31,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """What the load generator saw. Milliseconds are [p50, p99, max]."""
 
     completed: int
+    refused: int
+    """With a status from 300 to 499; `errors` counts these, too."""
     aborted: int
     errors: int
     events: int
@@ -141,9 +143,9 @@ class Load:
             raise Failed(f"no end after {LONGEST:g} s") from None
         return self._result(out, err)
 
-    def outcome(self) -> Loaded:
+    def outcome(self, longest: float = LONGEST) -> Loaded:
         """What it saw, with the errors, where they are part of what is measured."""
-        out, _ = self._process.communicate(timeout=LONGEST)
+        out, _ = self._process.communicate(timeout=longest)
         return msgspec.json.decode(out.splitlines()[-1], type=Loaded)
 
     def stop(self) -> None:

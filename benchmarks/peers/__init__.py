@@ -56,8 +56,13 @@ def install() -> None:
         raise Missing("The peer on Express needs Node 20 or newer, with npm.")
     if not (HERE / "express/node_modules").exists():
         subprocess.run([npm, "ci", "--no-progress"], cwd=HERE / "express", check=True, stdout=sys.stderr)
-    for place, package in (("litellm", LITELLM), ("smg", SMG), ("vllm-router", ROUTER)):
+    install_litellm()
+    for place, package in (("smg", SMG), ("vllm-router", ROUTER)):
         _install_from_index(place, package)
+
+
+def install_litellm() -> None:
+    _install_from_index("litellm", LITELLM)
 
 
 def _install_from_index(place: str, package: str) -> None:
@@ -75,8 +80,8 @@ def _express(_directory: Path, port: int, provider: str) -> list[str]:
 
 def _litellm(directory: Path, port: int, provider: str) -> list[str]:
     (directory / "config.yaml").write_text(LITELLM_CONFIG.format(provider=provider))
-    program = BUILD / "litellm/bin/litellm"
-    return [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    program = ["env", "LITELLM_LOCAL_MODEL_COST_MAP=True", str(BUILD / "litellm/bin/litellm")]  # it fetches one if not
+    return [*program, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 
 
 def litellm_with_budget(dollars: float) -> Stack:
@@ -119,7 +124,7 @@ PEERS = (
         name=LITELLM_NAME,
         prepare=_litellm,
         scenarios=COST_ONLY,
-        start_seconds=90.0,
+        start_seconds=600.0,  # with a load of 20; else 15
         **OPENAI | {"mark": '"content":"', "one_event_a_token": False},
     ),
 )
