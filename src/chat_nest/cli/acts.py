@@ -7,7 +7,6 @@ The file is long because each docstring here is the help of a command.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -47,7 +46,7 @@ def _scopes(command: Decorated) -> Decorated:
 @FOR
 @STOP
 @REASON
-def pause(file: Path | None, span: str | None, stop_running: bool, reason: str, **scopes: Any) -> None:
+def pause(file: str, span: str | None, stop_running: bool, reason: str, **scopes: Any) -> None:
     """Refuse new requests: all of them, or those of a provider, model, group, caller or profile.
 
     Every server that uses the store obeys within a second. A refused request gets 503 `paused` with Retry-After, before
@@ -66,15 +65,14 @@ def pause(file: Path | None, span: str | None, stop_running: bool, reason: str, 
     from chat_nest.cli.operate import act, check_known, in_force  # noqa: PLC0415 - so that --help is quick
     from chat_nest.server.operator import pause_name, seconds_of  # noqa: PLC0415 - as above
 
-    where = str(file or "")
     given = _scope(scopes)
     if given is None:
-        lines = act(where, in_force)
+        lines = act(file, in_force)
         click.echo("\n".join(map(escape, lines)) or "nothing is paused or blocked")
         return
-    check_known(where, *given)
+    check_known(file, *given)
     name, seconds = _checked(lambda: pause_name(*given)), None if span is None else _checked(lambda: seconds_of(span))
-    act(where, lambda operator, _: operator.pause(name, reason=reason, seconds=seconds, stop_running=stop_running))
+    act(file, lambda operator, _: operator.pause(name, reason=reason, seconds=seconds, stop_running=stop_running))
     click.echo(f"chat-nest: paused: {escape(name)}; end it with `chat-nest resume`")
 
 
@@ -82,7 +80,7 @@ def pause(file: Path | None, span: str | None, stop_running: bool, reason: str, 
 @CONFIG
 @_scopes
 @REASON
-def resume(file: Path | None, reason: str, **scopes: Any) -> None:
+def resume(file: str, reason: str, **scopes: Any) -> None:
     """End a pause, with the same scope as in `chat-nest pause`. --all ends only the pause of everything.
 
     \b
@@ -97,7 +95,7 @@ def resume(file: Path | None, reason: str, **scopes: Any) -> None:
     if given is None:
         fail("name what to resume: --all, --provider, --model, --group, --caller or --profile", code=2)
     name = _checked(lambda: pause_name(*given))
-    act(str(file or ""), lambda operator, _: operator.resume(name, reason=reason))
+    act(file, lambda operator, _: operator.resume(name, reason=reason))
     click.echo(f"chat-nest: not paused any more: {escape(name)}")
 
 
@@ -109,7 +107,7 @@ def resume(file: Path | None, reason: str, **scopes: Any) -> None:
 @STOP
 @REASON
 def block(
-    file: Path | None, caller: str | None, address: str | None, span: str | None, stop_running: bool, reason: str
+    file: str, caller: str | None, address: str | None, span: str | None, stop_running: bool, reason: str
 ) -> None:
     """Refuse everything that a caller, or an IP address or network, asks: 403 `blocked`.
 
@@ -125,8 +123,7 @@ def block(
     from chat_nest.server.operator import seconds_of  # noqa: PLC0415 - as above
 
     name, seconds = _blocked(caller, address), None if span is None else _checked(lambda: seconds_of(span))
-    where = str(file or "")
-    act(where, lambda operator, _: operator.block(name, reason=reason, seconds=seconds, stop_running=stop_running))
+    act(file, lambda operator, _: operator.block(name, reason=reason, seconds=seconds, stop_running=stop_running))
     click.echo(f"chat-nest: blocked: {name}")
 
 
@@ -135,12 +132,12 @@ def block(
 @CALLER
 @click.option("--address", metavar="ADDRESS", help="The IP address or network, as it was blocked.")
 @REASON
-def unblock(file: Path | None, caller: str | None, address: str | None, reason: str) -> None:
+def unblock(file: str, caller: str | None, address: str | None, reason: str) -> None:
     """End a block, with the same caller or network as in `chat-nest block`."""
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
 
     name = _blocked(caller, address)
-    act(str(file or ""), lambda operator, _: operator.unblock(name, reason=reason))
+    act(file, lambda operator, _: operator.unblock(name, reason=reason))
     click.echo(f"chat-nest: not blocked any more: {name}")
 
 
@@ -151,7 +148,7 @@ def unblock(file: Path | None, caller: str | None, address: str | None, reason: 
 @GROUP
 @click.option("--limit", metavar="NAME", help="Only this limit, such as tokens_per_day.  [default: every window]")
 @REASON
-def reset(file: Path | None, limit: str | None, reason: str, **scopes: Any) -> None:
+def reset(file: str, limit: str | None, reason: str, **scopes: Any) -> None:
     """Give a caller, a group or all callers together their present windows again, from now on.
 
     What was used stays in `chat-nest usage` and in the counters; it does not count for this hour, day and month any
@@ -163,13 +160,9 @@ def reset(file: Path | None, limit: str | None, reason: str, **scopes: Any) -> N
       chat-nest reset --group acme --limit usd_per_day --reason "support case"
     """  # noqa: D301 - as above
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
-    from chat_nest.server.operator import owner_key  # noqa: PLC0415 - as above
 
-    given = _scope(scopes)
-    if given is None:
-        fail("name whose budget to reset: --caller, --group or --all", code=2)
-    owner = _checked(lambda: owner_key(*given))
-    lines = act(str(file or ""), lambda operator, _: operator.reset(owner, limit=limit, reason=reason))
+    owner = _owner(scopes, "name whose budget to reset: --caller, --group or --all")
+    lines = act(file, lambda operator, _: operator.reset(owner, limit=limit, reason=reason))
     click.echo(f"chat-nest: reset: {', '.join(line.name for line in lines) or 'nothing had been used'}")
 
 
@@ -186,7 +179,7 @@ def reset(file: Path | None, limit: str | None, reason: str, **scopes: Any) -> N
 )
 @REASON
 def grant(
-    file: Path | None, tokens: str | None, requests: str | None, usd: str | None, per: str, reason: str, **scopes: Any
+    file: str, tokens: str | None, requests: str | None, usd: str | None, per: str, reason: str, **scopes: Any
 ) -> None:
     """Raise a limit once, until its present hour, day or month ends. What was spent stays as it is.
 
@@ -200,21 +193,20 @@ def grant(
       chat-nest grant --group acme --usd 20 --per month
     """  # noqa: D301 - as above
     from chat_nest.cli.operate import act, grants_in_force, windows  # noqa: PLC0415 - as above
-    from chat_nest.server.operator import amount_of, line_of, owner_key  # noqa: PLC0415 - as above
+    from chat_nest.server.operator import amount_of, line_of  # noqa: PLC0415 - as above
 
-    given = _scope(scopes)
     amounts = {unit: text for unit, text in (("tokens", tokens), ("requests", requests), ("usd", usd)) if text}
-    if given is None and not amounts:
-        lines = act(str(file or ""), grants_in_force)
+    if not amounts and _scope(scopes) is None:
+        lines = act(file, grants_in_force)
         click.echo("\n".join(map(escape, lines)) or "nothing is granted")
         return
-    if given is None or len(amounts) != 1:
-        fail("name one of --caller, --group and --all, and one of --tokens, --requests and --usd", code=2)
+    both = "name one of --caller, --group and --all, and one of --tokens, --requests and --usd"
+    if len(amounts) != 1:
+        fail(both, code=2)
     [(unit, text)] = amounts.items()
-    owner, amount = _checked(lambda: owner_key(*given)), _checked(lambda: amount_of(unit, text))
-    where = str(file or "")
-    line = _checked(lambda: line_of(windows(where, owner), f"{unit}_per_{per}"))
-    act(where, lambda operator, _: operator.grant(line, amount, reason=reason))
+    owner, amount = _owner(scopes, both), _checked(lambda: amount_of(unit, text))
+    line = _checked(lambda: line_of(windows(file, owner), f"{unit}_per_{per}"))
+    act(file, lambda operator, _: operator.grant(line, amount, reason=reason))
     click.echo(f"chat-nest: granted: {text} {unit} more on {line.name} of {owner}; end it with `chat-nest withdraw`")
 
 
@@ -225,7 +217,7 @@ def grant(
 @GROUP
 @click.option("--limit", metavar="NAME", help="Only this limit, such as tokens_per_day.  [default: every window]")
 @REASON
-def withdraw(file: Path | None, limit: str | None, reason: str, **scopes: Any) -> None:
+def withdraw(file: str, limit: str | None, reason: str, **scopes: Any) -> None:
     """End the grants and resets of a caller, a group or all callers together. What was used of them stays spent.
 
     `chat-nest grant` lists what is in force.
@@ -239,13 +231,9 @@ def withdraw(file: Path | None, limit: str | None, reason: str, **scopes: Any) -
     """  # noqa: D301 - as above
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
     from chat_nest.cli.operate import withdraw as end  # noqa: PLC0415 - as above
-    from chat_nest.server.operator import owner_key  # noqa: PLC0415 - as above
 
-    given = _scope(scopes)
-    if given is None:
-        fail("name whose grants to withdraw: --caller, --group or --all", code=2)
-    owner = _checked(lambda: owner_key(*given))
-    ended = act(str(file or ""), lambda operator, _: end(operator, owner, limit, reason))
+    owner = _owner(scopes, "name whose grants to withdraw: --caller, --group or --all")
+    ended = act(file, lambda operator, _: end(operator, owner, limit, reason))
     if not ended:
         fail("there is no such grant in force: `chat-nest grant` lists them", code=1)
     for line in ended:
@@ -256,23 +244,23 @@ def withdraw(file: Path | None, limit: str | None, reason: str, **scopes: Any) -
 @CONFIG
 @click.option("-n", "most", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many, at most.")
 @JSON
-def audit(file: Path | None, most: int, as_json: bool) -> None:
+def audit(file: str, most: int, as_json: bool) -> None:
     """Show what operators did: when, who, what, to whom, and why; the newest first."""
     from chat_nest.cli.operate import act, acts_as_json, acts_as_text  # noqa: PLC0415 - as above
 
-    found = act(str(file or ""), lambda operator, _: operator.controls.acts(most))
+    found = act(file, lambda operator, _: operator.controls.acts(most))
     click.echo(acts_as_json(found) if as_json else escape_lines(acts_as_text(found)))
 
 
 @click.command(context_settings=CONTEXT)
 @CONFIG
 @JSON
-def running(file: Path | None, as_json: bool) -> None:
+def running(file: str, as_json: bool) -> None:
     """List the answers that run in any server of the store: id, age, caller, group, profile, model."""
     from chat_nest.cli.operate import act, records_as_json, running_as_text  # noqa: PLC0415 - as above
     from chat_nest.server.running import running as find  # noqa: PLC0415 - as above
 
-    found = act(str(file or ""), lambda _, store: find(store))
+    found = act(file, lambda _, store: find(store))
     click.echo(records_as_json(found) if as_json else escape_lines(running_as_text(found)))
 
 
@@ -280,7 +268,7 @@ def running(file: Path | None, as_json: bool) -> None:
 @CONFIG
 @click.argument("run")
 @REASON
-def stop(file: Path | None, run: str, reason: str) -> None:
+def stop(file: str, run: str, reason: str) -> None:
     """Stop the running answer with the id RUN, in whichever server it runs. It is charged what it used.
 
     \b
@@ -292,7 +280,7 @@ def stop(file: Path | None, run: str, reason: str) -> None:
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
     from chat_nest.server.running import stop as end  # noqa: PLC0415 - as above
 
-    if not act(str(file or ""), lambda operator, store: end(operator, store, run, reason)):
+    if not act(file, lambda operator, store: end(operator, store, run, reason)):
         fail("the answer still runs: its server does not reach the store, or is stalled", code=1)
     click.echo("chat-nest: stopped")
 
@@ -313,6 +301,16 @@ def _scope(scopes: dict[str, Any]) -> tuple[str, str] | None:
     if len(given) > 1:
         fail(f"give one of --{' and --'.join(scope for scope, _ in given)}, not both", code=2)
     return given[0] if given else None
+
+
+def _owner(scopes: dict[str, Any], missing: str) -> str:
+    """Return the owner of the one scope that is given. Exits with 2 without one, with the text `missing`."""
+    from chat_nest.server.operator import owner_key  # noqa: PLC0415 - as above
+
+    given = _scope(scopes)
+    if given is None:
+        fail(missing, code=2)
+    return _checked(lambda: owner_key(*given))
 
 
 def _blocked(caller: str | None, address: str | None) -> str:

@@ -7,7 +7,6 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -24,7 +23,7 @@ def alerts() -> None:
 
 @alerts.command(context_settings=CONTEXT)
 @CONFIG
-def test(file: Path | None) -> None:
+def test(file: str) -> None:
     """Send one alert to each configured receiver, and print what it answered.
 
     Needs no running server, and writes nothing into the store. The alert is sent once: what fails here is tried again
@@ -41,7 +40,7 @@ def test(file: Path | None) -> None:
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        config = load(str(file or ""))
+        config = load(file)
     except ConfigError as error:
         fail(*error.problems, code=2)
     channels = make_channels(config.alerts)

@@ -65,7 +65,7 @@ for command in (alerts, init, keys, sessions, store, *COMMANDS):
 @click.option("--demo", is_flag=True, help="Without a provider use the demo model, even if a model server runs here.")
 @click.option("--access-log", is_flag=True, help="Log every HTTP request too, with its IP address.")
 def serve(
-    file: Path | None,
+    file: str,
     host: str | None,
     port: int | None,
     workers: int,
@@ -101,7 +101,7 @@ def serve(
     find = None if demo else cache(find_local_server)  # a reload keeps what was found at the start
 
     def again(in_use: str | None) -> Config:
-        config = load(str(file or ""), host=in_use or host, port=port, find_local=find)
+        config = load(file, host=in_use or host, port=port, find_local=find)
         section = config.log
         chosen = replace(section, level=log_level or section.level, requests=access_log or section.requests)
         return replace(config, log=chosen)
@@ -116,7 +116,7 @@ def serve(
 
 @chat_nest.command(context_settings=CONTEXT)
 @CONFIG
-def reload(file: Path | None) -> None:
+def reload(file: str) -> None:
     """Let running servers read their configuration again, without ending an answer.
 
     Finds this user's servers on this machine that have the same config file (without one: the same working directory).
@@ -134,7 +134,7 @@ def reload(file: Path | None) -> None:
     """  # noqa: D301 - as above
     from chat_nest.cli.reload import report  # noqa: PLC0415 - as above
 
-    code, lines = report(str(file or ""))
+    code, lines = report(file)
     for line in lines:
         click.echo(f"chat-nest: {escape(line)}", err=code != 0)
     sys.exit(code)
@@ -143,7 +143,7 @@ def reload(file: Path | None) -> None:
 @chat_nest.command(context_settings=CONTEXT)
 @CONFIG
 @click.option("--public", is_flag=True, help="Print instead what is still open to strangers, in order of danger.")
-def check(file: Path | None, public: bool) -> None:
+def check(file: str, public: bool) -> None:
     """Check the configuration, and print what it allows and what a stranger can spend.
 
     Exits with 2 if something is wrong, and prints its place and the rule; with 1 if the store was emptied, and with
@@ -161,7 +161,7 @@ def check(file: Path | None, public: bool) -> None:
         click.echo(report(config, color=color), color=color)
         sys.exit(int(any(each.danger == "MONEY" for each in findings(config))))
     click.echo(table(_load(file), color=color), color=color)
-    if said := emptied(load_stored(str(file or ""))):
+    if said := emptied(load_stored(file)):
         fail(said, code=1)
 
 
@@ -172,7 +172,7 @@ def check(file: Path | None, public: bool) -> None:
 @click.option("--by", metavar="NAMES", default="day", show_default=True, help="day, caller, group, profile, model.")
 @click.option("--caller", metavar="KEY", help="Only this caller's requests: 16 hex digits; see `chat-nest caller`.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, with costs in nano-dollars.")
-def usage(file: Path | None, since: str, until: str | None, by: str, caller: str | None, as_json: bool) -> None:
+def usage(file: str, since: str, until: str | None, by: str, caller: str | None, as_json: bool) -> None:
     """Show usage: requests, tokens and dollars.
 
     Reads the store of the configuration, without delay for running servers, and needs no provider's key. SQLite and
@@ -205,8 +205,8 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        store, zone = load_store(str(file or ""))
-        limits, groups = load_shared_limits(str(file or ""))
+        store, zone = load_store(file)
+        limits, groups = load_shared_limits(file)
         asked = Asked(since=since, until=until, by=by, caller=caller, limits=limits, groups=groups)
         click.echo(answer(store, zone, asked, as_json=as_json))
     except ConfigError as error:
@@ -234,9 +234,7 @@ def usage(file: Path | None, since: str, until: str | None, by: str, caller: str
 )
 @click.option("--alert", is_flag=True, help="On more drift leave an alert, which a running server delivers.")
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, with costs in nano-dollars.")
-def reconcile(
-    file: Path | None, provider: str, key_file: Path, days: int, bound: float, alert: bool, as_json: bool
-) -> None:
+def reconcile(file: str, provider: str, key_file: Path, days: int, bound: float, alert: bool, as_json: bool) -> None:
     """Compare the ledger's records with what a PROVIDER has counted and billed itself, by UTC day and model.
 
     PROVIDER is a name in [providers], of the kind openai, responses, anthropic or openrouter. The key is an admin key
@@ -266,7 +264,7 @@ def reconcile(
 @chat_nest.command(context_settings=CONTEXT)
 @CONFIG
 @click.argument("who")
-def caller(file: Path | None, who: str) -> None:
+def caller(file: str, who: str) -> None:
     """Print a caller's names in the log and in `usage`. WHO is an IP address, an id, or the name in usage.
 
     An id is `user:NAME` for the name in caller_header, `key:NAME` for the caller of an API key, `jwt:NAME` for the
@@ -297,22 +295,22 @@ def caller(file: Path | None, who: str) -> None:
 @CONFIG
 @click.argument("command", default="")
 @click.argument("rest", nargs=-1)
-def parts(file: Path | None, command: str, rest: tuple[str, ...]) -> None:  # noqa: ARG001 - any command's arguments
+def parts(file: str, command: str, rest: tuple[str, ...]) -> None:  # noqa: ARG001 - any command's arguments
     """Print the parts of scripts/setup that a command with these arguments needs, for the scripts of a checkout."""
     from chat_nest.server.config.setup_parts import needed_parts  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        click.echo(" ".join(needed_parts(command, str(file or ""))))
+        click.echo(" ".join(needed_parts(command, file)))
     except ConfigError:
         return  # the command itself reports every problem
 
 
-def _load(file: Path | None, read: Callable[[str | None], Config] | None = None) -> Config:
+def _load(file: str, read: Callable[[str | None], Config] | None = None) -> Config:
     from chat_nest.server.config.settings import load  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        return load(str(file or "")) if read is None else read(None)
+        return load(file) if read is None else read(None)
     except ConfigError as error:
         fail(*error.problems, code=2)

@@ -48,20 +48,20 @@ _OPTIONS = {"caller": "CALLER", "profiles": "--profile", "limits": "--limit", "s
 """The arguments with the fields of a key."""
 
 
-def settings_of(file: Path | None) -> KeySettings:
+def settings_of(file: str) -> KeySettings:
     """Return what the configuration says of keys. Exits with 2 if it is wrong."""
     try:
-        return load_keys(str(file or ""))
+        return load_keys(file)
     except ConfigError as error:
         fail(*error.problems, code=2)
 
 
-def issue(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
     """Do the work with what issues the keys. Exits with 2 for a wrong argument, with 1 if it can't be done."""
     if not settings.identity.section.keys:
         return _in_file(file, settings, work)
     try:
-        store = load_stored(str(file or ""))
+        store = load_stored(file)
     except ConfigError as error:
         fail(*error.problems, code=2)
     assert isinstance(store, HasControls)
@@ -84,12 +84,12 @@ def issue(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], 
         fail(f"{place_of(store)}: {error}", code=1)
 
 
-def _in_file(file: Path | None, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+def _in_file(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
     """Do the work with the keys of a file. What the store did not take of it is a warning: the file has the change."""
     path = Path(settings.identity.section.keys_file)
     store, lacking = None, IN_MEMORY
     try:
-        store = load_stored(str(file or ""))
+        store = load_stored(file)
     except ConfigError as error:
         lacking = "; ".join(error.problems)
     controls = store.controls if isinstance(store, HasControls) and not isinstance(store, MemoryStore) else None

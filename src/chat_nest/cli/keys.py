@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -73,7 +72,7 @@ def keys() -> None:
 @REASON
 def create(
     caller: str,
-    file: Path | None,
+    file: str,
     group: str | None,
     name: str,
     scopes: tuple[str, ...],
@@ -125,7 +124,7 @@ def create(
 @keys.command("list", context_settings=CONTEXT)
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
-def list_(file: Path | None, as_json: bool) -> None:
+def list_(file: str, as_json: bool) -> None:
     """List the keys by ID, what they may do, and whether they are valid. The keys themselves are not stored.
 
     IN USAGE is the caller's name in `chat-nest usage --by caller`. `chat-nest caller` prints its name in the log.
@@ -164,7 +163,7 @@ def list_(file: Path | None, as_json: bool) -> None:
 )
 @EXPIRES
 @REASON
-def rotate(id: str, file: Path | None, overlap: str, expires: str | None, reason: str) -> None:
+def rotate(id: str, file: str, overlap: str, expires: str | None, reason: str) -> None:
     """Replace the key with this ID by a new one with the same rights, and print the new one once.
 
     Both work during the overlap, and draw on the same limits; then the old one expires. What was used stays used. The
@@ -196,7 +195,7 @@ def rotate(id: str, file: Path | None, overlap: str, expires: str | None, reason
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @CONFIG
 @REASON
-def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
+def revoke(ids: tuple[str, ...], file: str, reason: str) -> None:
     """Revoke the keys with these IDs, as `chat-nest keys list` shows them.
 
     Every server of the store refuses the keys, and the session tokens that were made with them, within a second, and

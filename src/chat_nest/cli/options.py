@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -16,7 +15,8 @@ CONFIG = click.option(
     "--config",
     "file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
+    default="",
     envvar="CHAT_NEST_CONFIG",
     help="The TOML file with providers, profiles and limits.  [env: CHAT_NEST_CONFIG]",
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,7 +32,7 @@ def sessions() -> None:
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @CONFIG
 @click.option("--reason", metavar="TEXT", default="", help="A note for the trail of operators' acts.")
-def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
+def revoke(ids: tuple[str, ...], file: str, reason: str) -> None:
     """Revoke the sessions with these IDs: `session` in the answer of POST /api/sessions.
 
     Every server of the store refuses their tokens within a second, and ends their running answers. An ID is not the
@@ -56,7 +55,7 @@ def revoke(ids: tuple[str, ...], file: Path | None, reason: str) -> None:
     except ValueError as error:
         fail(str(error), code=2)
     try:
-        store = load_stored(str(file or ""))
+        store = load_stored(file)
     except ConfigError as error:
         fail(*error.problems, code=2)
     if said := asyncio.run(_revoke(store, rows)):

@@ -17,7 +17,7 @@ def store() -> None:
 @store.command(context_settings=CONTEXT)
 @click.argument("to", metavar="FILE", type=click.Path(path_type=Path))
 @CONFIG
-def backup(to: Path, file: Path | None) -> None:
+def backup(to: Path, file: str) -> None:
     """Copy an SQLite store to a new FILE, while servers write to it.
 
     The copy is of one moment, one file, and checked. It has budgets, reservations and usage records; the file of API
@@ -36,7 +36,7 @@ def backup(to: Path, file: Path | None) -> None:
     from chat_nest.stores.sqlite.copies import CopyFailed  # noqa: PLC0415 - as above
 
     try:
-        click.echo(f"chat-nest: {back_up(load_stored(str(file or '')), to)}")
+        click.echo(f"chat-nest: {back_up(load_stored(file), to)}")
     except ConfigError as error:
         fail(*error.problems, code=2)
     except CopyFailed as error:
@@ -47,7 +47,7 @@ def backup(to: Path, file: Path | None) -> None:
 @click.argument("backup_file", metavar="FILE", type=click.Path(path_type=Path))
 @CONFIG
 @click.option("--accept-loss", is_flag=True, help="Restore even if callers can then spend again what they have spent.")
-def restore(backup_file: Path, file: Path | None, accept_loss: bool) -> None:
+def restore(backup_file: Path, file: str, accept_loss: bool) -> None:
     """Replace an SQLite store by a backup. Stop all servers first.
 
     The replaced file is renamed, not deleted. If it can be read, what it counted since the backup is kept: a restore
@@ -69,7 +69,7 @@ def restore(backup_file: Path, file: Path | None, accept_loss: bool) -> None:
     from chat_nest.stores.sqlite.copies import CopyFailed  # noqa: PLC0415 - as above
 
     try:
-        for line in put_back(load_stored(str(file or "")), backup_file, accept_loss=accept_loss):
+        for line in put_back(load_stored(file), backup_file, accept_loss=accept_loss):
             click.echo(f"chat-nest: {line}")
         _note(file, "restore", "accepted the loss of what was spent since" if accept_loss else "")
     except ConfigError as error:
@@ -80,7 +80,7 @@ def restore(backup_file: Path, file: Path | None, accept_loss: bool) -> None:
 
 @store.command(name="accept-empty", context_settings=CONTEXT)
 @CONFIG
-def accept_empty(file: Path | None) -> None:
+def accept_empty(file: str) -> None:
     """Accept a store that was emptied or replaced.
 
     When a store has lost its counters, the servers refuse all chats: otherwise every budget would start again from
@@ -93,7 +93,7 @@ def accept_empty(file: Path | None) -> None:
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
-        said, accepted = accept(load_stored(str(file or "")))
+        said, accepted = accept(load_stored(file))
         click.echo(f"chat-nest: {said}")
         if accepted:
             _note(file, "accept_empty")
@@ -103,9 +103,9 @@ def accept_empty(file: Path | None) -> None:
         fail(str(error), code=1)
 
 
-def _note(file: Path | None, act: str, detail: str = "") -> None:
+def _note(file: str, act: str, detail: str = "") -> None:
     """Note in the store's audit trail what was done to the store."""
     from chat_nest.cli.operate import note  # noqa: PLC0415 - as above
 
-    if why := note(str(file or ""), lambda operator: operator.note(act, "store", detail)):
+    if why := note(file, lambda operator: operator.note(act, "store", detail)):
         click.echo(f"chat-nest: note: this is not in the audit trail: {why}", err=True)
