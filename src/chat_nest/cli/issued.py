@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from chat_nest.cli.operate import IN_MEMORY, user
-from chat_nest.cli.options import fail
+from chat_nest.cli.options import fail, progress
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import HasControls
@@ -24,6 +24,7 @@ from chat_nest.server.issuing import issuer_of
 from chat_nest.server.operator import Rejected
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
+from chat_nest.stores.starting import reach
 
 Answer = TypeVar("Answer")
 
@@ -70,6 +71,7 @@ def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitabl
 
     async def run() -> Answer:
         try:
+            await reach(store, progress)
             return await work(issuer)
         finally:
             await store.aclose()

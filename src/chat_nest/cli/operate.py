@@ -7,12 +7,13 @@ import getpass
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
 
-from chat_nest.cli.options import fail
+from chat_nest.cli.options import fail, progress
 from chat_nest.controls.gate import BLOCK, PAUSE, terms_of
 from chat_nest.core.claims import Line
 from chat_nest.core.controls import GRANT, Act, Control
@@ -25,6 +26,7 @@ from chat_nest.server.config.values import read
 from chat_nest.server.operator import Operator, Rejected, granted, listed, window_lines
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
+from chat_nest.stores.starting import reach
 
 Answer = TypeVar("Answer")
 
@@ -46,6 +48,8 @@ def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answ
 
     async def run() -> Answer:
         try:
+            with suppress(StoreEmptied):  # the work itself says so
+                await reach(store, progress)
             return await work(operator, store)
         finally:
             await store.aclose()
@@ -74,6 +78,8 @@ def note(file: str, work: Callable[[Operator], Awaitable[object]]) -> str:
 
     async def run() -> None:
         try:
+            with suppress(StoreEmptied):
+                await reach(store, progress)
             await work(Operator(store, zone, by=f"cli:{user()}"))
         finally:
             await store.aclose()

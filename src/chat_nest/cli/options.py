@@ -53,6 +53,11 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def progress(text: str) -> None:
+    """Tell the user why it takes longer."""
+    click.echo(f"chat-nest: {text}", err=True)
+
+
 def fail(*problems: str, code: int) -> NoReturn:
     """Print the problems, a line each, and exit."""
     for problem in problems:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail
+from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail, progress
 
 if TYPE_CHECKING:
     from chat_nest.core.controls import Act, Control
@@ -70,10 +70,12 @@ async def _revoke(store: Store, rows: Sequence[tuple[Control, Act]]) -> str:
     from chat_nest.core.protocols import HasControls  # noqa: PLC0415 - as above
     from chat_nest.stores.memory import MemoryStore  # noqa: PLC0415 - as above
     from chat_nest.stores.places import place_of, remedy_of, sentence  # noqa: PLC0415 - as above
+    from chat_nest.stores.starting import reach  # noqa: PLC0415 - as above
 
     try:
         if isinstance(store, MemoryStore) or not isinstance(store, HasControls):
             return f"{sentence(place_of(store))} can't be reached from here: use DELETE /api/sessions/ID"
+        await reach(store, progress)
         for row, act in rows:
             await store.controls.change(put=[row], act=act)
     except (LimiterUnavailable, OSError) as error:

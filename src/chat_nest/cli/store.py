@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from chat_nest.cli.options import progress
 from chat_nest.core.errors import LimiterUnavailable, StoreEmptied, failure_name
 from chat_nest.core.protocols import Store
 from chat_nest.stores.places import place_of, remedy_of, sentence
+from chat_nest.stores.starting import reach
 
 
 class Unaccepted(Exception):
@@ -53,7 +55,7 @@ async def _accept(store: Store) -> tuple[str, bool]:
     try:
         try:
             if await asyncio.to_thread(_remembers, store):
-                await store.ping()
+                await reach(store, progress)
                 return f"{place} was not emptied: nothing is changed", False
         except StoreEmptied:
             pass

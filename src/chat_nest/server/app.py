@@ -39,6 +39,7 @@ from chat_nest.server.reload import Reload
 from chat_nest.server.tally import Tally
 from chat_nest.server.telemetry import Telemetry
 from chat_nest.stores.places import place_of, remedy_of
+from chat_nest.stores.starting import reach
 from chat_nest.stores.urls import open_store
 
 log = logging.getLogger("chat_nest.server")
@@ -185,7 +186,7 @@ class ServerApp:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self._handler.store.ping()
+            await reach(self._handler.store, log.warning)
         except StoreEmptied as emptied:  # an operator may accept it while the server runs
             log.error("%s: %s", place_of(self._handler.store), emptied.advice)  # noqa: TRY400 - the advice has all details
         except Exception as error:

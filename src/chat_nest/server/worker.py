@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import signal
+import socket
 import time
 from collections.abc import Callable, Generator
 from typing import Protocol
@@ -128,7 +129,8 @@ class Worker:
     async def run(self, listeners: Listeners, on_started: Callable[[], None]) -> None:
         """Serve until a signal ends the process. Raises StartFailed."""
         with self._signals():
-            await self._server.start(listeners.public)
+            if not await self._started(listeners.public):
+                return
             # What is loaded by now stays, and a stream makes no cycles, so the garbage collector can run less often.
             gc.collect()
             gc.freeze()
@@ -151,6 +153,21 @@ class Worker:
             self._watchdog.stop()
             self._trimmer.stop()
             self._overseer.ended()
+
+    async def _started(self, listener: socket.socket) -> bool:
+        """Start the application; return False if a signal came first: the store may take seconds to answer.
+
+        Raises StartFailed.
+        """
+        starting, ending = asyncio.create_task(self._server.start(listener)), asyncio.create_task(self._ending.wait())
+        await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+            return False
+        starting.result()
+        return True
 
     @contextlib.contextmanager
     def _signals(self) -> Generator[None]:

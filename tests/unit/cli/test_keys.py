@@ -193,7 +193,7 @@ def test_a_rotation_prints_the_new_key_and_ends_the_old_one():
     assert "it was replaced" in run("rotate", first.id).stderr
 
 
-def test_keys_in_the_store_are_there_for_every_command():
+def test_keys_in_the_store_are_there_for_every_command(monkeypatch):
     environ = {
         "CHAT_NEST_IDENTITY_KEYS_FILE": None,
         "CHAT_NEST_IDENTITY_KEYS": "store",
@@ -213,7 +213,9 @@ def test_keys_in_the_store_are_there_for_every_command():
     memory = run("list", **{**environ, "CHAT_NEST_STORE_URL": "memory://"})
     assert memory.exit_code == 2
     assert "needs a store that outlives the server" in memory.stderr
-    gone = run("list", **{**environ, "CHAT_NEST_STORE_URL": "redis://127.0.0.1:1"})
+    with monkeypatch.context() as hurried:
+        hurried.setattr("chat_nest.stores.starting.SECONDS", 0.0)
+        gone = run("list", **{**environ, "CHAT_NEST_STORE_URL": "redis://127.0.0.1:1"})
     assert (gone.exit_code, gone.stdout) == (1, "")
     assert not Path("keys.json").exists()
 

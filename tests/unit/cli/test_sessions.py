@@ -53,7 +53,8 @@ def test_what_is_no_id_revokes_nothing_and_is_not_repeated() -> None:
     assert not Path("chat-nest.db").exists()
 
 
-def test_a_store_out_of_reach_is_named() -> None:
+def test_a_store_out_of_reach_is_named(monkeypatch) -> None:
+    monkeypatch.setattr("chat_nest.stores.starting.SECONDS", 0.0)
     result = run(ONE, CHAT_NEST_STORE_URL="memory://")
     assert result.exit_code == 1
     assert "The store in this process's memory can't be reached from here: use DELETE /api/sessions/ID" in result.stderr

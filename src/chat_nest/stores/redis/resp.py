@@ -23,7 +23,7 @@ _NOTHING = object()
 _pack = cast("Callable[[tuple[Word, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
-class Broken(Exception):
+class Broken(ConnectionError):
     """The connection is gone. Commands sent on it may or may not have run."""
 
 
