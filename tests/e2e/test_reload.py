@@ -220,6 +220,38 @@ async def test_sighup_twice_in_a_row_and_the_last_file_is_in_force(tmp_path, cou
 
 
 @pytest.mark.parametrize("count", [1, 2])
+async def test_a_reload_by_sighup_is_in_the_audit_trail_once_and_without_values(tmp_path, count):
+    async with ScriptedProvider(answer("x")) as provider:
+        write(tmp_path, provider.url)
+        async with serving(tmp_path, "--workers", str(count)) as served:
+            await serve_all(served, count)
+            write(tmp_path, provider.url, tokens=-1)
+            os.kill(served.process.pid, signal.SIGHUP)
+            await served.until(rb"reload: the configuration in force has not changed\n")
+            write(tmp_path, provider.url, key="sk-canary", tokens=2_000)
+            os.kill(served.process.pid, signal.SIGHUP)
+            await served.until(rb"reload: changed ")
+            while not (acts := await audit(tmp_path)):
+                pass
+    [act] = acts
+    assert (act["by"], act["act"], act["target"]) == ("signal", "reload", "configuration")
+    assert act["detail"] == "providers.one, profiles.balanced"
+    assert "canary" not in json.dumps(act)
+
+
+async def test_a_reload_by_sighup_while_the_store_is_down_is_in_force_and_logged(tmp_path, store):
+    async with ScriptedProvider(answer("x")) as provider:
+        more = f'[store]\nurl = "redis://127.0.0.1:{store.port}"\n'
+        write(tmp_path, provider.url, more=more)
+        async with serving(tmp_path) as served:
+            store.cut()
+            write(tmp_path, provider.url, tokens=2_000, more=more)
+            os.kill(served.process.pid, signal.SIGHUP)
+            await served.until(rb"reload: changed profiles\.balanced\n")
+            await served.until(rb"the reload by SIGHUP is not in the audit trail: the store does not answer\n")
+
+
+@pytest.mark.parametrize("count", [1, 2])
 async def test_a_server_that_drains_changes_nothing_and_says_so(tmp_path, count):
     go_on = asyncio.Event()
     script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(3, 2), DONE)

@@ -1,8 +1,9 @@
 """A worker's link to its parent, which sends a configuration in two steps: all workers adopt it, or none does.
 
 A message is a tuple whose first item is its kind. From the parent: `prepare` with a number and a Config; `adopt` or
-`forget` with the same number; `outcome` with the id of a reload that this worker asked for, and its Outcome. To the
-parent: `serving`; `prepared` with the number and a problem, or an empty string; `adopted`; `reload` with an id.
+`forget` with the same number; `outcome` with the id of a reload that this worker asked for, and its Outcome; `note`
+with what a reload by a signal has changed. To the parent: `serving`; `prepared` with the number and a problem, or an
+empty string; `adopted`; `reload` with an id.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from chat_nest.server.app import Prepared
 from chat_nest.server.reload import DRAINING, FAILED, Outcome, refused
-from chat_nest.server.sole import prepare
+from chat_nest.server.sole import note_signal, prepare
 from chat_nest.server.worker import Worker
 
 log = logging.getLogger("chat_nest.server")
@@ -86,6 +87,8 @@ class ParentLink:
                         prepared = None
                     case ("outcome", id, outcome):
                         loop.call_soon_threadsafe(self._answer, id, outcome)
+                    case ("note", changed):
+                        asyncio.run_coroutine_threadsafe(note_signal(worker.app, changed), loop)
                     case _:  # forget
                         prepared = None
             except RuntimeError:  # the loop was closed

@@ -19,6 +19,7 @@ log = logging.getLogger("chat_nest.server")
 WRONG, FAILED = 2, 1
 """Exit codes of `chat-nest reload`: the configuration is wrong, or the server could not use it."""
 DRAINING = "the server is about to end"
+UNNOTED = "not in the audit trail: the store does not answer"
 
 
 class Outcome(Struct, frozen=True, omit_defaults=True):

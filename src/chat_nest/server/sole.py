@@ -5,14 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
+from zoneinfo import ZoneInfo
 
+from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.parts import failure_text
+from chat_nest.core.protocols import HasControls
 from chat_nest.server.app import Prepared, ServerApp
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.sources import ConfigError
 from chat_nest.server.control import Control
 from chat_nest.server.hangup import Hangup
-from chat_nest.server.reload import DRAINING, FAILED, WRONG, ConfigSource, Outcome, log_outcome, outcome_of, refused
+from chat_nest.server.operator import Operator
+from chat_nest.server.reload import (
+    DRAINING,
+    FAILED,
+    UNNOTED,
+    WRONG,
+    ConfigSource,
+    Outcome,
+    log_outcome,
+    outcome_of,
+    refused,
+)
 from chat_nest.server.systemd import READY, STOPPING, WATCHDOG, notify, notify_reloading, watchdog_seconds
 from chat_nest.server.worker import Worker
 
@@ -36,7 +51,7 @@ class Sole:
         """Begin to listen for reloads."""
         loop = asyncio.get_running_loop()
         self._worker = worker
-        self._hangup.reload_with(lambda: loop.call_soon_threadsafe(self._begin))
+        self._hangup.reload_with(lambda: loop.call_soon_threadsafe(self._on_hangup, worker.app))
         if self._control.listener is not None:
             self._keep(loop.create_task(self._listen()))
         notify(READY)
@@ -57,6 +72,13 @@ class Sole:
     async def reload(self) -> Outcome:
         """Read the configuration again. Callers that come while it is read share the next reading."""
         return await asyncio.shield(self._begin())
+
+    def _on_hangup(self, app: ServerApp) -> None:
+        async def reload() -> None:
+            if (outcome := await self.reload()).adopted:
+                await note_signal(app, outcome.changed)
+
+        self._keep(asyncio.get_running_loop().create_task(reload()))
 
     def _begin(self) -> asyncio.Task[Outcome]:
         if self._next is None:
@@ -109,6 +131,17 @@ class Sole:
     def _keep(self, task: asyncio.Task[Outcome] | asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def note_signal(app: ServerApp, changed: Sequence[str]) -> None:
+    """Note in the audit trail that a signal has put the configuration in force; without the store, only in the log."""
+    store = app.handler.store
+    if not isinstance(store, HasControls):
+        return
+    try:
+        await Operator(store, ZoneInfo(app.config.server.time_zone), by="signal").reloaded(changed)
+    except LimiterUnavailable:
+        log.error("the reload by SIGHUP is %s", UNNOTED)  # noqa: TRY400 - the store logs why
 
 
 def prepare(app: ServerApp, config: Config) -> Prepared | str:

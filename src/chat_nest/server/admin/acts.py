@@ -24,12 +24,11 @@ from chat_nest.server.operator import (
     seconds_of,
     window_lines,
 )
-from chat_nest.server.reload import WRONG
+from chat_nest.server.reload import UNNOTED, WRONG
 from chat_nest.server.running import stop as stop_run
 
 log = logging.getLogger("chat_nest.server")
 
-UNNOTED = "not in the audit trail: the store does not answer"
 REASON = Field("reason", "why, for the audit trail")
 FOR = Field("for", "how long: 90s, 30m, 2h, 7d; without it until it is ended")
 STOP = Field("stop_running", "also stop the answers that run; each is charged what it used", "boolean")
