@@ -9,9 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from chat_nest import BALANCED, Caller, create_chat_handler
+from chat_nest.core.claims import Duplicate
 from chat_nest.core.errors import RunsUnavailable
 from chat_nest.dialects.native import Native, NativeEncoder
 from chat_nest.runs.memory import MemoryRuns
+from chat_nest.stores.memory import MemoryStore
 from chat_nest.testing import ScriptedProvider, answer, collect
 
 BODY = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -91,7 +93,100 @@ async def test_observers_are_told_which_request_followed_the_answer_of_an_earlie
     assert (provider.opened, one.complete, two.complete) == (1, True, True)
     report = seen.reports[0]
     assert (report.id, report.code, report.profile) == (two.headers["x-request-id"], "followed", "balanced")
+    assert (report.dialect, report.steps.reserve_at is None) == ("native", False)
+    assert json.loads(two.events[0][1])["model"] == "m"
     assert not seen.refusals
+
+
+async def test_a_repeated_request_for_one_json_value_does_not_follow_a_stream():
+    never, came = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        came.set()
+        await never.wait()
+
+    handler, provider, _ = make([*answer("one")[:1], wait], "finish", dialect="openai")
+    async with handler:
+        body = {**BODY, "model": "balanced"}
+        first = asyncio.create_task(collect(handler, body, path="/v1/chat/completions", headers=AGAIN))
+        await came.wait()
+        again = await collect(handler, body, path="/v1/chat/completions", headers=AGAIN)
+    await first
+    assert (again.status, json.loads(again.body)["error"]["code"], provider.opened) == (409, "request_in_progress", 1)
+
+
+async def test_observers_and_the_reader_are_told_of_a_replay():
+    handler, provider, seen = make()
+    async with handler:
+        await collect(handler, BODY, headers=AGAIN)
+        again = await collect(handler, BODY, headers=AGAIN)
+    report = seen.reports[1]
+    assert (report.id, report.dialect, report.code) == (again.headers["x-request-id"], "native", "replayed")
+    assert (report.profile, report.steps.reserve_at is None, seen.refusals) == ("balanced", False, [])
+    assert again.headers["idempotency-replayed"] == "true"
+    assert ([name for name, _ in again.events], provider.opened) == (["start", "done"], 1)
+    assert json.loads(again.events[0][1])["model"] == "m"
+
+
+class Forgetful(MemoryStore):
+    """A store that knows that a request has ended, but not how."""
+
+    async def reserve(self, claim, lease):
+        found = await super().reserve(claim, lease)
+        return replace(found, record=None) if isinstance(found, Duplicate) else found
+
+
+async def test_a_replay_of_what_nobody_knows_is_an_error_and_names_no_model():
+    handler, provider, _ = make(store=Forgetful())
+    async with handler:
+        await collect(handler, BODY, headers=AGAIN)
+        again = await collect(handler, BODY, headers=AGAIN)
+    assert ([name for name, _ in again.events], provider.opened) == (["start", "error"], 1)
+    assert [json.loads(data).get(field) for (_, data), field in zip(again.events, ("model", "code"))] == ["", "lost"]
+
+
+async def test_a_place_that_becomes_free_at_an_unknown_time_has_no_time_in_the_headers():
+    never, came = asyncio.Event(), asyncio.Event()
+
+    async def wait():
+        came.set()
+        await never.wait()
+
+    handler, _, _ = make([*answer("one")[:1], wait], limits={"concurrent_streams": 1})
+    async with handler:
+        first = asyncio.create_task(collect(handler, BODY))
+        await came.wait()
+        refused = await collect(handler, BODY)
+    await first
+    assert (refused.status, refused.headers["ratelimit"]) == (429, '"concurrent_streams";r=0')
+
+
+class Blind(MemoryStore):
+    """A store whose counters can't be read."""
+
+    async def peek(self, lines):
+        raise OSError
+
+
+async def test_a_bad_request_is_told_its_field_though_the_limits_can_not_be_read():
+    handler, _, _ = make(store=Blind())
+    async with handler:
+        refused = await collect(handler, {"messages": 5})
+    assert (refused.status, json.loads(refused.body)["field"], "ratelimit" in refused.headers) == (
+        400,
+        "messages",
+        False,
+    )
+
+
+async def test_a_format_that_tells_the_input_first_is_told_its_count():
+    handler, _, _ = make(dialect="anthropic")
+    async with handler:
+        got = await collect(
+            handler, {"model": "balanced", "max_tokens": 9, "stream": True, **BODY}, path="/v1/messages"
+        )
+    start = next(json.loads(data) for name, data in got.events if name == "message_start")
+    assert 0 < start["message"]["usage"]["input_tokens"] < 100
 
 
 class Unreachable(MemoryRuns):
