@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from chat_nest.core.deltas import AskedDelta, Batch, ReasoningDelta, SignatureDelta, TextDelta, ToolCallDelta
+from chat_nest.core.deltas import AskedDelta, Batch, Delta, ReasoningDelta, SignatureDelta, TextDelta, ToolCallDelta
 from chat_nest.core.errors import ChatError, Stopped
 from chat_nest.core.protocols import Ending
 from chat_nest.core.sse import event
 from chat_nest.core.usage import Usage
-from chat_nest.dialects.frames import EVENT_STREAM, JSON, PING, as_json
+from chat_nest.dialects.frames import EVENT_STREAM, JSON, PING, as_json, quick_json
 from chat_nest.dialects.openai_refusals import error_body
 from chat_nest.dialects.responses_items import Item, output_text, qualified
 
@@ -38,8 +38,6 @@ class Output:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self.items: list[Item] = []
-        self.texts: list[str] = []
-        """The pieces of the item that is open."""
         self.open: type[TextDelta | ReasoningDelta] | None = None
         self.open_at = 0
         self.calls: dict[int, tuple[int, list[str]]] = {}
@@ -69,7 +67,11 @@ class ResponsesEncoder:
         self._model = ""
         self._number = 0
         self._output = Output(run_id)
+        self._said: list[Delta] = []
+        """The pieces of the open item of text or reasoning."""
         self._head = b""
+        self._text_head = b""
+        """The same, if the next piece of text needs nothing else: its item is open, and the reader lacks it."""
 
     def asked(self) -> str:
         """Return what is kept with the answer, once."""
@@ -84,26 +86,28 @@ class ResponsesEncoder:
         return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
 
     def encode(self, batch: Batch) -> bytes:
-        output, number = self._output, self._number
-        if output.open is TextDelta and number > self._after:
-            if len(batch) == 1 and type(batch[0]) is TextDelta and number < len(_NUMBERED):  # a paced token
-                text = batch[0].text
-                event = b"".join((self._head, as_json(text), _NUMBERED[number]))
-                output.texts.append(text)
-                self._number = number + 1
-                return event
-            if quick := self._texts(batch):
-                return quick
+        head = self._text_head
+        if head and len(batch) == 1 and type(delta := batch[0]) is TextDelta:  # a paced token
+            number = self._number
+            try:
+                event = head + quick_json(delta.text) + _NUMBERED[number]
+            except (IndexError, UnicodeEncodeError):
+                return self._piece(delta)
+            self._said.append(delta)
+            self._number = number + 1
+            return event
+        if head and (quick := self._texts(batch)):
+            return quick
         pieces: list[bytes] = []
         for delta in batch:
             if type(delta) is TextDelta:
                 if self._output.open is not TextDelta:
                     pieces.append(self._switch(TextDelta))
-                pieces.append(self._piece(delta.text))
+                pieces.append(self._piece(delta))
             elif type(delta) is ReasoningDelta:
                 if self._output.open is not ReasoningDelta:
                     pieces.append(self._switch(ReasoningDelta))
-                pieces.append(self._piece(delta.text))
+                pieces.append(self._piece(delta))
             elif type(delta) is ToolCallDelta:
                 pieces.append(self._call(delta))
             elif type(delta) is SignatureDelta:
@@ -170,25 +174,31 @@ class ResponsesEncoder:
 
     def _texts(self, batch: Batch) -> bytes:
         """Encode several pieces of the open text; nothing for a batch with anything else: see `frames.texts`."""
-        said = [delta.text for delta in batch if type(delta) is TextDelta]
-        if len(said) != len(batch):
-            return b""
-        head, first = self._head, self._number
+        first = self._number
         last = first + len(batch)
-        ends = _NUMBERED[first:last] if last <= len(_NUMBERED) else map(_numbered, range(first, last))
-        events = head + head.join([as_json(text) + end for text, end in zip(said, ends, strict=True)])
-        self._output.texts += said
+        try:
+            pieces = [quick_json(delta.text) for delta in batch if type(delta) is TextDelta]
+        except UnicodeEncodeError:
+            return b""
+        if len(pieces) != len(batch):
+            return b""
+        events = [self._text_head] * (3 * len(batch))
+        events[1::3] = pieces
+        events[2::3] = _NUMBERED[first:last] if last <= len(_NUMBERED) else map(_numbered, range(first, last))
+        self._said += batch
         self._number = last
-        return events
+        return b"".join(events)
 
-    def _piece(self, text: str) -> bytes:
+    def _piece(self, delta: TextDelta | ReasoningDelta) -> bytes:
         """Encode a piece of text or reasoning."""
-        self._output.texts.append(text)
+        self._said.append(delta)
         number = self._number
         self._number = number + 1
         if number <= self._after:
             return b""
-        return b"%b%b%b" % (self._head, as_json(text), _numbered(number))
+        if self._output.open is TextDelta:
+            self._text_head = self._head
+        return self._head + as_json(delta.text) + _numbered(number)
 
     def _switch(self, kind: type[TextDelta | ReasoningDelta]) -> bytes:
         """End the open item of text or reasoning, and begin one of another kind."""
@@ -217,9 +227,10 @@ class ResponsesEncoder:
     def _end_open(self, status: str) -> bytes:
         output = self._output
         kind, output.open = output.open, None
+        self._text_head = b""
         if kind is None:
             return b""
-        text, output.texts = "".join(output.texts), []
+        text, self._said = "".join([delta.text for delta in self._said if type(delta) is kind]), []
         index, item = output.open_at, output.items[output.open_at]
         at: dict[str, Any] = {"item_id": item["id"], "output_index": index}
         if kind is TextDelta:
