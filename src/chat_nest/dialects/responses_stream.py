@@ -230,7 +230,8 @@ class ResponsesEncoder:
         self._text_head = b""
         if kind is None:
             return b""
-        text, self._said = "".join([delta.text for delta in self._said if type(delta) is kind]), []
+        said, self._said = self._said, []
+        text = "".join([delta.text for delta in said if type(delta) is TextDelta or type(delta) is ReasoningDelta])
         index, item = output.open_at, output.items[output.open_at]
         at: dict[str, Any] = {"item_id": item["id"], "output_index": index}
         if kind is TextDelta:
