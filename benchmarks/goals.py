@@ -74,18 +74,19 @@ GOALS = (
          why="a TLS connection alone holds 39 kB with uvloop, 1.5 kB without TLS: 29 kB of it are OpenSSL's, with its"
              " buffers released"),
     Goal("disconnect mid-stream p99, ms", "disconnect mid-stream p99, ms", "value", 5.0, 1.0,
-         why="a close waits behind the requests that begin in that moment, and behind whatever else has the core: 4.8 ms"
-             " where the server waited for its core for 60 ms in all, 38 ms where it waited for 630"),
+         why="a close waits behind the requests that begin in that moment, and behind whatever else has the core: 4.8"
+             " ms where the server waited for its core for 60 ms in all, 38 ms where it waited for 630"),
     Goal("admissions a second, PostgreSQL on one core", "store: postgres, a second", "value", 6_000, None, least=True,
-         why="in batches of 64, 76 % of the server's time is its executor, none of whose functions has over 4 %, 14 % the"
-             " kernel, 10 % the C library and PL/pgSQL"),
+         why="in batches of 64, 76 % of the server's time is its executor, none of whose functions has over 4 %, 14 %"
+             " the kernel, 10 % the C library and PL/pgSQL"),
     Goal("admissions a second, Redis on one core", "store: redis, a second", "value", 20_000, None, least=True,
-         why="of 645,000 instructions a request, in batches of 50, 9 % are the commands, 26 % the MessagePack of a claim;"
-             " most of the rest is the Lua interpreter"),
+         why="of 645,000 instructions a request, in batches of 50, 9 % are the commands, 26 % the MessagePack of a"
+             " claim; most of the rest is the Lua interpreter"),
     Goal("start to ready, s", "start: s to ready", "value", 0.5, None,
          why="the tokenizer's tables take twice as long as the imports; the process listens when it has both"),
     Goal("import, s", "start: s of the import", "value", 0.1, None,
-         why="56 % are the standard library's modules (asyncio, ssl, logging), the rest 214 modules of ours, none over 3 ms"),
+         why="56 % are the standard library's modules (asyncio, ssl, logging), the rest 214 modules of ours, none"
+             " over 3 ms"),
     Goal("a token of 2,000 streams, against one of 100", "growth: times the cost", "value", 1.1, None,
          why="streams in the thousands leave the processor's caches between two tokens"),
 )  # fmt: skip
