@@ -85,11 +85,12 @@ def debt_crossing(budget: Budget, now: float) -> Crossing:
     """Return that more than a limit was charged."""
     line, standing = budget.line, budget.standing
     debt = shown(line, standing.used - line.limit)
+    why = "a provider reported more than was asked for, or the limit was lowered"
     return Crossing(
         key=f"alert:{line.key}:{line.limit}:debt",
         seconds=_left(line, now),
         type="budget.debt",
-        text=f"{owner(budget)}: {line.name} is overdrawn by {debt}: a provider reported more than was asked for",
+        text=f"{owner(budget)}: {line.name} is overdrawn by {debt}: {why}",
         data=budget_data(budget),
     )
 

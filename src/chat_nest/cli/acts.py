@@ -6,6 +6,7 @@ The file is long because each docstring here is the help of a command.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -73,7 +74,8 @@ def pause(file: str, span: str | None, stop_running: bool, reason: str, **scopes
     check_known(file, *given)
     name, seconds = _checked(lambda: pause_name(*given)), None if span is None else _checked(lambda: seconds_of(span))
     act(file, lambda operator, _: operator.pause(name, reason=reason, seconds=seconds, stop_running=stop_running))
-    click.echo(f"chat-nest: paused: {escape(name)}; end it with `chat-nest resume`")
+    option = f"--{given[0]} {shlex.quote(given[1])}" if given[1] else f"--{given[0]}"
+    click.echo(f"chat-nest: paused: {escape(name)}; end it with `chat-nest resume {escape(option)}`")
 
 
 @click.command(context_settings=CONTEXT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import time
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_pause_is_listed_until_it_is_resumed_and_each_act_is_in_the_trail(run)
     assert acts[-1]["target"] == "provider:openai" and acts[-1]["reason"] == "too dear"
     assert all(act["by"].startswith("cli:") for act in acts)
     assert "too dear" in run("audit") and "too dear" not in run("audit", "-n", "1")
+
+
+@pytest.mark.parametrize(
+    "scope", [["--all"], ["--provider", "openai"], ["--group", "two words"], ["--caller", "10.0.0.1"]]
+)
+def test_the_command_that_a_pause_prints_ends_it(run, scope):
+    said = run("pause", *scope)
+    program, *words = shlex.split(said.partition("end it with `")[2].removesuffix("`\n"))
+    assert program == "chat-nest"
+    run(*words)
+    assert run("pause") == "nothing is paused or blocked\n"
 
 
 @pytest.mark.parametrize(
