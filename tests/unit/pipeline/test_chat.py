@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from chat_nest import BALANCED, Caller, create_chat_handler
 from chat_nest.core.claims import Duplicate
-from chat_nest.core.errors import RunsUnavailable
+from chat_nest.core.errors import RunsUnavailable, UpstreamTruncated
 from chat_nest.dialects.native import Native, NativeEncoder
 from chat_nest.runs.memory import MemoryRuns
 from chat_nest.stores.memory import MemoryStore
@@ -25,11 +25,12 @@ class Seen:
     """An observer that keeps what it is told."""
 
     def __init__(self):
-        self.refusals, self.reports = [], []
+        self.refusals, self.reports, self.endings = [], [], []
 
     def started(self, run, caller, profile, model): ...
 
-    def finished(self, ending): ...
+    def finished(self, ending):
+        self.endings.append(ending)
 
     def refused(self, run, caller, error):
         self.refusals.append((run, caller, error.code))
@@ -71,6 +72,28 @@ async def test_observers_are_told_of_a_refusal_with_its_request_caller_and_code(
     assert report.steps.ended_at >= report.steps.reserve_at >= report.steps.began_at
     assert (report.id, report.dialect, report.code, report.profile) == (run, "native", "rate_limited", "balanced")
     assert (report.error.limit, report.ending) == ("requests_per_minute", None)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "code"),
+    [(answer("a"), "stop", None), ([*answer("a")[:1], UpstreamTruncated()], None, "upstream_truncated")],
+    ids=["ended", "failed"],
+)
+async def test_observers_are_told_how_an_answer_ended_and_when_it_began(script, reason, code):
+    handler, _, seen = make(script)
+    async with handler:
+        await collect(handler, BODY)
+    [ending] = seen.endings
+    assert (ending.reason, ending.error and ending.error.code) == (reason, code)
+    assert 0 <= ending.first_token_seconds <= ending.seconds
+    assert seen.reports[0].code == (code or "ok")
+
+
+async def test_a_profile_that_needs_no_signed_turns_takes_others_though_the_server_can_sign():
+    handler, _, _ = make(turn_secrets=["a secret of signatures that is long enough"])
+    said = [*BODY["messages"], {"role": "assistant", "content": "Hi"}, *BODY["messages"]]
+    async with handler:
+        assert (await collect(handler, {"messages": said})).status == 200
 
 
 async def test_observers_are_told_which_request_followed_the_answer_of_an_earlier_one():
