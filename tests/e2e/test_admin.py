@@ -101,11 +101,14 @@ async def check_keys(served, admin):
 
 
 async def check_metrics(served, admin, provider):
-    """Answers on connections of their own: both workers count some, and any of them shows the sum."""
+    """Answers on connections of their own: both workers count some, and soon any of them shows the sum."""
     for _ in range(6):
         assert (await ask(served.port)).status == 200
-    for _ in range(6):
-        assert requests_of((await get(admin, "/metrics")).raw.decode()) == {"ok": 6}
+    in_a_row = 0
+    while in_a_row < 6:
+        shown = requests_of((await get(admin, "/metrics")).raw.decode())
+        assert shown.get("ok", 0) <= 6
+        in_a_row = in_a_row + 1 if shown == {"ok": 6} else 0
     assert len(provider.requests) == 6
     [limit] = (await seen(admin, "standing"))["limits"]
     assert (limit["name"], limit["scope"], limit["limit"], limit["held"]) == ("tokens_per_day", "all", 1_000_000, 0)

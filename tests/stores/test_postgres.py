@@ -23,6 +23,7 @@ from chat_nest.core.claims import Duplicate, Granted
 from chat_nest.core.records import Record
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.postgres import PostgresStore
+from chat_nest.stores.postgres.schema import VERSION
 from hypothesis import settings
 from msgspec.structs import replace
 from postgres_server import PostgresServer, empty, new_database, rows, shared_url
@@ -263,7 +264,7 @@ def test_four_processes_make_the_schema_together_and_never_exceed_the_budget(fre
     assert {(id,) for _, id in granted} == set(
         rows(fresh, "SELECT id FROM chat_nest.reservations WHERE state = 'open'")
     )
-    assert rows(fresh, "SELECT version FROM chat_nest.additions") == [(8,)]
+    assert rows(fresh, "SELECT version FROM chat_nest.additions") == [(VERSION,)]
 
 
 async def test_a_killed_process_loses_nothing_that_was_answered(url):
@@ -378,7 +379,7 @@ async def test_a_database_of_version_4_is_brought_up_to_date_with_what_is_runnin
     assert await store.settle(claim("open", *lines), {"tokens": 30}, "reported")
     assert await standing(store, lines[0]) == (70, 0)
     assert rows(fresh, "SELECT max(version) FROM chat_nest.migrations") == [(5,)]
-    assert rows(fresh, "SELECT max(version) FROM chat_nest.additions") == [(8,)]
+    assert rows(fresh, "SELECT max(version) FROM chat_nest.additions") == [(VERSION,)]
     assert rows(fresh, "SELECT count(*) FROM pg_proc WHERE proname = 'reserve'") == [(1,)]
     await store.controls.change([Control(kind="pause", name="all")], act=Act(by="cli:a", act="pause", target="all"))
     assert [row.name for row in (await store.controls.watch(0)).rows] == ["all"]
