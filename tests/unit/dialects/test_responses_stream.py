@@ -37,10 +37,12 @@ def test_more_pieces_than_numbers_are_kept_ready(size: int) -> None:
     "between", [[[HALF]], [[TextDelta("b"), HALF]], [[TextDelta("b"), ReasoningDelta("Hm.")]], [[]]]
 )
 def test_what_is_no_plain_text_keeps_its_place(between: list[list[Delta]]) -> None:
-    batches = [[TextDelta("a")], [TextDelta("a")], *between, [TextDelta("c"), TextDelta("d")], [TextDelta("e")]]
+    batches: list[list[Delta]] = [[TextDelta("a")], [TextDelta("a")]]
+    batches += [*between, [TextDelta("c"), TextDelta("d")], [TextDelta("e")]]
     sent = events(batches)
     assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
     told = [event["delta"] for event in sent if event["type"].endswith(".delta")]
-    assert told == [delta.text for batch in batches for delta in batch if type(delta) in (TextDelta, ReasoningDelta)]
+    texts = [delta for batch in batches for delta in batch if isinstance(delta, TextDelta | ReasoningDelta)]
+    assert told == [delta.text for delta in texts]
     done = [event["text"] for event in sent if event["type"].endswith("_text.done")]
     assert "".join(done) == "".join(told)
