@@ -65,7 +65,7 @@ async def standing(handler):
     """What every line of the test's caller holds and has used, by name and scope."""
     rules = handler.parts.callers
     caller = rules.identify({"type": "http", "client": ("203.0.113.7", 1), "headers": []})
-    lines = rules.profiles.lines(caller, rules.profiles.all["balanced"], 0, handler.parts.settings.now())
+    lines = rules.profiles.lines(caller, rules.profiles.named("balanced"), 0, handler.parts.settings.now())
     stateful = [line for line in lines if line.kind != "request"]
     return {(line.scope, line.name): at for line, at in zip(stateful, await handler.store.peek(stateful), strict=True)}
 
