@@ -273,11 +273,13 @@ async def test_a_message_that_is_too_large_comes_back_to_be_shortened(provider, 
     await expect(page.locator(".problem")).to_contain_text("This message is too long.")
     await expect(page.get_by_label("Your message")).to_have_value(text)
     assert await page.locator(".user").count() == 0
+    await expect(page.locator("#list .talk")).to_have_count(0)
     async with page.expect_request("**/api/chat") as request:
         await say(page, "Hi")
     assert (await request.value).post_data_json["messages"] == [{"role": "user", "content": "Hi"}]
     await expect(words(page)).to_have_text("Hello")
     await expect(page.locator(".problem")).to_have_count(0)
+    await expect(page.locator("#list .talk")).to_have_text(["Hi"])
 
 
 async def test_a_message_too_large_for_what_is_left_today_comes_back_to_be_shortened(provider, visit):
@@ -380,6 +382,19 @@ async def test_the_conversation_that_is_sent_keeps_within_one_body_and_what_was_
     assert len(provider.requests) == 8
     assert await page.locator(".problem").count() == 0
     await expect(page.locator(".dropped").last).to_have_text(re.compile(r"^The \d+ oldest messages no longer fit"))
+
+
+async def test_an_answer_that_comes_at_once_is_followed_to_its_end(provider, visit):
+    """Also after its end, when it is laid out again so that it costs nothing out of sight."""
+    provider.scripts = [answer("\n\n".join(f"Line {number}" for number in range(60)))]
+    page = await visit()
+    await say(page, "Count")
+    await expect(page.locator(".assistant.still")).to_be_visible()
+    await page.evaluate(
+        "() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(next))))"
+    )
+    await expect(page.locator(".cost")).to_be_in_viewport(ratio=1)
+    await expect(page.get_by_role("button", name="To the end")).to_be_hidden()
 
 
 async def test_it_follows_the_answer_only_while_its_end_is_in_sight(provider, visit):

@@ -490,6 +490,17 @@ async def test_with_the_keyboard_alone_an_answer_is_stopped(desk, running, visit
     await expect(page.locator("#running-title")).to_be_focused()
 
 
+async def test_the_focus_stays_on_the_card_if_the_answer_ended_while_its_dialog_was_open(desk, running, visit):
+    served = await busy(desk, running)
+    page = await visit(served)
+    row = card(page, "Running answers").locator("tbody tr")
+    await row.get_by_role("button", name="Stop").click()
+    await expect(page.get_by_label("Reason")).to_be_focused()
+    await page.evaluate("document.querySelector('#running tbody tr').remove()")
+    await page.keyboard.press("Escape")
+    await expect(page.locator("#running-title")).to_be_focused()
+
+
 async def fits(page, width):
     assert await page.evaluate("document.documentElement.scrollWidth") <= width
     for button in await page.locator("button:visible, select:visible, input:visible").all():

@@ -268,6 +268,10 @@ function confirm({ title, what, go, fields = [], run }) {
   };
   byId("act-cancel").onclick = () => dialog.close();
   draw();
+  const opener = /** @type {HTMLElement} */ (document.activeElement);
+  const card = opener.closest("section");
+  // Its row may end while the dialog is open: then the focus has nowhere to return to.
+  dialog.onclose = () => opener.isConnected || card?.querySelector("h2")?.focus();
   dialog.showModal();
   (parts.find(({ node }) => !node.hidden)?.input ?? reason).focus();
 }

@@ -99,7 +99,11 @@ async function takeBack(from, turn, before, problem) {
     attachments.swap([...(question.images ?? []), ...attachments.swap()]);
   } else if (others.length) from.show(others.at(-1));
   if (from.messages.size) await store.write(from.talk, [], erased);
-  else await store.remove(from.talk.id);
+  else {
+    from.talk.title = ""; // of a message that may now be another one
+    await store.remove(from.talk.id);
+  }
+  side.draw();
   if (from !== conversation) return;
   render();
   log.append(element("div", { class: "message refused" }, element("p", { class: "problem" }, problem)));
