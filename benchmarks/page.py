@@ -205,7 +205,7 @@ async def answered(page: Page, url: str, whole: int, *, first: bool) -> list[Tas
     return tasks
 
 
-async def first_load(context: BrowserContext, url: str, slower: float, *, first: bool) -> tuple[float, float, int]:
+async def first_load(context: BrowserContext, url: str, slower: float) -> tuple[float, float, int]:
     """Return the milliseconds until the first paint and until the page is ready, and the bytes that were loaded."""
     page = await slow_page(context, slower)
     await page.add_init_script("""new MutationObserver((_, observer) => {
@@ -213,8 +213,6 @@ async def first_load(context: BrowserContext, url: str, slower: float, *, first:
         observer.disconnect();
         globalThis.ready = performance.now();
     }).observe(document, { attributes: true, subtree: true })""")
-    if first:
-        await take_precedence(page)
     await page.goto(url)
     await page.wait_for_selector("html[data-ready]")
     script = """() => new Promise((resolve) => new PerformanceObserver((list) => {
@@ -278,7 +276,7 @@ async def measure(asked: argparse.Namespace) -> dict[str, Any]:
             loads = []
             for number in range(asked.loads):
                 context = await browser.new_context(**PHONE)
-                loads.append(await first_load(context, url, asked.slower, first=asked.precedence))
+                loads.append(await first_load(context, url, asked.slower))
                 await context.close()
                 note(f"first load {number + 1} of {asked.loads}: painted after {loads[-1][0]:.0f} ms")
             paints, readies, sizes = zip(*loads, strict=True)
