@@ -225,6 +225,38 @@ async def test_the_same_lines_in_different_orders_do_not_deadlock(url):
     assert rows(url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == before
 
 
+async def waits(url, function, blocker):
+    """Return when a call of the function waits for the connection `blocker`, or for a call of that name."""
+    query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'chat-nest' AND query LIKE '%{}(%'"
+    of = query.format(blocker) if isinstance(blocker, str) else f"VALUES ({blocker.info.backend_pid})"
+    found = f"{query.format(function)} AND EXISTS (({of}) INTERSECT SELECT unnest(pg_blocking_pids(pid)))"
+    while not await asyncio.to_thread(rows, url, found):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_renewal_does_not_wait_for_a_claim_that_is_reserved_after_it_began(url, store, clock):
+    """A sweep that holds the new claim may wait for the counters that the renewal holds."""
+    one, two = (window(10**9, key=f"line {n}", resets_at=LATER) for n in (1, 2))
+    old, new = claim("old", one, two), claim("new", one)
+    await store.reserve(old, 1.0)
+    clock.advance(2)
+    with psycopg.connect(url) as row, psycopg.connect(url) as counter:
+        row.execute("SELECT FROM chat_nest.reservations WHERE id = 'old' FOR UPDATE")
+        renewal = asyncio.create_task(store.extend([new, old], LEASE))
+        await waits(url, "extend", row)
+        assert isinstance(await store.reserve(new, 1.0), Granted)
+        clock.advance(2)  # the renewal does not find it overdue, the sweep does
+        counter.execute("SELECT FROM chat_nest.counters WHERE key = 'line 2' FOR UPDATE")
+        row.rollback()
+        await waits(url, "extend", counter)
+        sweep = asyncio.create_task(store.sweep())
+        await waits(url, "sweep", "extend")
+        counter.rollback()
+        assert await renewal == {"old"}
+        assert await sweep == 1
+    assert rows(url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+
+
 def start(url, name, task):
     paths = os.pathsep.join([str(WORKER.parent), *sys.path])
     return subprocess.Popen(

@@ -172,11 +172,12 @@ CREATE OR REPLACE FUNCTION chat_nest.settle_all(
 ) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
+  v_locked text[];  -- one that is reserved from now on is not: to wait for it would be out of order
   v_at bigint;
   v_ids text[];
   v_keys text[];
 BEGIN
-  PERFORM FROM chat_nest.reservations AS r WHERE r.id = ANY (p_ids) ORDER BY r.id FOR UPDATE;
+  v_locked := ARRAY(SELECT r.id FROM chat_nest.reservations AS r WHERE r.id = ANY (p_ids) ORDER BY r.id FOR UPDATE);
   v_at := chat_nest.now_us(p_now);
   WITH asked AS (
     SELECT DISTINCT ON (s.id) s.*, nullif(p_records -> (s.number - 1)::integer, 'null') AS record, ARRAY(
@@ -187,7 +188,8 @@ BEGIN
     FROM unnest(p_ids, p_fingerprints, p_owners, p_calls, p_sources)
       WITH ORDINALITY AS s (id, fingerprint, owner, call, source, number)
     JOIN chat_nest.reservations AS r ON r.id = s.id
-    WHERE r.state = 'open' AND r.expires_at > v_at AND r.fingerprint = s.fingerprint AND r.owner = s.owner
+    WHERE r.id = ANY (v_locked) AND r.state = 'open' AND r.expires_at > v_at
+      AND r.fingerprint = s.fingerprint AND r.owner = s.owner
     ORDER BY s.id, s.number  -- of two settlements of one id the first counts
   ), settled AS (
     UPDATE chat_nest.reservations AS r

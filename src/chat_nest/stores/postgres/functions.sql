@@ -451,18 +451,19 @@ CREATE OR REPLACE FUNCTION chat_nest.extend(
 ) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
+  v_locked text[];  -- one that is reserved from now on is not: to wait for it would be out of order
   v_at bigint;
   v_lost text[];
   v_keys text[];
   v_live text[];
 BEGIN
-  PERFORM FROM chat_nest.reservations AS r WHERE r.id = ANY (p_ids) ORDER BY r.id FOR UPDATE;
+  v_locked := ARRAY(SELECT r.id FROM chat_nest.reservations AS r WHERE r.id = ANY (p_ids) ORDER BY r.id FOR UPDATE);
   v_at := chat_nest.now_us(p_now);
   v_lost := ARRAY(
     SELECT r.id FROM chat_nest.reservations AS r
     JOIN unnest(p_ids, p_fingerprints, p_owners) AS asked (id, fingerprint, owner)
       ON r.id = asked.id AND r.fingerprint = asked.fingerprint AND r.owner = coalesce(asked.owner, '')
-    WHERE r.state = 'expired' OR (r.state = 'open' AND r.expires_at <= v_at)
+    WHERE r.id = ANY (v_locked) AND (r.state = 'expired' OR (r.state = 'open' AND r.expires_at <= v_at))
   );
   IF v_lost <> '{}' THEN
     INSERT INTO chat_nest.counters (key, kind, ends_at)
@@ -478,7 +479,7 @@ BEGIN
   PERFORM chat_nest.charge_overdue(
     ARRAY(
       SELECT r.id FROM chat_nest.reservations AS r
-      WHERE r.id = ANY (p_ids) AND r.state = 'open' AND r.expires_at <= v_at
+      WHERE r.id = ANY (v_locked) AND r.state = 'open' AND r.expires_at <= v_at
     ),
     v_keys, v_at, 100
   );
@@ -505,7 +506,7 @@ BEGIN
     UPDATE chat_nest.reservations AS r
     SET reserved_at = v_at, expires_at = v_at + p_lease
     FROM unnest(p_ids, p_fingerprints, p_owners) AS asked (id, fingerprint, owner)
-    WHERE r.id = asked.id AND r.fingerprint = asked.fingerprint AND r.state = 'open'
+    WHERE r.id = ANY (v_locked) AND r.id = asked.id AND r.fingerprint = asked.fingerprint AND r.state = 'open'
       AND r.owner = coalesce(asked.owner, '')
     RETURNING r.id
   )

@@ -19,7 +19,7 @@ from psycopg.sql import SQL, Identifier
 
 from chat_nest.stores.reports import COLUMNS
 
-VERSION: Final = 9
+VERSION: Final = 10
 COMPATIBLE: Final = 5
 VERSION_QUERY: Final = "SELECT coalesce(max(version), 0) FROM chat_nest.migrations"
 HAS_ADDITIONS: Final = "SELECT to_regclass('chat_nest.additions') IS NOT NULL"
@@ -43,6 +43,7 @@ CHANGES: Final[Mapping[int, LiteralString]] = {
     7: "SELECT 'only functions are new'",
     8: "SELECT 'only functions are new'",
     9: "SELECT 'only functions are new'",
+    10: "SELECT 'only functions are new'",
 }
 """The statements that make each version from the one before it, for existing databases."""
 
