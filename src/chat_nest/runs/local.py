@@ -26,8 +26,10 @@ from chat_nest.runs.memory import MemoryRun, MemoryRuns
 
 log = logging.getLogger("chat_nest.runs")
 
-PATIENCE = 0.15
-"""Seconds for another process to answer: one that the operating system has stopped never will."""
+PATIENCE = 1.0
+"""Seconds for another process to answer; see SILENT."""
+SILENT = 0.2
+"""The share of PATIENCE for one that did not answer last time: perhaps the operating system has stopped it."""
 WRITE_SECONDS = 30.0
 """How long a following process may read nothing; it can come back, by number."""
 CLOSE_SECONDS = 1.0
@@ -76,7 +78,8 @@ class LocalRuns:
     """A RunLogs for processes that share `folder`; its own runs are kept for `keep` seconds after their end.
 
     A run is lost with its process. `find` and `stop` raise RunsUnavailable if no process reports the run and one did
-    not answer within `patience` seconds. Raises ValueError unless `folder` exists and is closed to others.
+    not answer within `patience` seconds, or within a fifth of them if it did not last time either. Raises ValueError
+    unless `folder` exists and is closed to others.
     """
 
     def __init__(self, folder: str | Path, *, keep: float = 300.0, patience: float = PATIENCE) -> None:
@@ -84,6 +87,7 @@ class LocalRuns:
         if not self._folder.is_dir() or self._folder.stat().st_mode & 0o077:
             raise ValueError("runs.url: local:// must name a directory that is there and that only its owner may enter")
         self._patience = patience
+        self._silent: set[Path] = set()
         self._here = MemoryRuns(keep=keep)
         self._stop: Callable[[str, str], bool] = lambda _name, _owner: False
         self._opening: asyncio.Task[None] | None = None
@@ -149,6 +153,7 @@ class LocalRuns:
     async def _ask_all(self, question: Find | Stop | Forget) -> tuple[Path, Found | Done | Nothing]:
         """Query each other process; return the first answer that is not Nothing, and its process."""
         paths = [path for path in self._folder.glob("*.sock") if path != self._socket]
+        self._silent.intersection_update(paths)
         asking = [asyncio.create_task(self._ask(path, question)) for path in paths]
         silent = False
         try:
@@ -169,14 +174,17 @@ class LocalRuns:
     async def _ask(self, path: Path, question: Find | Stop | Forget) -> tuple[Path, object]:
         """Return the answer, or None if none came in time."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._patience * (SILENT if path in self._silent else 1)):
                 stream, writer = await asyncio.open_unix_connection(path)
                 try:
                     writer.write(_frame(question))
-                    return path, _read_answer(await _receive(stream))
+                    answer = _read_answer(await _receive(stream))
                 finally:
                     writer.close()
+            self._silent.discard(path)
+            return path, answer
         except TimeoutError:
+            self._silent.add(path)
             return path, None
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)  # noqa: ASYNC240 - a moment, and seldom
