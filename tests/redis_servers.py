@@ -122,17 +122,18 @@ def shared_redis_url():
 
 @cache
 def shared_cluster():
-    """A Cluster for tests that use a prefix of their own and harm nobody."""
-    return RedisCluster()
+    """A Cluster for tests that use a prefix of their own and harm nobody. A master that is only slow is not replaced."""
+    return RedisCluster(patience_ms=60_000)
 
 
 class RedisCluster:
-    """Three masters with a replica each; a dead master is replaced after half a second."""
+    """Three masters with a replica each; a master that gives no sign for `patience_ms` is replaced."""
 
-    def __init__(self):
+    def __init__(self, patience_ms=500):
         self.nodes = [
             RedisServer(
-                "--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--cluster-replica-validity-factor", "0",
+                "--cluster-enabled", "yes", "--cluster-node-timeout", str(patience_ms),
+                "--cluster-replica-validity-factor", "0",
                 "--cluster-port", str(port + BUS), "--repl-diskless-sync-delay", "0",
                 port=port,
             )
