@@ -52,9 +52,9 @@ class ProviderConfig(Struct, frozen=True, kw_only=True):
     counting: Counting = "auto"
     """How prompts are counted before the model answers."""
     think_tags: ThinkTags | None = None
-    concurrent_streams: int | None = None
-    """The most streams of each worker at once."""
     """Whether thoughts between tags in the text are reasoning; None is the kind's default."""
+    concurrent_streams: int | None = None
+    """The most streams at once, of all processes on the store together."""
     api_version: str | None = None
     """Azure's; None is the default."""
     model: str = ""
