@@ -37,6 +37,7 @@ from chat_nest.server.config.alerts import AlertsConfig, Mail
 from chat_nest.server.config.provider import ProviderConfig
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.visitors import VisitorConfig
+from chat_nest.server.config.ways import IdentitySection
 from chat_nest.server.page_settings import PageFacts
 from chat_nest.stores.rules import Counter, Reservation
 
@@ -147,7 +148,7 @@ READS = [
     # The ceiling decides which profile it is, and the models; LIMITS are lowered by their table.
     Conversion(Profile, "limits.lowering:lowered", "chosen", ("name", "open", "model", "fallbacks", "ladder", *LIMITS)),
     # Settings, as what they configure.
-    Conversion(schema.IdentitySection, "server.config.identity", "section"),
+    Conversion(IdentitySection, "server.config.ways", "section|given.section|known.section", ("accept", "secret_env")),
     Conversion(schema.AlertsSection, "server.config.alerts", "section"),
     Conversion(VisitorConfig, "server.config.visitors:make_visitors", "config", ("challenge", "challenge_secret")),
     # The other fields are for profiles, for limits and for messages to operators.

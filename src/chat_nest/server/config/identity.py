@@ -12,18 +12,16 @@ from msgspec.structs import replace
 
 from chat_nest.core.protocols import Identify
 from chat_nest.identity.api_key import checked_secret
-from chat_nest.identity.api_keys import ApiKeys, KeyTable
+from chat_nest.identity.api_keys import KeyTable
 from chat_nest.identity.first_of import FirstOf
-from chat_nest.identity.jwt import JsonWebTokens
 from chat_nest.identity.key_holders import Holders, watch_keys
-from chat_nest.identity.peer import PeerAddress
 from chat_nest.identity.stored_keys import StoredKeys
-from chat_nest.identity.trusted_header import TrustedHeader
-from chat_nest.identity.visitors import Visitors, VisitorTokens
+from chat_nest.identity.visitors import Visitors
 from chat_nest.limits.profile_names import find_name
 from chat_nest.server.config.provider import Secret
-from chat_nest.server.config.schema import STRANGERS, WAYS, IdentitySection, ServerSection
+from chat_nest.server.config.schema import ServerSection
 from chat_nest.server.config.sources import Sources
+from chat_nest.server.config.ways import WAYS, IdentitySection, WayParts, WaySettings, make_tokens
 
 SECTION = "identity"
 SECRET_VARIABLE = "CHAT_NEST_IDENTITY_SECRET"  # noqa: S105 - a variable's name
@@ -45,12 +43,12 @@ class Identity(Struct, frozen=True, kw_only=True):
     @property
     def accepts_strangers(self) -> bool:
         """Whether a request without any credential may chat."""
-        return not STRANGERS.isdisjoint(self.ways)
+        return any(WAYS[way].strangers for way in self.ways)
 
     @property
     def takes_keys(self) -> bool:
         """Whether a request may present a key or a token."""
-        return not {"api_key", "session", "jwt"}.isdisjoint(self.ways)
+        return any(WAYS[way].credential for way in self.ways)
 
     @property
     def has_keys(self) -> bool:
@@ -60,16 +58,8 @@ class Identity(Struct, frozen=True, kw_only=True):
     @property
     def shown(self) -> str:
         """The ways in which callers are identified, for display."""
-        section = self.section
-        texts = {
-            "api_key": f"by their API keys, in {section.keys_file or 'the store'}",
-            "session": "by session tokens",
-            "jwt": f"by JSON Web Tokens ({', '.join(section.jwt_algorithms)}) for {section.jwt_audience}",
-            "header": f"by the header {self.caller_header} of trusted proxies",
-            "visitor": "by a visitor's cookie",
-            "address": "by their address",
-        }
-        return "; or ".join(texts[way] for way in self.ways)
+        settings = WaySettings(section=self.section, caller_header=self.caller_header)
+        return "; or ".join(WAYS[way].text(settings) for way in self.ways)
 
 
 def resolve_identity(
@@ -95,14 +85,8 @@ def resolve_identity(
 
 def _ways(sources: Sources, section: IdentitySection, server: ServerSection) -> tuple[str, ...]:
     """Return the accepted ways. Notes unknown ones, and those that lack their settings."""
-    lacking = {
-        "api_key": "" if section.keys or section.keys_file else "identity.keys or identity.keys_file",
-        "session": "" if "sessions" in sources.values else "[sessions]",
-        "jwt": "" if section.jwt_algorithms else "identity.jwt_algorithms",
-        "header": "" if server.caller_header else "server.caller_header",
-        "visitor": "" if "visitors" in sources.values else "[visitors]",
-        "address": "",
-    }
+    known = WaySettings(section=section, caller_header=server.caller_header, sections=sources.values)
+    lacking = {name: way.lacks(known) for name, way in WAYS.items()}
     here = (SECTION, "accept")
     for way in section.accept:
         if way not in WAYS:
@@ -164,7 +148,7 @@ def check_identity(
             sources.problem((SECTION, "keys_file"), f"{error}{advice}")
     if section.jwt_algorithms:
         try:
-            _tokens(section, secret)
+            make_tokens(section, secret)
         except ValueError as error:
             public = section.jwt_keys_file
             key = "jwt_keys_file" if public and str(error).startswith(f"{public}: ") else "jwt_algorithms"
@@ -204,36 +188,17 @@ def make_identify(
 
     None if each caller needs a session. Raises ValueError.
     """
-    section, secret = identity.section, identity.secret.reveal()
-    ways: list[Identify] = []
-    if "api_key" in identity.ways and keys is not None:
-        ways.append(ApiKeys(keys, secret))
-    if "jwt" in identity.ways:
-        ways.append(_tokens(section, secret))
-    if "header" in identity.ways:
-        ways.append(TrustedHeader(server.trusted_proxies, server.caller_header, server.group_header))
-    if visitors is not None:  # every request is a visitor's, if it presents nothing else
-        if identity.takes_keys:
-            ways.append(VisitorTokens(visitors))
-        ways.append(visitors)
-    elif "address" in identity.ways:
-        ways.append(PeerAddress(server.trusted_proxies))
-    if len(ways) > 1:
-        return FirstOf(*ways)
-    return ways[0] if ways else None
-
-
-def _tokens(section: IdentitySection, secret: str) -> JsonWebTokens:
-    by_secret = "HS256" in section.jwt_algorithms or not (section.keys or section.keys_file)
-    return JsonWebTokens(
-        section.jwt_algorithms,
-        section.jwt_audience,
-        secret=secret if by_secret else "",
-        keys_file=section.jwt_keys_file,
-        issuer=section.jwt_issuer,
-        caller_claim=section.jwt_caller_claim,
-        group_claim=section.jwt_group_claim,
-        profiles_claim=section.jwt_profiles_claim,
-        limits_claim=section.jwt_limits_claim,
-        leeway=section.jwt_leeway,
+    given = WayParts(
+        section=identity.section,
+        secret=identity.secret.reveal(),
+        trusted_proxies=server.trusted_proxies,
+        caller_header=server.caller_header,
+        group_header=server.group_header,
+        keys=keys,
+        visitors=visitors,
+        takes_keys=identity.takes_keys,
     )
+    parts = [part for way in identity.ways for part in WAYS[way].make(given)]
+    if len(parts) > 1:
+        return FirstOf(*parts)
+    return parts[0] if parts else None

@@ -25,6 +25,7 @@ from chat_nest.limits.spec import Allowance, HardCaps, OnDisconnect, Profile, Qu
 from chat_nest.providers.credentials import Cloud
 from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.think_tags import ThinkTags
+from chat_nest.server.config.ways import IdentitySection
 
 
 class Rule(Struct, frozen=True):
@@ -137,40 +138,8 @@ SERVER = keys_of(
 )
 
 
-WAYS = ("api_key", "session", "jwt", "header", "visitor", "address")
-"""The ways to identify a caller, from the strongest to the weakest: the order in which they are tried."""
-
-
-class IdentitySection(Struct, frozen=True, kw_only=True):
-    """The accepted ways to identify callers, with the settings of API keys and JSON Web Tokens."""
-
-    accept: tuple[str, ...] = ()
-    """Some of WAYS. Empty: each one that is configured, or the IP address if none is."""
-    keys: Literal["", "store"] = ""
-    """"store": the API keys are in the store, for all its servers."""
-    keys_file: str = ""
-    """The file of API keys, for one machine."""
-    secret: str = ""
-    """For the keys' hashes, or for HS256."""
-    secret_env: str = ""
-    """The variable that holds it."""
-    jwt_algorithms: tuple[str, ...] = ()
-    jwt_keys_file: str = ""
-    """A public key in PEM, or a JWK Set."""
-    jwt_audience: str = ""
-    jwt_issuer: str = ""
-    jwt_caller_claim: str = "sub"
-    jwt_group_claim: str = ""
-    jwt_profiles_claim: str = ""
-    jwt_limits_claim: str = ""
-    jwt_leeway: float = 30.0
-    """The tolerated difference of clocks."""
-
-
 KEYS = Rule(Literal["store"], '"store"; keys_file is for keys in a file')
 IDENTITY = keys_of(IdentitySection, keys=KEYS, jwt_leeway=LEEWAY)
-STRANGERS = frozenset({"visitor", "address"})
-"""The ways that need no credential."""
 
 
 class SignaturesSection(Struct, frozen=True, kw_only=True):
