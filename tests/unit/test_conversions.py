@@ -148,7 +148,10 @@ READS = [
     # The ceiling decides which profile it is, and the models; LIMITS are lowered by their table.
     Conversion(Profile, "limits.lowering:lowered", "chosen", ("name", "open", "model", "fallbacks", "ladder", *LIMITS)),
     # Settings, as what they configure.
-    Conversion(IdentitySection, "server.config.ways", "section|given.section|known.section", ("accept", "secret_env")),
+    # The accepted ways and the secret are resolved before.
+    Conversion(
+        IdentitySection, "server.config.ways", "section|given.section|known.section", ("accept", "secret", "secret_env")
+    ),
     Conversion(schema.AlertsSection, "server.config.alerts", "section"),
     Conversion(VisitorConfig, "server.config.visitors:make_visitors", "config", ("challenge", "challenge_secret")),
     # The other fields are for profiles, for limits and for messages to operators.
