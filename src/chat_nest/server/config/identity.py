@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,26 @@ def resolve_identity(
     """
     section = IdentitySection(**table)
     tokens = [key for key in table if key.startswith("jwt_")]
+    missing = [way.lacks(WaySettings(section=section)) for way in WAYS.values()]
     if tokens and not section.jwt_algorithms:
         sources.problem((SECTION, tokens[0]), "needs jwt_algorithms, the list of those that are accepted")
-    elif SECTION in sources.values and not (section.keys or section.keys_file or tokens or section.accept):
-        said = "has no meaning without keys, keys_file, jwt_algorithms or accept"
-        sources.problem((SECTION, *list(table)[:1]), said)
+    elif SECTION in sources.values and not section.accept and _keys_in(missing) == _NEEDED:
+        sources.problem((SECTION, *list(table)[:1]), f"has no meaning without {', '.join(_NEEDED)} or accept")
     if section.keys and section.keys_file:
         sources.problem((SECTION, "keys"), "give either keys or keys_file, not both")
     ways = _ways(sources, section, server)
     secret = _secret(sources, section, environ)
     return Identity(section=replace(section, secret=""), secret=secret, ways=ways, caller_header=server.caller_header)
+
+
+def _keys_in(missing: Iterable[str]) -> list[str]:
+    """Return the keys of [identity] among missing settings such as `identity.keys or identity.keys_file`."""
+    names = [name for text in missing for name in text.split(" or ") if name.startswith(f"{SECTION}.")]
+    return [name.removeprefix(f"{SECTION}.") for name in names]
+
+
+_NEEDED = _keys_in(way.lacks(WaySettings()) for way in WAYS.values())
+"""The keys of which [identity] needs one."""
 
 
 def _ways(sources: Sources, section: IdentitySection, server: ServerSection) -> tuple[str, ...]:
