@@ -1,9 +1,12 @@
-"""Stores by URL, as in the configuration file."""
+"""Stores by URL, as in the configuration file. A new store is a row of STORES."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from msgspec import Struct
 
 from chat_nest.core.extras import explain
 from chat_nest.core.protocols import Now, Store
@@ -11,11 +14,6 @@ from chat_nest.core.records import RECORDS_DAYS
 from chat_nest.stores.epochs import ACCEPT
 from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.sqlite import SQLiteStore
-
-_FORMS = (
-    "memory://, sqlite:///relative/path.db, sqlite:////absolute/path.db, or begin with postgresql://, redis://, "
-    "rediss://, redis+cluster:// or redis+sentinel://"
-)
 
 
 def open_store(
@@ -38,37 +36,107 @@ def open_store(
     system's. Raises ValueError for another form, or if the extra that the form needs is not installed, and OSError if
     the SQLite file can't exist there.
     """
-    if url == "memory://":
-        return MemoryStore(now)
-    if url.startswith(("postgresql://", "postgres://")):
-        return _open_postgres(url, now, records_days, state, accept)
-    if url.startswith(("redis://", "rediss://", "redis+", "rediss+")):
-        return _open_redis(url, state, accept)
-    path = url.removeprefix("sqlite:///")
-    if path == url or not path or path.endswith("/") or "?" in path or "#" in path:
-        raise ValueError(f"store.url must be {_FORMS}")
-    return SQLiteStore(path, now, records_days=records_days, accept=accept)
+    kind = _kind_of(url)
+    store = None if kind is None else kind.open(_Arguments(url, now, records_days, state, accept))
+    if store is None:
+        whole = ", ".join(form for each in STORES if not each.driver for form in each.forms)
+        *begin, last = (form for each in STORES if each.driver for form in each.forms)
+        raise ValueError(f"store.url must be {whole}, or begin with {', '.join(begin)} or {last}")
+    return store
 
 
 def keeps_records(url: str) -> bool:
     """Return whether the store keeps each request's record, for `usage`; the others only know what is running."""
-    return url.startswith(("sqlite:", "postgresql:", "postgres:"))
+    kind = _kind_of(url)
+    return kind is not None and kind.keeps_records
 
 
-def _open_redis(url: str, state: str | Path | None, accept: str) -> Store:
+def driver_of(url: str) -> str:
+    """Return the extra with the store's driver; an empty string if it needs none."""
+    kind = _kind_of(url)
+    return "" if kind is None else kind.driver
+
+
+class _Arguments(Struct, frozen=True):
+    """The arguments of `open_store`."""
+
+    url: str
+    now: Now
+    records_days: float
+    state: str | Path | None
+    accept: str
+
+
+class StoreKind(Struct, frozen=True, kw_only=True):
+    schemes: tuple[str, ...]
+    """The beginnings of its URLs."""
+    forms: tuple[str, ...]
+    """Its URLs as an error lists them; their beginnings if it has a driver."""
+    open: Callable[[_Arguments], Store | None]
+    """Returns None for a URL that has only the scheme of this kind."""
+    keeps_records: bool = False
+    driver: str = ""
+    """The extra that it needs."""
+
+
+def _kind_of(url: str) -> StoreKind | None:
+    return next((kind for kind in STORES if url.startswith(kind.schemes)), None)
+
+
+def _open_memory(given: _Arguments) -> Store | None:
+    return MemoryStore(given.now) if given.url == "memory://" else None
+
+
+def _open_sqlite(given: _Arguments) -> Store | None:
+    path = given.url.removeprefix("sqlite:///")
+    if path == given.url or not path or path.endswith("/") or "?" in path or "#" in path:
+        return None
+    return SQLiteStore(path, given.now, records_days=given.records_days, accept=given.accept)
+
+
+def _open_redis(given: _Arguments) -> Store:
     try:
         from chat_nest.stores.redis import RedisStore  # noqa: PLC0415 - an extra
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "hiredis":
             raise
         raise ValueError(f"store.url: {explain('Redis needs', 'redis', error)}") from None
-    return RedisStore(url, state=state, accept=accept)
+    return RedisStore(given.url, state=given.state, accept=given.accept)
 
 
-def _open_postgres(url: str, now: Now, records_days: float, state: str | Path | None, accept: str) -> Store:
+def _open_postgres(given: _Arguments) -> Store:
     try:
         from chat_nest.stores.postgres import PostgresStore  # noqa: PLC0415 - psycopg is an extra
     except ImportError as error:
         raise ValueError(f"store.url: {explain('PostgreSQL needs', 'postgres', error)}") from error
-    own = None if now is time.time else now
-    return PostgresStore(url, records_days=records_days, state=state, accept=accept, _now=own)
+    return PostgresStore(
+        given.url,
+        records_days=given.records_days,
+        state=given.state,
+        accept=given.accept,
+        _now=None if given.now is time.time else given.now,
+    )
+
+
+STORES: tuple[StoreKind, ...] = (
+    StoreKind(schemes=("memory:",), forms=("memory://",), open=_open_memory),
+    StoreKind(
+        schemes=("sqlite:",),
+        forms=("sqlite:///relative/path.db", "sqlite:////absolute/path.db"),
+        open=_open_sqlite,
+        keeps_records=True,
+    ),
+    StoreKind(
+        schemes=("postgresql://", "postgres://"),
+        forms=("postgresql://",),
+        open=_open_postgres,
+        keeps_records=True,
+        driver="postgres",
+    ),
+    StoreKind(
+        schemes=("redis://", "rediss://", "redis+", "rediss+"),
+        forms=("redis://", "rediss://", "redis+cluster://", "redis+sentinel://"),
+        open=_open_redis,
+        driver="redis",
+    ),
+)

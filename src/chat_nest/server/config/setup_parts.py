@@ -9,8 +9,8 @@ from typing import Any
 from chat_nest.runs.urls import REDIS
 from chat_nest.server.config.providers import resolve_providers
 from chat_nest.server.config.values import read
+from chat_nest.stores.urls import driver_of
 
-POSTGRES = ("postgresql:", "postgres:")
 USD = "usd_per_"
 CLOUDS = ("aws", "google")
 
@@ -19,10 +19,12 @@ def needed_parts(command: str, file: str = "", environ: Mapping[str, str] | None
     """Return what `chat-nest COMMAND --config FILE` needs besides the server. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     sources, values = read(file, environ)
-    urls = (values["store"].get("url", ""), values["runs"].get("url", ""))
+    drivers = {
+        driver_of(values["store"].get("url", "")),
+        "redis" if values["runs"].get("url", "").startswith(REDIS) else "",
+    }
     parts = {
-        "redis": any(url.startswith(REDIS) for url in urls),
-        "postgres": any(url.startswith(POSTGRES) for url in urls),
+        **{driver: True for driver in sorted(drivers) if driver},
         "jwt": any(key.startswith("jwt_") for key in values["identity"]),
         "altcha": values["challenge"].get("kind") == "proof_of_work",
         **{cloud: any(each.get("credentials") == cloud for each in values["providers"].values()) for cloud in CLOUDS},
