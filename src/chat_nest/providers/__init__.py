@@ -1,10 +1,15 @@
 """Model providers, one file each, with a sans-IO codec. http.py holds the only HTTP session."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
+from chat_nest.providers.presets import Wire
 from chat_nest.providers.responses import ResponsesProvider
 
 __all__ = [
@@ -15,3 +20,15 @@ __all__ = [
     "OpenAIProvider",
     "ResponsesProvider",
 ]
+
+
+PROVIDERS: Mapping[
+    Wire, type[OpenAIProvider | ResponsesProvider | AnthropicProvider | GeminiProvider | OllamaProvider]
+] = {
+    "openai": OpenAIProvider,
+    "responses": ResponsesProvider,
+    "anthropic": AnthropicProvider,
+    "gemini": GeminiProvider,
+    "ollama": OllamaProvider,
+}
+"""By the wire format of a Preset. A new format is a file here, a row of this table, and a Wire with its Preset."""

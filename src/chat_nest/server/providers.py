@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from chat_nest.core.protocols import Provider
-from chat_nest.providers.anthropic import AnthropicProvider
-from chat_nest.providers.demo import DemoProvider
-from chat_nest.providers.gemini import GeminiProvider
+from chat_nest.providers import PROVIDERS, DemoProvider, OpenAIProvider
 from chat_nest.providers.model_server import ServerArguments
-from chat_nest.providers.ollama import OllamaProvider
-from chat_nest.providers.openai import AZURE_API_VERSION, OpenAIProvider
+from chat_nest.providers.openai import AZURE_API_VERSION
 from chat_nest.providers.presets import PRESETS
-from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.server.config.provider import ProviderConfig
 
 
@@ -27,15 +23,7 @@ def make_provider(config: ProviderConfig) -> Provider:
         "credentials": config.credentials,
         "think_tags": config.think_tags,
     }
-    match preset.wire:
-        case "responses":
-            return ResponsesProvider(key, config.base_url, **given)
-        case "ollama":
-            return OllamaProvider(key, config.base_url, **given)
-        case "anthropic":
-            return AnthropicProvider(key, config.base_url, **given)
-        case "gemini":
-            return GeminiProvider(key, config.base_url, **given)
-        case "openai":
-            version = config.api_version or AZURE_API_VERSION
-            return OpenAIProvider(key, config.base_url, preset=preset, api_version=version, **given)
+    if preset.wire == "openai":  # the one format that several presets have
+        version = config.api_version or AZURE_API_VERSION
+        return OpenAIProvider(key, config.base_url, preset=preset, api_version=version, **given)
+    return PROVIDERS[preset.wire](key, config.base_url, **given)
