@@ -144,7 +144,15 @@ async def collect(
         if sent is not None:
             await sent(data)
 
-    scope: dict[str, Any] = {
+    await app(_scope(path, headers, client), receive, send)
+    return answer
+
+
+def _scope(
+    path: str, headers: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None
+) -> MutableMapping[str, Any]:
+    """Return the ASGI scope of a POST."""
+    return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -158,5 +166,3 @@ async def collect(
         "client": client,
         "server": ("127.0.0.1", 8000),
     }
-    await app(scope, receive, send)
-    return answer

@@ -182,7 +182,7 @@ class ChatHandler:
             raise RuntimeError(msg)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. It is one function, so that all that is here, in its order, is seen at once."""
+        """Answer one request. The function is long because the order of these steps is what matters."""
         if not self._started:
             self._warn_of_no_lifespan()
         path = relative_path(scope)

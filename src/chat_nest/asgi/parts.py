@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -65,11 +65,8 @@ def make_parts(settings: HandlerSettings, before: Parts | None = None) -> Parts:
     check_arguments(settings)
     providers = _providers(settings, before)
     profiles = _profiles(settings, providers)
-    if unknown := set(settings.counting or ()) - set(providers):
-        raise ValueError(f"counting names {sorted(unknown)}, which are not among the providers {sorted(providers)}")
-    if unknown := set(settings.provider_streams or ()) - set(providers):
-        said = f"are not among the providers {sorted(providers)}"
-        raise ValueError(f"provider_streams names {sorted(unknown)}, which {said}")
+    _check_names("counting", settings.counting, providers)
+    _check_names("provider_streams", settings.provider_streams, providers)
     counters = TokenCounters(settings.counting) if before is None else before.counters.renewed(settings.counting)
     prices = _prices(settings, providers)
     for profile in profiles.values():
@@ -102,6 +99,12 @@ def make_parts(settings: HandlerSettings, before: Parts | None = None) -> Parts:
         hosts=Hosts(settings.allowed_hosts),
         uploads=_uploads(rules.all, settings.max_upload_bytes),
     )
+
+
+def _check_names(argument: str, named: Iterable[str] | None, providers: Mapping[str, Provider]) -> None:
+    """Raise ValueError unless the argument names only providers that there are."""
+    if unknown := set(named or ()) - set(providers):
+        raise ValueError(f"{argument} names {sorted(unknown)}, which are not among the providers {sorted(providers)}")
 
 
 def _identify(settings: HandlerSettings, peers: PeerAddress) -> Identify:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import click
 from msgspec.structs import replace
@@ -57,23 +57,36 @@ def run(config: Config, listeners: Listeners, load: Load, *, workers: int, color
         if workers == 1:
             source = ConfigSource(config, load, _usable)
             return run_server(settings, listeners, Sole(source, hangup, Control(config.file)), started)
-        with (
-            _shared_demo(config.providers) as demo,
-            _shared_runs(config) as runs,
-            _shared_metrics(config) as folder,
-        ):
-
-            def shared(config: Config) -> Config:
-                return replace(config, providers=_with_demo(config.providers, demo), runs=runs)
-
-            source = ConfigSource(config, load, shared)
-            settings = replace(settings, config=shared(config), metrics_folder=folder)
-            return serve_with_workers(settings, listeners, workers, started, source, hangup, Control(config.file))
+        return _run_workers(settings, listeners, load, workers, started, hangup)
     except DemoFailure as error:
         click.echo(f"chat-nest: {error}", err=True)
         return 1
     finally:
         listeners.remove()
+
+
+def _run_workers(
+    settings: Settings,
+    listeners: Listeners,
+    load: Load,
+    workers: int,
+    started: Callable[[], None],
+    hangup: Hangup,
+) -> int:
+    """Serve with several processes, which share one demo model, their runs and their metrics."""
+    config = settings.config
+    with (
+        _shared_demo(config.providers) as demo,
+        _shared_runs(config) as runs,
+        _shared_metrics(config) as folder,
+    ):
+
+        def shared(config: Config) -> Config:
+            return replace(config, providers=_with_demo(config.providers, demo), runs=runs)
+
+        source = ConfigSource(config, load, shared)
+        settings = replace(settings, config=shared(config), metrics_folder=folder)
+        return serve_with_workers(settings, listeners, workers, started, source, hangup, Control(config.file))
 
 
 def _usable(config: Config) -> Config:

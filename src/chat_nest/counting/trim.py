@@ -59,22 +59,16 @@ def trim(
         turn = sum(message_bound(messages[index], counter) for index in here)
         for index in here:  # the oldest first; all of them once a newer one was dropped
             fits = max_tokens is None or tokens + turn <= max_tokens
-            if not messages[index].attachments or index >= new or (fits and not dropped_images):
-                continue
-            fitted[index] = without(messages[index])
-            turn += message_bound(fitted[index], counter) - message_bound(messages[index], counter)
+            if messages[index].attachments and index < new and (dropped_images or not fits):
+                fitted[index] = without(messages[index])
+                turn += message_bound(fitted[index], counter) - message_bound(messages[index], counter)
         if max_tokens is not None and tokens + turn > max_tokens and not latest:
             break
         kept = start
         tokens += turn
         dropped_images += sum(len(messages[index].attachments) - len(fitted[index].attachments) for index in here)
-    left = standing.union(spoken[kept:])
-    return Trimmed(
-        messages=tuple(fitted[index] for index in sorted(left)),
-        tokens=tokens,
-        dropped=kept,
-        dropped_images=dropped_images,
-    )
+    left = tuple(fitted[index] for index in sorted(standing.union(spoken[kept:])))
+    return Trimmed(messages=left, tokens=tokens, dropped=kept, dropped_images=dropped_images)
 
 
 def _may_fit(messages: Sequence[Message], max_tokens: int | None) -> bool:

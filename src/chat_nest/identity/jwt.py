@@ -55,10 +55,7 @@ class JsonWebTokens:
     ) -> None:
         self._jwt = _pyjwt()
         named = checked_algorithms(algorithms)
-        if not audience:
-            raise ValueError("an audience is needed: tokens that are meant for others must not be accepted")
-        if not 0 <= leeway <= MAX_LEEWAY:
-            raise ValueError(f"the leeway must be from 0 to {MAX_LEEWAY:g} seconds")
+        self._checks = _checks(audience, issuer, leeway)
         self._file: WatchedFile[Sequence[SigningKey]] | None = None
         self._keys: Sequence[SigningKey] = ()
         if named == SYMMETRIC:
@@ -74,13 +71,6 @@ class JsonWebTokens:
         self._group_claim = group_claim
         self._profiles_claim = profiles_claim
         self._limits_claim = limits_claim
-        required = ["exp", "aud", *(["iss"] if issuer else [])]
-        self._checks: Mapping[str, Any] = {
-            "audience": audience,
-            "issuer": issuer or None,
-            "leeway": leeway,
-            "options": {"require": required},
-        }
 
     def __call__(self, scope: Scope) -> Caller | Awaitable[Caller]:
         token = credential(scope, MAX_TOKEN)
@@ -157,6 +147,16 @@ def _one(keys: Sequence[SigningKey], head: Mapping[str, Any]) -> SigningKey:
         fitting = [key for key in fitting if key.id is None or key.id == head["kid"]]
     (key,) = fitting
     return key
+
+
+def _checks(audience: str, issuer: str, leeway: float) -> Mapping[str, Any]:
+    """Return what PyJWT checks beside the signature. Raises ValueError."""
+    if not audience:
+        raise ValueError("an audience is needed: tokens that are meant for others must not be accepted")
+    if not 0 <= leeway <= MAX_LEEWAY:
+        raise ValueError(f"the leeway must be from 0 to {MAX_LEEWAY:g} seconds")
+    required = ["exp", "aud", *(["iss"] if issuer else [])]
+    return {"audience": audience, "issuer": issuer or None, "leeway": leeway, "options": {"require": required}}
 
 
 def _is_name(value: object) -> bool:

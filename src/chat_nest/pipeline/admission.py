@@ -64,15 +64,6 @@ def admission_of(
 ) -> Admission:
     """Return what to reserve for a request that may be answered. `now` is Unix time."""
     id, key, dialect = arrival.id, arrival.key, arrival.dialect
-    record = Record(
-        run=id,
-        caller=caller.key,
-        group=caller.group or "",
-        profile=profile.name,
-        model=profile.model,
-        started_at=now,
-        usage=Usage(input_tokens=input_tokens, output_tokens=profile.max_output_tokens),
-    )
     claim = Claim(
         id=id if key is None else _keyed_id(caller, key),
         fingerprint=id if key is None else _fingerprint(dialect, body),  # only with a key can another body have this id
@@ -80,7 +71,7 @@ def admission_of(
         lines=tuple(lines),
         max_output_tokens=profile.max_output_tokens,
         min_output_tokens=min(profile.min_output_tokens, profile.max_output_tokens),
-        record=record,
+        record=_record_if_lost(id, caller, profile, input_tokens, now),
     )
     by_key = () if key is None else (claim.id,)
     by_chat = (chat_name(caller, request.chat_id),) if request.chat_id else ()
@@ -94,6 +85,19 @@ def admission_of(
         names=by_key + by_chat,
         keep=request.keep,
         dropped=dropped,
+    )
+
+
+def _record_if_lost(id: str, caller: Caller, profile: Profile, input_tokens: int, now: float) -> Record:
+    """Return the record that is kept if the process dies: the whole hold was spent."""
+    return Record(
+        run=id,
+        caller=caller.key,
+        group=caller.group or "",
+        profile=profile.name,
+        model=profile.model,
+        started_at=now,
+        usage=Usage(input_tokens=input_tokens, output_tokens=profile.max_output_tokens),
     )
 
 

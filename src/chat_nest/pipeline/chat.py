@@ -1,6 +1,6 @@
 """The pipeline of one request, top to bottom: from the body's bytes to the settlement.
 
-The file is long so that the story of a request is read in one place.
+The file is long because the story of a request is read in one place.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Chat:
         return None
 
     async def _story(self, arrival: Arrival, body: bytes, client: Client, life: Lifecycle, terms: Terms) -> Outcome:
-        """Identify, prepare, reserve, relay, settle. It is one function, as each step holds what the next needs."""
+        """Identify, prepare, reserve, relay, settle. It is long because each step holds what the next needs."""
         upstream = terms.upstream
         dialect, loop, pulse, steps = arrival.dialect, asyncio.get_running_loop(), life.pulse, life.steps
         caller: Caller | None = None

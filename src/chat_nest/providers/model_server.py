@@ -104,12 +104,8 @@ class ModelServer:
         self._keys = _key_pool(api_key, api_keys, api_keys_file, urlsplit(self.base_url).hostname or "")
         self._headers = {"accept": f"{preset.media_type}, application/json", "user-agent": "chat-nest"}
         self._headers |= preset.headers
-        self._given: dict[str, str] = {}
+        self._given = _checked_headers(headers or {})
         """Headers that override those of a key."""
-        for name, value in (headers or {}).items():
-            if name.lower() in _OWN_HEADERS or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-                raise ValueError("headers must have names that may be set")
-            self._given[name.lower()] = _checked_header("headers", value)
         self._headers |= {**self._given, "content-type": JSON, "accept-encoding": "identity"}
         has_key = (
             self._keys is not None
@@ -352,6 +348,16 @@ def _checked_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("base_url must not hold a query or a fragment")
     return url.rstrip("/")
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers by their names in lower case. Raises ValueError, without the value."""
+    checked: dict[str, str] = {}
+    for name, value in headers.items():
+        if name.lower() in _OWN_HEADERS or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError("headers must have names that may be set")
+        checked[name.lower()] = _checked_header("headers", value)
+    return checked
 
 
 def _checked_header(field: str, value: str) -> str:

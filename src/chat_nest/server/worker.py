@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import math
 import signal
 import socket
 import time
@@ -22,14 +21,13 @@ from chat_nest.server.admin.table import ROUTES
 from chat_nest.server.app import Prepared, ServerApp, build
 from chat_nest.server.config.caller_names import names_by_address
 from chat_nest.server.config.provider import Secret
-from chat_nest.server.config.schema import ServerSection
 from chat_nest.server.config.settings import Config
 from chat_nest.server.heap import Trimmer
 from chat_nest.server.http.connection_limits import ConnectionLimits
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.deadlines import Deadlines
 from chat_nest.server.http.lifespan import StartFailed
 from chat_nest.server.http.server import HttpServer
+from chat_nest.server.http_settings import address_of, deadlines_of, max_files, most_per_address
 from chat_nest.server.listeners import Listeners
 from chat_nest.server.reload import Outcome
 from chat_nest.server.watchdog import Watchdog
@@ -118,12 +116,12 @@ class Worker:
         peers = PeerAddress(server.trusted_proxies)
         self.app.adopt(prepared)
         self._drain_seconds = server.drain_seconds
-        self._context.deadlines = _deadlines(prepared.config)
+        self._context.deadlines = deadlines_of(prepared.config)
         self._context.caller_of = names_by_address(self._secret, peers) if self._secret else None
         self._context.limits.adopt(
             max_connections=server.max_connections,
-            max_per_address=_most_per_address(server),
-            address_of=_address_of(peers),
+            max_per_address=most_per_address(server),
+            address_of=address_of(peers),
         )
 
     async def run(self, listeners: Listeners, on_started: Callable[[], None]) -> None:
@@ -240,12 +238,12 @@ def run_server(
     peers = PeerAddress(server.trusted_proxies)
     context = ServerContext(
         app,
-        _deadlines(settings.config),
+        deadlines_of(settings.config),
         ConnectionLimits(
             max_connections=server.max_connections,
-            max_files=_max_files(),
-            max_per_address=_most_per_address(server),
-            address_of=_address_of(peers),
+            max_files=max_files(),
+            max_per_address=most_per_address(server),
+            address_of=address_of(peers),
         ),
         caller_of=names_by_address(secret, peers) if secret else None,
         access_log=settings.access_log,
@@ -266,45 +264,8 @@ def run_server(
 
 def _operators(admin: AdminApp, settings: Settings) -> ServerContext:
     """Return the context of the operators' listener."""
-    limits = ConnectionLimits(max_connections=MOST_OPERATORS, max_files=_max_files())
-    return ServerContext(admin, _deadlines(settings.config), limits, access_log=settings.access_log)
-
-
-def _deadlines(config: Config) -> Deadlines:
-    server = config.server
-    return Deadlines(
-        header=server.header_seconds, body=server.body_seconds, idle=server.idle_seconds, write=config.timeouts.write
-    )
-
-
-def _most_per_address(server: ServerSection) -> int:
-    return server.max_connections_per_address or max(1, server.max_connections // 2)
-
-
-def _address_of(peers: PeerAddress) -> Callable[[str], str | None]:
-    """Return how to count a peer's connections: by IPv4 address or IPv6 /64.
-
-    Those of a trusted proxy are not counted.
-    """
-
-    def address_of(host: str) -> str | None:
-        scope = {"client": (host, 0)}
-        return None if peers.trusts(scope) else peers(scope).id
-
-    return address_of
-
-
-def _max_files() -> float:
-    """Return how many files the process may open, after raising the limit to its maximum."""
-    try:
-        import resource  # noqa: PLC0415 - not there on Windows
-    except ImportError:
-        return math.inf
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return math.inf if soft == resource.RLIM_INFINITY else soft
+    limits = ConnectionLimits(max_connections=MOST_OPERATORS, max_files=max_files())
+    return ServerContext(admin, deadlines_of(settings.config), limits, access_log=settings.access_log)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
