@@ -24,7 +24,7 @@ from chat_nest.identity.peer import PeerAddress
 from chat_nest.limits.numbers import MAX_BODY_BYTES
 from chat_nest.server.http.connection_limits import MOST_REFUSED, ConnectionLimits
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.deadlines import Deadlines
+from chat_nest.server.http.deadlines import ConnectionDeadlines
 from chat_nest.server.http.framing import MOST_FIELDS, MOST_HEAD_BYTES
 from chat_nest.server.http.refusal_rates import REFUSED_PER_MINUTE, RefusalRates
 
@@ -34,7 +34,7 @@ HOST = b"host: x\r\n"
 TYPE = b"content-type: application/json\r\n"
 LENGTH = b"content-length: %d\r\n" % len(BODY)
 CHUNKED = b"transfer-encoding: chunked\r\n"
-QUICK = Deadlines(header=0.4, body=1.0, idle=0.6, write=0.5, grace=0.2, linger=0.2)
+QUICK = ConnectionDeadlines(header=0.4, body=1.0, idle=0.6, write=0.5, grace=0.2, linger=0.2)
 
 
 def post(*fields: bytes, body: bytes = BODY, start: bytes = START) -> bytes:
@@ -53,7 +53,7 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    *scripts: Any, deadlines: Deadlines | None = None, limits: ConnectionLimits | None = None, **options: Any
+    *scripts: Any, deadlines: ConnectionDeadlines | None = None, limits: ConnectionLimits | None = None, **options: Any
 ) -> AsyncIterator[Setup]:
     async with ScriptedProvider(*scripts or [answer("x", 3)]) as provider:
         handler = create_chat_handler(api_key="k", base_url=provider.url, model="m", **options)
@@ -553,7 +553,7 @@ async def test_row07_slowhttptest(attack: str) -> None:
     if shutil.which("slowhttptest") is None:
         why = "slowhttptest is not installed; on Debian: apt-get install slowhttptest"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    async with running(deadlines=Deadlines(header=2, body=3, idle=1, write=1, linger=0.2)) as setup:
+    async with running(deadlines=ConnectionDeadlines(header=2, body=3, idle=1, write=1, linger=0.2)) as setup:
         connections = setup.context.connections
         url = f"http://127.0.0.1:{setup.port}/api/{'usage' if attack == '-X' else 'chat'}"
         options = f"-c 100 -r 100 -i 1 -l 6 -p 2 -x 10 -u {url}".split()
@@ -592,7 +592,7 @@ async def test_row09_more_connections_than_may_be_are_refused_until_one_ends(cap
     limits = ConnectionLimits(max_connections=2)
     go_on = asyncio.Event()
     script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(9, 2), DONE)
-    async with running(script, deadlines=Deadlines(linger=0.2), limits=limits) as setup:
+    async with running(script, deadlines=ConnectionDeadlines(linger=0.2), limits=limits) as setup:
         async with connect(setup.port) as first, connect(setup.port) as second:
             answers = [await first.post(), await second.post()]
             for reply in answers:
@@ -642,7 +642,7 @@ async def test_row09_one_address_can_not_take_every_connection() -> None:
     limits = ConnectionLimits(
         max_connections=10, max_per_address=2, address_of=lambda host: peers({"client": (host, 0)}).id
     )
-    async with running(deadlines=Deadlines(linger=0.2), limits=limits) as setup:
+    async with running(deadlines=ConnectionDeadlines(linger=0.2), limits=limits) as setup:
         async with connect(setup.port) as first, connect(setup.port) as second:
             for client in (first, second):
                 client.write(START)  # not whole, so not idle
@@ -728,7 +728,7 @@ async def test_row09_streams_over_the_cap_are_refused_before_anything_is_reserve
 async def test_a_body_that_nobody_wants_is_not_read_for_ever(
     fields: tuple[bytes, ...], status: int, endless: bool
 ) -> None:
-    async with running(deadlines=Deadlines(linger=0.3)) as setup, connect(setup.port) as client:
+    async with running(deadlines=ConnectionDeadlines(linger=0.3)) as setup, connect(setup.port) as client:
         flood = b"10000\r\n" + b"x" * 65_536 + b"\r\n" if CHUNKED in fields else b"x" * 65_536
         client.write(post(*fields, body=flood * (MAX_BODY_BYTES // 65_536 if CHUNKED in fields else 1)))
         await asyncio.sleep(0.05)

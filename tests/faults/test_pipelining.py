@@ -14,7 +14,7 @@ import pytest
 from asgi_servers import serve_http
 from raw_client import HELLO, Client, Reply, connect
 
-from chat_nest.server.http.protocol import MOST_PIPELINED, MOST_PIPELINED_BYTES, Connection
+from chat_nest.server.http.protocol import MOST_PIPELINED, MOST_PIPELINED_BYTES, ServerConnection
 from chat_nest.server.http.request_parser import RequestParser
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -171,13 +171,13 @@ async def test_no_write_of_any_shape_calls_more_than_a_few_functions(
 ) -> None:
     """Counted are the calls of Python functions while the bytes are read."""
     calls = read = 0
-    received = Connection.data_received
+    received = ServerConnection.data_received
 
     def count(_frame: object, event: str, _argument: object) -> None:
         nonlocal calls
         calls += event == "call"
 
-    def counted(self: Connection, data: bytes) -> None:
+    def counted(self: ServerConnection, data: bytes) -> None:
         nonlocal read
         read += len(data)
         sys.setprofile(count)
@@ -186,7 +186,7 @@ async def test_no_write_of_any_shape_calls_more_than_a_few_functions(
         finally:
             sys.setprofile(None)
 
-    monkeypatch.setattr(Connection, "data_received", counted)
+    monkeypatch.setattr(ServerConnection, "data_received", counted)
     async with serve_http(Counting()) as (port, context):
         async with connect(port) as client:
             client.write(flood)

@@ -38,7 +38,7 @@ from chat_nest.ledger.reservation import Reservation
 from chat_nest.pipeline.lifecycle import Lifecycle
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.http import HTTPStream
-from chat_nest.providers.http_connection import Connection
+from chat_nest.providers.http_connection import ClientConnection
 
 PATIENCE = 60
 """Seconds after which what hangs is ended."""
@@ -65,7 +65,7 @@ class Side:
     """Our side of the connection to the provider."""
 
     def __init__(self) -> None:
-        self.connection: Connection | None = None
+        self.connection: ClientConnection | None = None
         self.received = 0
         self.more = asyncio.Event()
 
@@ -84,15 +84,15 @@ class Side:
 @pytest.fixture
 def side(monkeypatch: pytest.MonkeyPatch) -> Side:
     watched = Side()
-    data_received = Connection.data_received
+    data_received = ClientConnection.data_received
 
-    def received(connection: Connection, data: bytes) -> None:
+    def received(connection: ClientConnection, data: bytes) -> None:
         data_received(connection, data)
         watched.connection = connection
         watched.received += len(data)
         watched.more.set()
 
-    monkeypatch.setattr(Connection, "data_received", received)
+    monkeypatch.setattr(ClientConnection, "data_received", received)
     return watched
 
 

@@ -19,8 +19,8 @@ from scripted_provider import HANG, ScriptedProvider, chunk, stream
 from chat_nest.asgi.request import GONE
 from chat_nest import Profile, Timeouts, create_chat_handler
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.deadlines import Deadlines
-from chat_nest.server.http.protocol import Connection
+from chat_nest.server.http.deadlines import ConnectionDeadlines
+from chat_nest.server.http.protocol import ServerConnection
 from chat_nest.server.http.sockets import SEND_BUFFER_BYTES
 from chat_nest.core.protocols import Ending
 
@@ -30,7 +30,7 @@ SIOCOUTQ = 0x5411
 """See tcp(7): bytes that were written and not acknowledged."""
 PATIENCE = 30
 """Seconds after which what hangs is ended. Nothing here takes as long as the idle deadline, 65 s."""
-QUICK = Deadlines(write=0.5, grace=0.2, linger=0.2)
+QUICK = ConnectionDeadlines(write=0.5, grace=0.2, linger=0.2)
 BIG = b"x" * 160_000
 
 
@@ -47,7 +47,7 @@ class Endings:
         self.queue.put_nowait(ending)
 
 
-def held(connection: Connection) -> int:
+def held(connection: ServerConnection) -> int:
     """Bytes for the client, in the process and in the kernel."""
     socket = connection.transport.get_extra_info("socket")
     queued = fcntl.ioctl(socket.fileno(), SIOCOUTQ, b"\0" * 4) if socket.fileno() >= 0 else b"\0" * 4
@@ -59,7 +59,7 @@ async def until_gone(context: ServerContext) -> int:
     most = 0
     async with asyncio.timeout(PATIENCE):
         while context.connections:
-            most = max([most, *(held(each) for each in context.connections if isinstance(each, Connection))])
+            most = max([most, *(held(each) for each in context.connections if isinstance(each, ServerConnection))])
             await asyncio.sleep(0.01)
     return most
 

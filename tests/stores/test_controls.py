@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from chat_nest.controls import Act, Control, LiveControls
-from chat_nest.controls.grants import Grant, Grants, grant_row
+from chat_nest.controls.grants import BudgetGrant, Grants, grant_row
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.records import Record
 from msgspec.structs import replace
@@ -64,7 +64,7 @@ async def test_of_the_rows_that_ended_over_a_day_ago_the_thousand_that_ended_las
 @pytest.mark.parametrize("days", [1, 3, 3_000])
 async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_ahead(store, clock, days):
     line = window(1_000, key="caller:c:tokens_per_day:2026-09-21", resets_at=START + 600)
-    grant = grant_row(line, Grant(amount=500, kind="grant"), "word", "")
+    grant = grant_row(line, BudgetGrant(amount=500, kind="grant"), "word", "")
     revoked = Control(kind="session", name="s_" + "0" * 24, expires=START + 600)
     await store.controls.change([BLOCK, grant, revoked])
     clock.advance(days * 86_400)

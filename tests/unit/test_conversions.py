@@ -39,7 +39,7 @@ from chat_nest.server.config.settings import Config
 from chat_nest.server.config.visitors import VisitorConfig
 from chat_nest.server.config.ways import IdentitySection
 from chat_nest.server.page_settings import PageFacts
-from chat_nest.stores.rules import Counter, Reservation
+from chat_nest.stores.rules import Counter, StoredClaim
 
 PACKAGE = Path(chat_nest.__file__).parent
 
@@ -131,7 +131,7 @@ READS = [
     Conversion(Claim, "stores.rules:Book.reserve", "claim"),
     Conversion(Claim, "stores.redis.batches:reserve_word", "call.claim", ("max_output_tokens",)),  # `output`, cut to it
     Conversion(Claim, "stores.postgres.batches:reserve_values", "claim", ("record",)),  # `asked.record`, as JSON
-    Conversion(Reservation, "stores.sqlite.file:_row", "reservation"),
+    Conversion(StoredClaim, "stores.sqlite.file:_row", "reservation"),
     Conversion(Counter, "stores.sqlite.file", "c"),
     Conversion(Control, "stores.sqlite.controls:change_controls", "row"),
     Conversion(Control, "stores.redis.controls:RedisControls.change", "row"),

@@ -22,9 +22,9 @@ from scripted_provider import DONE, END, chunk, finish, head, piece, usage
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.pipeline import chat
 from chat_nest.pipeline.prompt import make_prompt
-from chat_nest.providers.http_connection import Connection
+from chat_nest.providers.http_connection import ClientConnection
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.protocol import Connection as ServerConnection
+from chat_nest.server.http.protocol import ServerConnection
 
 MOST_STEPS = 856
 """Python functions entered or gone on with, a request with five messages."""
@@ -36,10 +36,10 @@ ANSWER = head() + piece(chunk("Hi")) + piece(finish()) + piece(usage(100, 1)) + 
 
 async def cost(loop: CountingLoop, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], float]:
     """Steps by function, and handles, a request."""
-    opened: list[Connection] = []
+    opened: list[ClientConnection] = []
     provider = Wire()
 
-    async def create_connection(make: Callable[[], Connection], *_: object) -> tuple[Wire, Connection]:
+    async def create_connection(make: Callable[[], ClientConnection], *_: object) -> tuple[Wire, ClientConnection]:
         opened.append(make())
         opened[0].connection_made(provider)
         return provider, opened[0]

@@ -23,10 +23,10 @@ from chat_nest.dialects import DialectName
 from chat_nest.pipeline import chat
 from chat_nest.asgi.create import create_chat_handler
 from chat_nest.core.protocols import Sink
-from chat_nest.providers.http_connection import Connection
+from chat_nest.providers.http_connection import ClientConnection
 from chat_nest.pipeline.relay import relay
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.protocol import Connection as ServerConnection
+from chat_nest.server.http.protocol import ServerConnection
 
 MOST_STEPS = 14
 """Python functions entered or gone on with, a token."""
@@ -62,9 +62,9 @@ async def cost(
     loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, dialect: DialectName
 ) -> tuple[dict[str, float], float]:
     """Steps by function, and handles, a token, of an answer in which every token comes by itself."""
-    opened: list[Connection] = []
+    opened: list[ClientConnection] = []
 
-    async def create_connection(make: Callable[[], Connection], *_: object) -> tuple[Wire, Connection]:
+    async def create_connection(make: Callable[[], ClientConnection], *_: object) -> tuple[Wire, ClientConnection]:
         opened.append(make())
         opened[0].connection_made(Wire())
         return Wire(), opened[0]

@@ -17,7 +17,7 @@ from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, str
 
 from chat_nest import BALANCED, Caller, Limits, create_chat_handler
 from chat_nest.controls import Control
-from chat_nest.controls.grants import Grant, grant_row
+from chat_nest.controls.grants import BudgetGrant, grant_row
 from chat_nest.core.deltas import FinishDelta, TextDelta
 from chat_nest.server.operator import Operator, window_lines
 from chat_nest.stores.memory import MemoryStore
@@ -191,7 +191,7 @@ async def test_a_grant_that_cant_be_read_raises_nothing(tmp_path):
             for each in window_lines(f"caller:{ADA.key}", ZoneInfo("UTC"), time.time())
             if each.name == "requests_per_day"
         ]
-        row = grant_row(line, Grant(amount=-5, kind="grant"), "a", "")
+        row = grant_row(line, BudgetGrant(amount=-5, kind="grant"), "a", "")
         await seen(handler, operator.controls.change([row, replace(row, name=f"{line.key} b", value='{"amount":"x"}')]))
         assert [(await ask(port)).status for _ in range(2)] == [200, 429]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from chat_nest.alerts.events import Alert, Crossing, payload
-from chat_nest.alerts.outbox import Entry, Outbox
-from chat_nest.alerts.settings import Channel, Event, Outcome
+from chat_nest.alerts.outbox import Outbox, OutboxEntry
+from chat_nest.alerts.settings import AlertType, Channel, SendOutcome
 from chat_nest.core.errors import failure_name
 from chat_nest.core.protocols import Now
 
@@ -24,11 +24,11 @@ STORE_SECONDS: Final = 5.0
 AT_ONCE: Final = 8
 """Attempts of one channel at the same time."""
 
-Count = Callable[[Event, str, str], None]
+Count = Callable[[AlertType, str, str], None]
 """Count an alert: its type, its channel, and `sent`, `failed` (to be tried again) or `lost`."""
 
 
-class Delivery:
+class AlertDelivery:
     """Posts alerts to the first outbox that answers, and delivers what is in all of them.
 
     The outboxes are those of the fleet, of this machine, and of this process, in this order; the last one always
@@ -108,7 +108,7 @@ class Delivery:
             attempts = [self._attempt(outbox, channel, entry) for entry in due[first : first + AT_ONCE]]
             await asyncio.gather(*attempts, return_exceptions=True)  # a failure is the outbox's, and says nothing new
 
-    async def _attempt(self, outbox: Outbox, channel: Channel, entry: Entry) -> None:
+    async def _attempt(self, outbox: Outbox, channel: Channel, entry: OutboxEntry) -> None:
         alert = entry.alert
         async with asyncio.timeout(STORE_SECONDS):
             if not await outbox.take(entry):
@@ -119,7 +119,7 @@ class Delivery:
             log.log(level, "alert %s by %s, attempt %d: %s", alert.id, channel.kind, entry.attempts + 1, outcome.why)
         await self._note(outbox, entry, outcome)
 
-    async def _note(self, outbox: Outbox, entry: Entry, outcome: Outcome) -> None:
+    async def _note(self, outbox: Outbox, entry: OutboxEntry, outcome: SendOutcome) -> None:
         """Note what came of an attempt. If the outbox fails now, the attempt is made again, with the same id."""
         alert, kind = entry.alert, entry.channel
         async with asyncio.timeout(STORE_SECONDS):

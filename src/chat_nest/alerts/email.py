@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from chat_nest.alerts.settings import SEND_SECONDS, Event, Outcome
+from chat_nest.alerts.settings import SEND_SECONDS, AlertType, SendOutcome
 from chat_nest.core.errors import failure_name
 
 Security = Literal["starttls", "tls", "none"]
@@ -41,7 +41,7 @@ class Email:
         self._password = password
         self._tls = tls
 
-    async def send(self, id: str, type: Event, text: str, body: bytes) -> Outcome:
+    async def send(self, id: str, type: AlertType, text: str, body: bytes) -> SendOutcome:
         import aiosmtplib  # noqa: PLC0415 - an extra
 
         mail = self._mail
@@ -61,17 +61,17 @@ class Email:
                     timeout=SEND_SECONDS,
                 )
         except TimeoutError:
-            return Outcome(why=f"no answer within {SEND_SECONDS:.0f} seconds")
+            return SendOutcome(why=f"no answer within {SEND_SECONDS:.0f} seconds")
         except aiosmtplib.SMTPResponseException as error:
-            return Outcome(why=f"the mail server answers {error.code}")
+            return SendOutcome(why=f"the mail server answers {error.code}")
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            return Outcome(why=failure_name(error))
-        return Outcome(sent=True, why=_refused(refused))
+            return SendOutcome(why=failure_name(error))
+        return SendOutcome(sent=True, why=_refused(refused))
 
     async def aclose(self) -> None:
         """Keep nothing open between attempts, so there is nothing to close."""
 
-    def _message(self, id: str, type: Event, text: str, body: bytes) -> EmailMessage:
+    def _message(self, id: str, type: AlertType, text: str, body: bytes) -> EmailMessage:
         message = EmailMessage()
         message["From"] = self._mail.sender
         message["To"] = ", ".join(self._mail.recipients)

@@ -14,13 +14,13 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Struct
 
-from chat_nest.alerts.settings import Event
+from chat_nest.alerts.settings import AlertType
 from chat_nest.core.claims import Line
 from chat_nest.core.protocols import Budget
 from chat_nest.core.usage import NANO
 from chat_nest.limits.forecast import forecast, pace_text
 
-EVENTS: Final[tuple[Event, ...]] = tuple(event for event in get_args(Event) if event != "test")
+EVENTS: Final[tuple[AlertType, ...]] = tuple(event for event in get_args(AlertType) if event != "test")
 """Those that a configuration can choose."""
 
 
@@ -28,7 +28,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     """One alert. `id` stays the same for each attempt to deliver it, so that a receiver can drop a second one."""
 
     id: str
-    type: Event
+    type: AlertType
     at: float
     """Unix seconds."""
     text: str
@@ -42,7 +42,7 @@ class Crossing(Struct, frozen=True, kw_only=True):
 
     key: str
     seconds: float
-    type: Event
+    type: AlertType
     text: str
     data: Mapping[str, Any] = {}
 

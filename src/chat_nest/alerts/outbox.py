@@ -35,7 +35,7 @@ _GONE: Final = 1.0
 """A time long past, with which a row ends."""
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class OutboxEntry(Struct, frozen=True, kw_only=True):
     """One alert for one channel. `due` is in Unix seconds."""
 
     alert: Alert
@@ -49,7 +49,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Entry).decode
+_decode = msgspec.json.Decoder(OutboxEntry).decode
 
 
 class Rows(Protocol):
@@ -69,12 +69,12 @@ class Outbox:
 
     async def post(self, crossing: Crossing, alert: Alert, channels: Sequence[str]) -> bool:
         """Claim the crossing, and note its alert for each channel; False if another call has claimed it."""
-        rows = [self._row(Entry(alert=alert, channel=channel)) for channel in channels]
+        rows = [self._row(OutboxEntry(alert=alert, channel=channel)) for channel in channels]
         return await self._controls.first(crossing.key, crossing.seconds, rows)
 
-    async def pending(self) -> list[Entry]:
+    async def pending(self) -> list[OutboxEntry]:
         """Return all entries; those of a later version that can't be read are left out."""
-        found: list[Entry] = []
+        found: list[OutboxEntry] = []
         for row in await self._controls.reports(KIND):
             try:
                 found.append(_decode(row.value))
@@ -82,7 +82,7 @@ class Outbox:
                 continue
         return found
 
-    async def take(self, entry: Entry) -> bool:
+    async def take(self, entry: OutboxEntry) -> bool:
         """Return whether this process, and no other, makes this attempt of the entry."""
         if not await self._controls.first(f"alert-attempt:{entry.name}:{entry.attempts}", ATTEMPT_SECONDS):
             return False
@@ -90,11 +90,11 @@ class Outbox:
         rows = await self._controls.reports(KIND, entry.name)
         return any(_decode(row.value).attempts == entry.attempts for row in rows)
 
-    async def remove(self, entry: Entry) -> None:
+    async def remove(self, entry: OutboxEntry) -> None:
         """Forget an entry that was delivered, or is given up."""
         await self._controls.report([Control(kind=KIND, name=entry.name, expires=_GONE)])
 
-    async def put_off(self, entry: Entry, wait: float = 0.0) -> Entry | None:
+    async def put_off(self, entry: OutboxEntry, wait: float = 0.0) -> OutboxEntry | None:
         """Set the time of the next attempt, in `wait` seconds at least; None if there is none and it is forgotten."""
         now = self._now()
         seconds = max(wait, WAITS[min(entry.attempts, len(WAITS) - 1)])
@@ -105,6 +105,6 @@ class Outbox:
         await self._controls.report([self._row(later)])
         return later
 
-    def _row(self, entry: Entry) -> Control:
+    def _row(self, entry: OutboxEntry) -> Control:
         ends = entry.alert.at + KEPT_SECONDS + ATTEMPT_SECONDS
         return Control(kind=KIND, name=entry.name, value=_encode(entry).decode(), expires=ends)

@@ -11,10 +11,10 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 from chat_nest.alerts.counts import Counts
-from chat_nest.alerts.delivery import Count, Delivery
+from chat_nest.alerts.delivery import AlertDelivery, Count
 from chat_nest.alerts.local import LocalRows
 from chat_nest.alerts.outbox import Outbox, Rows
-from chat_nest.alerts.settings import Bounds, Channel, Event
+from chat_nest.alerts.settings import AlertType, Bounds, Channel
 from chat_nest.alerts.watch import Watch
 from chat_nest.controls.memory import MemoryControls
 from chat_nest.core.protocols import Now, Provider, Store
@@ -25,7 +25,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     channels: Sequence[Channel] = ()
     bounds: Bounds = Bounds()
-    events: frozenset[Event] = frozenset()
+    events: frozenset[AlertType] = frozenset()
     zone: ZoneInfo = ZoneInfo("UTC")
 
 
@@ -49,7 +49,7 @@ class Alerts:
     ) -> None:
         self._local = None if local is None else LocalRows(local)
         rows: list[Rows] = [controls, *([] if self._local is None else [self._local]), MemoryControls(now)]
-        self.delivery = Delivery([Outbox(each, now) for each in rows], count, now)
+        self.delivery = AlertDelivery([Outbox(each, now) for each in rows], count, now)
         self.watch = Watch(counts, store, controls, providers, self.delivery.post, now)
         self._channels: Sequence[Channel] = ()
         self._task: asyncio.Task[None] | None = None

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-Event = Literal[
+AlertType = Literal[
     "budget.threshold",
     "budget.used_up",
     "budget.debt",
@@ -38,7 +38,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
     """New visitors in the whole fleet, on the average of five minutes; 0 sends none."""
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class SendOutcome(Struct, frozen=True, kw_only=True):
     """How an attempt went. Unless it was `sent`, `why` says what happened, without an address or a secret."""
 
     sent: bool = False
@@ -57,7 +57,7 @@ class Channel(Protocol):
         """`webhook` or `email`."""
         ...
 
-    async def send(self, id: str, type: Event, text: str, body: bytes) -> Outcome: ...
+    async def send(self, id: str, type: AlertType, text: str, body: bytes) -> SendOutcome: ...
     async def aclose(self) -> None: ...
 
 

@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[int, Minute]).decode
 
 
-class Totals(Struct, frozen=True):
+class RefusalTotals(Struct, frozen=True):
     """What happened in the last MINUTES."""
 
     refusals: Mapping[str, int]
@@ -46,7 +46,7 @@ class Spikes:
         self._name = secrets.token_hex(8)
         self._minutes: dict[int, Minute] = {}
 
-    async def add(self, refusals: Counter[str], visitors: int, now: float) -> Totals:
+    async def add(self, refusals: Counter[str], visitors: int, now: float) -> RefusalTotals:
         """Add what this process has counted since the last call, and return the totals of the fleet.
 
         A process without any for some minutes calls no store, and leaves it to those that have. Raises what the store
@@ -62,7 +62,7 @@ class Spikes:
                 kept[OTHERS] = rest
             self._minutes[current] = Minute(kept, before.visitors + visitors)
         if not self._minutes:
-            return Totals({}, 0)
+            return RefusalTotals({}, 0)
         if refusals or visitors:
             row = Control(
                 kind=KIND, name=self._name, value=_encode(self._minutes).decode(), expires=now + 60 * (MINUTES + 1)
@@ -75,4 +75,4 @@ class Spikes:
                 if minute > current - MINUTES:
                     codes.update(each.refusals)
                     found += each.visitors
-        return Totals(dict(codes.most_common()), found)
+        return RefusalTotals(dict(codes.most_common()), found)

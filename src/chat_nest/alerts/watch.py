@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from chat_nest.alerts.counts import OF_KEYS, Counts
 from chat_nest.alerts.events import Crossing, budget_crossing, debt_crossing
 from chat_nest.alerts.outbox import Rows
-from chat_nest.alerts.settings import Bounds, Event
+from chat_nest.alerts.settings import AlertType, Bounds
 from chat_nest.alerts.spikes import MINUTES, Spikes
 from chat_nest.core.errors import LimiterUnavailable, failure_name
 from chat_nest.core.parts import failure_text
@@ -58,7 +58,7 @@ class Watch:
         self._spikes = Spikes(controls)
         self._probe = f"alert-look:{secrets.token_hex(8)}"
         self._bounds = Bounds()
-        self._events: frozenset[Event] = frozenset()
+        self._events: frozenset[AlertType] = frozenset()
         self._zone = ZoneInfo("UTC")
         self._posted: dict[str, float] = {}
         """The keys that were claimed, by this process or another one, each with the end of its time."""
@@ -67,7 +67,7 @@ class Watch:
         self._windows: dict[tuple[str, str, str], Budget] = {}
         """The windows of the last look, by scope, group and name."""
 
-    def adopt(self, bounds: Bounds, events: frozenset[Event], zone: ZoneInfo) -> None:
+    def adopt(self, bounds: Bounds, events: frozenset[AlertType], zone: ZoneInfo) -> None:
         """Put these settings in force, from the next look on."""
         self._bounds, self._events, self._zone = bounds, events, zone
 
@@ -178,7 +178,7 @@ class Watch:
             return 0.0
         return now - self._since.setdefault(name, now)
 
-    async def _post(self, type: Event, subject: str, text: str, data: Mapping[str, Any], now: float) -> None:
+    async def _post(self, type: AlertType, subject: str, text: str, data: Mapping[str, Any], now: float) -> None:
         key = f"alert:{type}:{subject}"
         crossing = Crossing(key=key, seconds=self._bounds.repeat_seconds, type=type, text=text, data=data)
         await self._claim(crossing, now)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from chat_nest.alerts.settings import SEND_SECONDS, Event, Outcome
+from chat_nest.alerts.settings import SEND_SECONDS, AlertType, SendOutcome
 from chat_nest.core.errors import UpstreamError, failure_name
 from chat_nest.core.protocols import Now
 from chat_nest.providers.http import HTTPSession
@@ -54,7 +54,7 @@ class Webhook:
         self._now = now
         self._tls = tls
 
-    async def send(self, id: str, type: Event, text: str, body: bytes) -> Outcome:  # noqa: ARG002 - the body has them
+    async def send(self, id: str, type: AlertType, text: str, body: bytes) -> SendOutcome:  # noqa: ARG002 - the body has them
         at = int(self._now())
         headers = {
             "content-type": "application/json",
@@ -71,9 +71,9 @@ class Webhook:
             ):
                 return _outcome(answer.status, answer.headers.get("retry-after", ""))
         except TimeoutError:
-            return Outcome(why=f"no answer within {SEND_SECONDS:.0f} seconds")
+            return SendOutcome(why=f"no answer within {SEND_SECONDS:.0f} seconds")
         except UpstreamError as error:
-            return Outcome(why=f"no answer ({failure_name(error)})")
+            return SendOutcome(why=f"no answer ({failure_name(error)})")
         finally:
             await http.aclose()
 
@@ -81,10 +81,10 @@ class Webhook:
         """Keep nothing open between attempts, so there is nothing to close."""
 
 
-def _outcome(status: int, retry_after: str) -> Outcome:
+def _outcome(status: int, retry_after: str) -> SendOutcome:
     if 200 <= status < 300:
-        return Outcome(sent=True)
+        return SendOutcome(sent=True)
     if status == 410:
-        return Outcome(why="410: the receiver is gone and wants no more alerts", final=True)
+        return SendOutcome(why="410: the receiver is gone and wants no more alerts", final=True)
     seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 7 else 0.0
-    return Outcome(why=f"status {status}", wait=min(seconds, _LONGEST_WAIT))
+    return SendOutcome(why=f"status {status}", wait=min(seconds, _LONGEST_WAIT))

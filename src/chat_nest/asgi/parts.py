@@ -15,7 +15,7 @@ from chat_nest.asgi.hosts import LOOPBACK_HOSTS, Hosts
 from chat_nest.asgi.routing import Routes
 from chat_nest.asgi.settings import HandlerSettings
 from chat_nest.challenges.create import make_gate
-from chat_nest.challenges.gate import Gate
+from chat_nest.challenges.gate import ChallengeGate
 from chat_nest.core.held_text import Uploads
 from chat_nest.core.protocols import Dialect, HasBaseUrl, HasContext, Identify, Provider, SendsKey
 from chat_nest.core.usage import Price
@@ -48,7 +48,7 @@ class Parts(Struct, frozen=True, kw_only=True, eq=False):
     counters: TokenCounters
     callers: CallerRules
     sessions: Sessions | None
-    visitor_gate: Gate | None
+    visitor_gate: ChallengeGate | None
     """What visitors pass with a challenge."""
     dialects: Sequence[Dialect]
     routes: Routes
@@ -123,7 +123,7 @@ def _cors(settings: HandlerSettings) -> Cors:
     return Cors(old if settings.origins is None else settings.origins, lets_programs=on_loopback)
 
 
-def _visitor_gate(settings: HandlerSettings, rules: Profiles) -> Gate | None:
+def _visitor_gate(settings: HandlerSettings, rules: Profiles) -> ChallengeGate | None:
     if settings.challenge is None:
         return None
     if settings.visitors is None:

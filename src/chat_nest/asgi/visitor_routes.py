@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from chat_nest.asgi.request import Receive, Send, read_json_body
 from chat_nest.asgi.response import respond
-from chat_nest.challenges.gate import Gate
+from chat_nest.challenges.gate import ChallengeGate
 from chat_nest.challenges.settings import PATH
 from chat_nest.core.errors import BadRequest, ChallengeFailed, Forbidden, NotFound
 from chat_nest.core.messages import Visit
@@ -48,7 +48,11 @@ class VisitorRoutes:
     """Serves POST /api/visit and, with a `gate`, GET and POST /api/challenge."""
 
     def __init__(
-        self, visitors: Visitors, gate: Gate | None, callers: Callers, clock: Callable[[], float] = time.monotonic
+        self,
+        visitors: Visitors,
+        gate: ChallengeGate | None,
+        callers: Callers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._callers = callers
         self._visitors = visitors
@@ -89,7 +93,7 @@ class VisitorRoutes:
         token, expires_at = self._visitors.token(visit)
         return {"token": token, "expires_at": expires_at}
 
-    def _challenge(self, gate: Gate, scope: Scope) -> dict[str, Any]:
+    def _challenge(self, gate: ChallengeGate, scope: Scope) -> dict[str, Any]:
         """Return a challenge for the visitor, who gets a cookie if it has no valid id yet. Raises RateLimited."""
         address = self._visitors.address(scope)
         rates = {address: ASKED_PER_MINUTE, f"{network_of(address)} network": ASKED_PER_MINUTE_OF_NETWORK}
@@ -103,7 +107,7 @@ class VisitorRoutes:
             self._visitors.set_cookie(scope, visit)
         return dict(gate.required(visit).challenge)
 
-    async def _solve(self, gate: Gate, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _solve(self, gate: ChallengeGate, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Check a solution, and give the visitor's cookie or token its pass."""
         address = self._visitors.address(scope)
         self._failed.check(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chat_nest.challenges.gate import Gate
+from chat_nest.challenges.gate import ChallengeGate
 from chat_nest.challenges.proof_of_work import ProofOfWork
 from chat_nest.challenges.services import Service
 from chat_nest.challenges.settings import Challenge, check_challenge
@@ -13,7 +13,7 @@ from chat_nest.core.protocols import Now
 from chat_nest.limits.profiles import Profiles
 
 
-def make_gate(challenge: Challenge, secrets: Sequence[str | bytes], rules: Profiles, now: Now) -> Gate:
+def make_gate(challenge: Challenge, secrets: Sequence[str | bytes], rules: Profiles, now: Now) -> ChallengeGate:
     """Return the gate, which needs `attach` before its first request. `secrets` are those of the visitors.
 
     Raises ValueError, which begins with the name of a wrong setting, and without the extra `altcha` if it is needed.
@@ -24,4 +24,4 @@ def make_gate(challenge: Challenge, secrets: Sequence[str | bytes], rules: Profi
         verifier = ProofOfWork(secrets, challenge.milliseconds, now)
     else:
         verifier = Service(challenge)
-    return Gate(challenge, verifier, rules, now)
+    return ChallengeGate(challenge, verifier, rules, now)

@@ -30,7 +30,7 @@ First = Callable[[str, float], Awaitable[bool]]
 """Return True for exactly one call with a key, of all processes, within so many seconds."""
 
 
-class Gate:
+class ChallengeGate:
     """Gives visitors their profile, challenges them when it is due, and lets a solution count once.
 
     Raises ValueError for a profile that does not exist.

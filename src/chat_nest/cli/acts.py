@@ -15,7 +15,7 @@ import click
 from chat_nest.cli.options import CONFIG, CONTEXT, fail
 from chat_nest.server.logs import escape
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 REASON = click.option("--reason", metavar="TEXT", default="", help="Why; for the audit trail.")
@@ -325,7 +325,7 @@ def _blocked(caller: str | None, address: str | None) -> str:
     return _checked(lambda: network_name(address or ""))
 
 
-def _checked(make: Callable[[], Answer]) -> Answer:
+def _checked(make: Callable[[], Result]) -> Result:
     """Return what `make` returns. Exits with 2 if it raises Rejected."""
     from chat_nest.server.operator import Rejected  # noqa: PLC0415 - as above
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from chat_nest.alerts.events import Alert, payload
-from chat_nest.alerts.settings import Channel, Outcome
+from chat_nest.alerts.settings import Channel, SendOutcome
 from chat_nest.cli.options import CONFIG, CONTEXT, Group, fail
 from chat_nest.server.logs import escape
 
@@ -56,6 +56,6 @@ def test(file: str) -> None:
     sys.exit(int(not all(outcome.sent for outcome in outcomes)))
 
 
-async def _send(channels: Sequence[Channel], alert: Alert) -> list[Outcome]:
+async def _send(channels: Sequence[Channel], alert: Alert) -> list[SendOutcome]:
     sending = (each.send(alert.id, alert.type, alert.text, payload(alert)) for each in channels)
     return list(await asyncio.gather(*sending))

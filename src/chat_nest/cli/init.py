@@ -11,7 +11,7 @@ import click
 from chat_nest.cli.options import CONTEXT, Command, fail
 
 if TYPE_CHECKING:
-    from chat_nest.cli.starter_config import Choices, Found
+    from chat_nest.cli.starter_config import Choices, FoundProvider
 
 FILE = "chat-nest.toml"
 
@@ -59,7 +59,7 @@ def _check_kind(kind: str | None) -> None:
         fail(f"--provider must be one of {', '.join(PROVIDER_KINDS)}{near(kind, PROVIDER_KINDS)}", code=2)
 
 
-def _choose(found: list[Found], provider: str | None, model: str | None, *, ask: bool) -> Choices:
+def _choose(found: list[FoundProvider], provider: str | None, model: str | None, *, ask: bool) -> Choices:
     from chat_nest.cli.starter_config import DEMO, Choices, key_variable, usual_model  # noqa: PLC0415 - as above
     from chat_nest.providers.presets import PRESETS  # noqa: PLC0415 - as above
     from chat_nest.server.config.schema import PROVIDER_KINDS  # noqa: PLC0415 - as above

@@ -26,7 +26,7 @@ from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
 from chat_nest.stores.starting import reach
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 UNTOLD = "it is done, but not in the audit trail, and the running answers and sessions of a revoked key go on"
 """If the store did not take the act."""
@@ -57,7 +57,7 @@ def settings_of(file: str) -> KeySettings:
         fail(*error.problems, code=2)
 
 
-def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Result]]) -> Result:
     """Do the work with what issues the keys. Exits with 2 for a wrong argument, with 1 if it can't be done."""
     if not settings.identity.section.keys:
         return _in_file(file, settings, work)
@@ -69,7 +69,7 @@ def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitabl
     issuer = issuer_of(settings.identity, store.controls, by=f"cli:{user()}")
     assert issuer is not None
 
-    async def run() -> Answer:
+    async def run() -> Result:
         try:
             await reach(store, progress)
             return await work(issuer)
@@ -86,7 +86,7 @@ def issue(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitabl
         fail(f"{place_of(store)}: {error}", code=1)
 
 
-def _in_file(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Answer]]) -> Answer:
+def _in_file(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Awaitable[Result]]) -> Result:
     """Do the work with the keys of a file. What the store did not take of it is a warning: the file has the change."""
     path = Path(settings.identity.section.keys_file)
     store, lacking = None, IN_MEMORY
@@ -98,7 +98,7 @@ def _in_file(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Await
     issuer = issuer_of(settings.identity, controls, by=f"cli:{user()}")
     assert isinstance(issuer, FileIssuer)
 
-    async def run() -> Answer:
+    async def run() -> Result:
         try:
             return await work(issuer)
         finally:
@@ -116,7 +116,7 @@ def _in_file(file: str, settings: KeySettings, work: Callable[[KeyIssuer], Await
     return answer
 
 
-def _checked(work: Coroutine[Any, Any, Answer]) -> Answer:
+def _checked(work: Coroutine[Any, Any, Result]) -> Result:
     """Return what the work returns. Exits for a wrong argument."""
     try:
         return asyncio.run(work)

@@ -28,14 +28,14 @@ from chat_nest.stores.memory import MemoryStore
 from chat_nest.stores.places import place_of, remedy_of, sentence
 from chat_nest.stores.starting import reach
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 IN_MEMORY = (
     "the store is memory://, which ends with its process: set [store] url, or use the operators' listener of the server"
 )
 
 
-def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answer:
+def act(file: str, work: Callable[[Operator, Store], Awaitable[Result]]) -> Result:
     """Do the work on the store of a configuration. Exits with 2 for a wrong argument, with 1 if the store fails."""
     try:
         _, zone = load_store(file)
@@ -46,7 +46,7 @@ def act(file: str, work: Callable[[Operator, Store], Awaitable[Answer]]) -> Answ
         fail(IN_MEMORY, code=2)
     operator = Operator(store, zone, by=f"cli:{user()}")
 
-    async def run() -> Answer:
+    async def run() -> Result:
         try:
             with suppress(StoreEmptied):  # the work itself says so
                 await reach(store, progress)

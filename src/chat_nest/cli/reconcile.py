@@ -21,7 +21,7 @@ from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.protocols import HasControls, Store
 from chat_nest.core.protocols import Reports as KeepsRecords
 from chat_nest.core.usage import NANO
-from chat_nest.providers.reported_usage import EVERY_MODEL, KINDS, Reported, ReportFailed, reported_usage
+from chat_nest.providers.reported_usage import EVERY_MODEL, KINDS, ReportFailed, VendorUsage, reported_usage
 from chat_nest.server.alerts import make_channels
 from chat_nest.server.config.settings import Config
 from chat_nest.server.logs import escape
@@ -95,16 +95,16 @@ async def _compare(
         await store.aclose()
 
 
-async def _ledger(store: Store, provider: str, since: date, until: date) -> dict[tuple[str, str], Reported]:
+async def _ledger(store: Store, provider: str, since: date, until: date) -> dict[tuple[str, str], VendorUsage]:
     """Return the records by UTC day and model. The cost of a model with any unknown price is not known."""
     span = [datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() for day in (since, until)]
     rows = await cast("KeepsRecords", store).usage(span[0], span[1], ("day", "model"), _UTC)
-    found: dict[tuple[str, str], Reported] = {}
+    found: dict[tuple[str, str], VendorUsage] = {}
     for row in rows:
         day, full = row.by
         name, _, model = full.partition(":")
         if name == provider:
-            found[day, model] = Reported(
+            found[day, model] = VendorUsage(
                 input_tokens=row.input_tokens,
                 output_tokens=row.output_tokens,
                 cost=None if row.unpriced else row.cost,

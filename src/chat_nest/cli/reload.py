@@ -11,7 +11,7 @@ import msgspec
 
 from chat_nest.cli.operate import note
 from chat_nest.server.control import find
-from chat_nest.server.reload import FAILED, Outcome
+from chat_nest.server.reload import FAILED, ReloadOutcome
 
 SECONDS = 60.0
 """Longer than a server waits for its workers."""
@@ -37,7 +37,7 @@ def report(file: str) -> tuple[int, Sequence[str]]:
     return max(outcome.code for _, outcome in answers), lines
 
 
-def _note(file: str, adopted: Sequence[Outcome]) -> str:
+def _note(file: str, adopted: Sequence[ReloadOutcome]) -> str:
     """Note the reload in the audit trail of the servers' store; return why that failed, or an empty string."""
     if any(name.startswith("store") for outcome in adopted for name in outcome.kept):
         return "the servers use another store than the configuration has now, until they are restarted"
@@ -45,7 +45,7 @@ def _note(file: str, adopted: Sequence[Outcome]) -> str:
     return note(file, lambda operator: operator.reloaded(changed))
 
 
-def lines_of(outcome: Outcome) -> list[str]:
+def lines_of(outcome: ReloadOutcome) -> list[str]:
     """Return the outcome for people."""
     if not outcome.adopted:
         return [*outcome.problems, "nothing has changed"]
@@ -54,7 +54,7 @@ def lines_of(outcome: Outcome) -> list[str]:
     return [changed, *kept, *(f"note: {note}" for note in outcome.notes)]
 
 
-def _ask(path: Path) -> Outcome | None:
+def _ask(path: Path) -> ReloadOutcome | None:
     """Return the answer of the server at this socket; None if it has ended."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(SECONDS)
@@ -70,6 +70,8 @@ def _ask(path: Path) -> Outcome | None:
         try:
             while piece := client.recv(65_536):
                 said += piece
-            return msgspec.json.decode(said, type=Outcome)
+            return msgspec.json.decode(said, type=ReloadOutcome)
         except (OSError, ValueError):
-            return Outcome(adopted=False, problems=("the server has not answered: its log has more",), code=FAILED)
+            return ReloadOutcome(
+                adopted=False, problems=("the server has not answered: its log has more",), code=FAILED
+            )

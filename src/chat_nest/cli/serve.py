@@ -18,14 +18,14 @@ from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.schema import RunsSection
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.sources import ConfigError
-from chat_nest.server.control import Control
+from chat_nest.server.control import ControlSocket
 from chat_nest.server.hangup import Hangup
 from chat_nest.server.listen import url_of
 from chat_nest.server.listeners import Listeners
 from chat_nest.server.reload import ConfigSource, Load
 from chat_nest.server.shared_metrics import shared_folder
 from chat_nest.server.sole import Sole
-from chat_nest.server.worker import Settings, run_server
+from chat_nest.server.worker import WorkerSettings, run_server
 from chat_nest.server.workers import serve_with_workers
 
 WITH_A_KEY = "OPENAI_API_KEY=... (or OPENAI_BASE_URL=... for another server of the same API)"
@@ -41,7 +41,7 @@ def run(config: Config, listeners: Listeners, load: Load, *, workers: int, color
         click.echo(f"chat-nest: {problem}", err=True)
         return 2
     secret = Secret(kept_secret(config).decode())
-    settings = Settings(
+    settings = WorkerSettings(
         config=config,
         caller_secret=secret,
         log_level=section.level,
@@ -56,7 +56,7 @@ def run(config: Config, listeners: Listeners, load: Load, *, workers: int, color
     try:
         if workers == 1:
             source = ConfigSource(config, load, _usable)
-            return run_server(settings, listeners, Sole(source, hangup, Control(config.file)), started)
+            return run_server(settings, listeners, Sole(source, hangup, ControlSocket(config.file)), started)
         return _run_workers(settings, listeners, load, workers, started, hangup)
     except DemoFailure as error:
         click.echo(f"chat-nest: {error}", err=True)
@@ -66,7 +66,7 @@ def run(config: Config, listeners: Listeners, load: Load, *, workers: int, color
 
 
 def _run_workers(
-    settings: Settings,
+    settings: WorkerSettings,
     listeners: Listeners,
     load: Load,
     workers: int,
@@ -86,7 +86,7 @@ def _run_workers(
 
         source = ConfigSource(config, load, shared)
         settings = replace(settings, config=shared(config), metrics_folder=folder)
-        return serve_with_workers(settings, listeners, workers, started, source, hangup, Control(config.file))
+        return serve_with_workers(settings, listeners, workers, started, source, hangup, ControlSocket(config.file))
 
 
 def _usable(config: Config) -> Config:

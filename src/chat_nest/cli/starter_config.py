@@ -16,7 +16,7 @@ from chat_nest.server.local_servers import LocalServer
 DEMO = "demo"
 
 
-class Found(Struct, frozen=True):
+class FoundProvider(Struct, frozen=True):
     """A provider that could answer, and why it is offered."""
 
     kind: str
@@ -44,20 +44,20 @@ class Choices(Struct, frozen=True, kw_only=True):
     """Whether callers need API keys."""
 
 
-def find_providers(environ: Mapping[str, str], find_local: Callable[[], LocalServer | None]) -> list[Found]:
+def find_providers(environ: Mapping[str, str], find_local: Callable[[], LocalServer | None]) -> list[FoundProvider]:
     """Return the providers that could answer at once, the best first; the demo model is always the last."""
     asked = environ.get(MODEL_VARIABLE, "").strip()
-    found: list[Found] = []
+    found: list[FoundProvider] = []
     url = environ.get("OPENAI_BASE_URL", "").strip()
     if url or environ.get("OPENAI_API_KEY", "").strip():
         why = "OPENAI_BASE_URL is set" if url else "OPENAI_API_KEY is set"
-        found.append(Found("openai", url, asked or OPENAI_MODEL, why))
+        found.append(FoundProvider("openai", url, asked or OPENAI_MODEL, why))
     for kind, preset in PRESETS.items():
         if preset.hosted and kind not in ("openai", "responses") and environ.get(preset.key_env, "").strip():
-            found.append(Found(kind, "", asked or preset.model, f"{preset.key_env} is set"))
+            found.append(FoundProvider(kind, "", asked or preset.model, f"{preset.key_env} is set"))
     if (local := find_local()) is not None:
-        found.append(Found(local.kind, local.base_url, asked or local.model, "it runs on this machine"))
-    found.append(Found(DEMO, "", DEMO_MODEL, "tiny, on this machine, often wrong"))
+        found.append(FoundProvider(local.kind, local.base_url, asked or local.model, "it runs on this machine"))
+    found.append(FoundProvider(DEMO, "", DEMO_MODEL, "tiny, on this machine, often wrong"))
     return found
 
 

@@ -30,7 +30,7 @@ RETRY_SECONDS = 60.0
 Address = IPv4Address | IPv6Address
 
 
-class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StopTerms(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The value of a pause or a block, as JSON."""
 
     stop_running: bool = False
@@ -39,15 +39,15 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Unix seconds."""
 
 
-_terms = msgspec.json.Decoder(Terms).decode
+_terms = msgspec.json.Decoder(StopTerms).decode
 
 
-def terms_of(row: Control) -> Terms:
+def terms_of(row: Control) -> StopTerms:
     """Return the terms of a pause or a block; the defaults if they can't be read."""
     try:
         return _terms(row.value)
     except (msgspec.DecodeError, msgspec.ValidationError):
-        return Terms()
+        return StopTerms()
 
 
 class Running(Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from chat_nest.core.claims import MAX_AMOUNT, Line, Standing
 from chat_nest.core.controls import GRANT, Control
 
 
-class Grant(Struct, frozen=True, kw_only=True):
+class BudgetGrant(Struct, frozen=True, kw_only=True):
     """The value of a row, as JSON. The row's name is the line's key, a space, and a word of its own.
 
     `amount` is in the line's unit. A `reset` is what had been used, and is shown as if it had not been.
@@ -30,10 +30,10 @@ class Grant(Struct, frozen=True, kw_only=True):
     by: str = ""
 
 
-_grant = msgspec.json.Decoder(Grant).decode
+_grant = msgspec.json.Decoder(BudgetGrant).decode
 
 
-def grant_of(row: Control) -> Grant | None:
+def grant_of(row: Control) -> BudgetGrant | None:
     """Return the value of a row; None if it can't be read: another version wrote it, and it raises nothing."""
     try:
         return _grant(row.value)
@@ -41,7 +41,7 @@ def grant_of(row: Control) -> Grant | None:
         return None
 
 
-def grant_row(line: Line, grant: Grant, word: str, reason: str) -> Control:
+def grant_row(line: Line, grant: BudgetGrant, word: str, reason: str) -> Control:
     """Return the row of a grant for one window, with which it ends. A row with the same word replaces it."""
     value = msgspec.json.encode(grant).decode()
     return Control(kind=GRANT, name=f"{line.key} {word}", value=value, reason=reason, expires=line.resets_at)

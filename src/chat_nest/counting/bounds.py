@@ -8,7 +8,7 @@ import msgspec
 
 from chat_nest.core.messages import Message, Tool
 from chat_nest.core.protocols import TokenCounter
-from chat_nest.counting.families import Family
+from chat_nest.counting.families import ModelFamily
 from chat_nest.counting.images import UNKNOWN_IMAGES, attachment_bound
 from chat_nest.counting.tokens import FamilyCounter
 
@@ -54,5 +54,5 @@ def _schema_bound(tool: Tool, counter: TokenCounter) -> int:
     return 2 * count if family is None else -(-count * family.schema // family.text)
 
 
-def _family(counter: TokenCounter) -> Family | None:
+def _family(counter: TokenCounter) -> ModelFamily | None:
     return counter.family if isinstance(counter, FamilyCounter) else None

@@ -23,7 +23,7 @@ _REASONING = re.compile(
 )
 
 
-class Family(Struct, frozen=True, kw_only=True):
+class ModelFamily(Struct, frozen=True, kw_only=True):
     """How a family counts. `text` and `schema` are in hundredths of a token for each o200k token."""
 
     text: int
@@ -43,37 +43,37 @@ class Family(Struct, frozen=True, kw_only=True):
     """As `text`, for a tool's JSON, which most templates write with spaces and line breaks."""
 
 
-UNKNOWN: Final = Family(text=145, other=50, digits=True, tools=300)
-_CLAUDE: Final = Family(text=142, other=35, byte_level=False, message=6, chat=10, tools=355, schema=140)
+UNKNOWN: Final = ModelFamily(text=145, other=50, digits=True, tools=300)
+_CLAUDE: Final = ModelFamily(text=142, other=35, byte_level=False, message=6, chat=10, tools=355, schema=140)
 # Its tokenizer since Opus 4.7 makes about 30 % more tokens, up to 35 %.
-_CLAUDE_NEWER: Final = Family(text=190, other=25, byte_level=False, message=6, chat=14, tools=474, schema=190)
+_CLAUDE_NEWER: Final = ModelFamily(text=190, other=25, byte_level=False, message=6, chat=14, tools=474, schema=190)
 
 # The first match in a model's name counts: a distilled model is named after two families, and has the tokenizer of the
 # one that it was made from. Claude's tokens for tools are Anthropic's own figures, at the most expensive tool_choice.
-_FAMILIES: Final[tuple[tuple[str, Family], ...]] = (
-    (r"gpt-?oss", Family(text=105, message=6, chat=84, tools=64, schema=130)),
+_FAMILIES: Final[tuple[tuple[str, ModelFamily], ...]] = (
+    (r"gpt-?oss", ModelFamily(text=105, message=6, chat=84, tools=64, schema=130)),
     (r"claude.*opus-4[.-]7(?!\d)", replace(_CLAUDE_NEWER, tools=804)),
     (r"claude.*(?:opus|sonnet|haiku)-4[.-](?:[56])(?!\d)", replace(_CLAUDE, tools=589)),
     (r"claude-3-opus|claude-2|claude-instant", replace(_CLAUDE, tools=530)),
     (r"claude(?:-v\d|-3|.*(?:opus|sonnet|haiku)-4(?![.-](?:[5-9]|\d\d)(?!\d)))", _CLAUDE),
     (r"claude|anthropic", _CLAUDE_NEWER),
-    (r"smollm", Family(text=140, other=70, digits=True, message=6, chat=36)),
+    (r"smollm", ModelFamily(text=140, other=70, digits=True, message=6, chat=36)),
     (
         r"gemini|gemma|learnlm",
-        Family(text=125, other=10, digits=True, message=6, chat=12, schema=125),
+        ModelFamily(text=125, other=10, digits=True, message=6, chat=12, schema=125),
     ),
-    (r"qwen|qwq|qvq|deepseek-r1:(?!671)", Family(text=121, other=15, digits=True, message=6, chat=36)),
-    (r"llama-?[34]|hermes-?3", Family(text=121, other=30, message=6, chat=48)),
+    (r"qwen|qwq|qvq|deepseek-r1:(?!671)", ModelFamily(text=121, other=15, digits=True, message=6, chat=36)),
+    (r"llama-?[34]|hermes-?3", ModelFamily(text=121, other=30, message=6, chat=48)),
     (
         r"llama-?2|llama-7|codellama|tinyllama|vicuna|zephyr|mistral|mixtral|codestral|ministral|magistral|devstral|pixtral",
-        Family(text=140, other=60, digits=True, message=8, chat=16, schema=150),
+        ModelFamily(text=140, other=60, digits=True, message=8, chat=16, schema=150),
     ),
-    (r"deepseek", Family(text=125, other=8, message=4, chat=8, tools=300)),
+    (r"deepseek", ModelFamily(text=125, other=8, message=4, chat=8, tools=300)),
 )
 _PATTERNS: Final = tuple((re.compile(pattern), family) for pattern, family in _FAMILIES)
 
 
-def family_of(model: str) -> Family:
+def family_of(model: str) -> ModelFamily:
     """Return the family of `model`, the provider's own name for it; UNKNOWN if no pattern matches."""
     name = base_name(model)
     return next((family for pattern, family in _PATTERNS if pattern.search(name)), UNKNOWN)

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from chat_nest.core.protocols import TokenCounter
-from chat_nest.counting.families import Encoding, Family, base_name, encoding_of, family_of, is_reasoning_model
+from chat_nest.counting.families import Encoding, ModelFamily, base_name, encoding_of, family_of, is_reasoning_model
 from chat_nest.counting.images import UNKNOWN_IMAGES, ImageRule, image_rule
 
 __all__ = [
@@ -166,7 +166,7 @@ class FamilyCounter:
     images: ImageRule = UNKNOWN_IMAGES
     """How the counted model counts images."""
 
-    def __init__(self, family: Family, basis: TokenCounter) -> None:
+    def __init__(self, family: ModelFamily, basis: TokenCounter) -> None:
         self.family = family
         self._basis = basis
         self.learned = 100

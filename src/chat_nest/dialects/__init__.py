@@ -1,6 +1,8 @@
 """Wire dialects: each file parses bodies, encodes batches, refuses, and has the facts of its format.
 
-The built-in ones are here by their name in the configuration. Each takes an optional path.
+The built-in ones are here by their name in the configuration. Each takes an optional path. `frames`, `fields`,
+`options`, `turns` and `collected` have what all formats share. AG-UI and the AI SDK also have the same loop over a
+batch. It stands in both files: a shared loop would call back for each delta, and a format would no longer be one file.
 """
 
 from __future__ import annotations

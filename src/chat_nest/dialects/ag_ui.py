@@ -18,7 +18,7 @@ from chat_nest.dialects.collected import NO_ARGUMENTS
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS, OWN_CONNECTION
 from chat_nest.dialects.frames import EVENT_STREAM, PING, as_json, data, template, texts
-from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_url, media_type
+from chat_nest.dialects.media_parts import MessageParts, file_name, from_base64, from_url, media_type
 from chat_nest.dialects.schemas import (
     MODEL,
     NAME,
@@ -255,7 +255,7 @@ def _id(fields: dict[str, Any], name: str) -> str:
     return read.name(fields[name], name) if name in fields else ""
 
 
-def _part(part: dict[str, Any], field: str, parts: Parts) -> None:
+def _part(part: dict[str, Any], field: str, parts: MessageParts) -> None:
     """Add a part. https://docs.ag-ui.com/sdk/js/core/multimodal-inputs, and its predecessor `binary`."""
     match part.get("type"):
         case "text":

@@ -51,7 +51,7 @@ from chat_nest.dialects.schemas import (
     table,
 )
 from chat_nest.dialects.strict_json import is_array
-from chat_nest.dialects.turns import Turn, conversation, entries
+from chat_nest.dialects.turns import PlacedMessage, conversation, entries
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models"}
 OPTION_NAMES = {"format": "responseFormat", "stop": "stopSequences"}
@@ -153,7 +153,7 @@ class AISDK:
         `model`, `system`, `tools`, `maxOutputTokens`, `temperature` and the settings of `_options` are read.
         """
         fields = read.parse_fields(body, REFUSED_FIELDS)
-        turns: list[Turn] = []
+        turns: list[PlacedMessage] = []
         if "messages" not in fields and "message" in fields:
             turns += read_turns(fields["message"], "message")
         else:

@@ -11,16 +11,16 @@ from chat_nest.core.errors import BadRequest
 from chat_nest.core.held_text import Held
 from chat_nest.core.messages import Message, Role, ToolCall
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_url, media_type
+from chat_nest.dialects.media_parts import MessageParts, file_name, from_base64, from_url, media_type
 from chat_nest.dialects.strict_json import is_array, is_object
-from chat_nest.dialects.turns import Turn
+from chat_nest.dialects.turns import PlacedMessage
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 DENIED = "The user did not allow this call."
 URLS = ("data:", "https:", "http:")
 
 
-def read_turns(entry: Any, field: str) -> list[Turn]:
+def read_turns(entry: Any, field: str) -> list[PlacedMessage]:
     """Return a message as turns: a UI message of the assistant holds its calls with their results, step after step."""
     fields = read.table(entry, field)
     named = fields.get("role")
@@ -36,11 +36,11 @@ def read_turns(entry: Any, field: str) -> list[Turn]:
     return _ui_message(role, fields, field)
 
 
-def _ui_message(role: Role, fields: dict[str, Any], field: str) -> list[Turn]:
+def _ui_message(role: Role, fields: dict[str, Any], field: str) -> list[PlacedMessage]:
     metadata = fields.get("metadata")
     signature = read.signature(metadata, f"{field}.metadata") if is_object(metadata) and role == "assistant" else ""
-    turns: list[Turn] = []
-    parts = Parts()
+    turns: list[PlacedMessage] = []
+    parts = MessageParts()
     calls: list[ToolCall] = []
     results: list[Message] = []
 
@@ -49,7 +49,7 @@ def _ui_message(role: Role, fields: dict[str, Any], field: str) -> list[Turn]:
         if parts or calls or not turns:
             turns.append((field, parts.message(role, field, tool_calls=tuple(calls), signature=signature)))
         turns.extend((field, result) for result in results)
-        parts = Parts()
+        parts = MessageParts()
         calls.clear()
         results.clear()
 
@@ -98,10 +98,10 @@ def _result(part: dict[str, Any], field: str) -> Message | None:
     return Message(role="tool", content=said, tool_call_id=read.word(part.get("toolCallId"), f"{field}.toolCallId"))
 
 
-def _model_message(role: Role, content: list[Any], field: str) -> list[Turn]:
+def _model_message(role: Role, content: list[Any], field: str) -> list[PlacedMessage]:
     """Return a model message as turns: each result of a tool is one. The assistant's reasoning is left out."""
-    turns: list[Turn] = []
-    parts = Parts()
+    turns: list[PlacedMessage] = []
+    parts = MessageParts()
     calls: list[ToolCall] = []
     for index, item in enumerate(read.array(content, f"{field}.content", read.MAX_PARTS)):
         at = f"{field}.content[{index}]"
@@ -124,7 +124,7 @@ def _model_message(role: Role, content: list[Any], field: str) -> list[Turn]:
     return turns
 
 
-def _attach(part: dict[str, Any], name: str, field: str, parts: Parts) -> None:
+def _attach(part: dict[str, Any], name: str, field: str, parts: MessageParts) -> None:
     said, kind = part.get(name), media_type(part, "mediaType", field)
     named = file_name(part.get("filename"), f"{field}.filename")
     if said.media_type is None if isinstance(said, Held) else type(said) is str and not said.startswith(URLS):
@@ -155,7 +155,7 @@ def _model_result(part: dict[str, Any], field: str) -> Message:
         case "execution-denied":
             return Message(role="tool", content=DENIED, tool_call_id=id)
         case "content":
-            parts = Parts()
+            parts = MessageParts()
             for index, item in enumerate(read.array(output.get("value"), f"{at}.value", read.MAX_PARTS)):
                 inner = f"{at}.value[{index}]"
                 shown = read.table(item, inner)

@@ -22,7 +22,15 @@ from chat_nest.dialects.anthropic_stream import AnthropicEncoder, AnthropicWhole
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
 from chat_nest.dialects.frames import FAILED_DEPENDENCY, JSON, LONGEST_WAIT, as_json, reset_date, retry_headers
-from chat_nest.dialects.media_parts import Parts, file_name, from_base64, from_file, from_url, media_type, read_parts
+from chat_nest.dialects.media_parts import (
+    MessageParts,
+    file_name,
+    from_base64,
+    from_file,
+    from_url,
+    media_type,
+    read_parts,
+)
 from chat_nest.dialects.schemas import (
     ANY,
     CONTENT,
@@ -61,7 +69,7 @@ from chat_nest.dialects.schemas import (
     whole,
 )
 from chat_nest.dialects.strict_json import is_array, is_object
-from chat_nest.dialects.turns import Turn, content, conversation, entries, with_open_thoughts
+from chat_nest.dialects.turns import PlacedMessage, content, conversation, entries, with_open_thoughts
 
 REFUSED_FIELDS = read.OWN_CONNECTION | {"models", "mcp_servers", "container"}
 """Fields that would choose a provider or open a connection. Other unknown fields are ignored."""
@@ -209,7 +217,7 @@ class Anthropic:
         Raises BadRequest, which names the field and the rule, never the value. Ignores unknown fields.
         """
         fields = read.parse_fields(body, REFUSED_FIELDS)
-        turns: list[Turn] = []
+        turns: list[PlacedMessage] = []
         for index, entry in enumerate(entries(fields)):
             turns += _turns(entry, f"messages[{index}]")
         tools = _tools(fields)
@@ -262,7 +270,7 @@ def counted(tokens: int, *, exact: bool) -> Answer:
     return Answer(status=200, body=as_json({"input_tokens": tokens, "exact": exact}))
 
 
-def _turns(entry: Any, field: str) -> list[Turn]:
+def _turns(entry: Any, field: str) -> list[PlacedMessage]:
     """Return a message as turns. Each tool result is a turn, before the message's own."""
     fields = read.table(entry, field)
     role = fields.get("role")
@@ -271,10 +279,10 @@ def _turns(entry: Any, field: str) -> list[Turn]:
     said = fields.get("content")
     if not is_array(said):
         return [(field, Message(role=role, content=read.text(said, f"{field}.content")))]
-    parts = Parts()
+    parts = MessageParts()
     calls: list[ToolCall] = []
     thoughts: list[Thought] = []
-    turns: list[Turn] = []
+    turns: list[PlacedMessage] = []
     for index, item in enumerate(read.array(said, f"{field}.content", read.MAX_PARTS)):
         at = f"{field}.content[{index}]"
         block = read.table(item, at)
@@ -310,7 +318,7 @@ def _thoughts(block: dict[str, Any], field: str) -> list[Thought]:
     return [Thought(text=text, signature=signed)] if signed else []
 
 
-def _part(block: dict[str, Any], field: str, parts: Parts) -> None:
+def _part(block: dict[str, Any], field: str, parts: MessageParts) -> None:
     """Add a block of a message or of a tool's result to `parts`."""
     match block.get("type"):
         case "text":
@@ -327,7 +335,7 @@ def _part(block: dict[str, Any], field: str, parts: Parts) -> None:
             raise BadRequest("must be text, image or document", field=f"{field}.type")
 
 
-def _source(block: dict[str, Any], field: str, parts: Parts) -> None:
+def _source(block: dict[str, Any], field: str, parts: MessageParts) -> None:
     """Add an image or a document. https://platform.claude.com/docs/en/build-with-claude/pdf-support"""
     at = f"{field}.source"
     source = read.table(block.get("source"), at)

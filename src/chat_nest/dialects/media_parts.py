@@ -32,11 +32,11 @@ _TEXTS: Final = re.compile(
 )
 _BREAKS: Final = str.maketrans("", "", "\r\n")
 
-Found = Attachment | str
+MediaPart = Attachment | str
 """An image or PDF; or the text of a text file."""
 
 
-class Parts:
+class MessageParts:
     """Collects the parts of one message in order.
 
     Texts become paragraphs, with a note of each attachment between them.
@@ -51,7 +51,7 @@ class Parts:
         self._length += len(text) + bool(self.texts)
         self.texts.append(text)
 
-    def attach(self, found: Found) -> None:
+    def attach(self, found: MediaPart) -> None:
         if isinstance(found, str):
             self.say(found)
         else:
@@ -70,9 +70,9 @@ class Parts:
         return without(message) if role == "assistant" else message
 
 
-def read_parts(value: Any, field: str, read_part: Callable[[dict[str, Any], str, Parts], None]) -> Parts:
+def read_parts(value: Any, field: str, read_part: Callable[[dict[str, Any], str, MessageParts], None]) -> MessageParts:
     """Read a string, or an array of parts; `read_part` gets each part with its field."""
-    parts = Parts()
+    parts = MessageParts()
     if not is_array(value):
         parts.say(read.text(value, field))
         return parts
@@ -82,7 +82,7 @@ def read_parts(value: Any, field: str, read_part: Callable[[dict[str, Any], str,
     return parts
 
 
-def openai_part(part: dict[str, Any], field: str, parts: Parts) -> None:
+def openai_part(part: dict[str, Any], field: str, parts: MessageParts) -> None:
     """Read one part of OpenAI's chat completions. https://platform.openai.com/docs/api-reference/chat/create"""
     match part.get("type"):
         case "text":
@@ -105,7 +105,7 @@ def openai_part(part: dict[str, Any], field: str, parts: Parts) -> None:
             raise BadRequest("must be text, image_url, file or refusal", field=f"{field}.type")
 
 
-def from_file(fields: dict[str, Any], field: str, data: str, name: str, *, id: str = "file_id") -> Found:
+def from_file(fields: dict[str, Any], field: str, data: str, name: str, *, id: str = "file_id") -> MediaPart:
     """Read a file from the field called `data`: a data URL, or base64 alone."""
     if fields.get(id) is not None and fields.get(data) is None:
         return _flawed(NOT_HERE, f"{field}.{id}", PDF)
@@ -133,7 +133,7 @@ def detail(fields: dict[str, Any], field: str) -> Any:
     return value
 
 
-def from_url(value: Any, field: str, media_type: str | None = None, **more: Any) -> Found:
+def from_url(value: Any, field: str, media_type: str | None = None, **more: Any) -> MediaPart:
     """Read a data URL (RFC 2397) with base64, or an https URL; `media_type` is the client's claim."""
     if isinstance(value, Held) and value.media_type is not None:
         return from_base64(value, value.media_type, field, **more)
@@ -152,7 +152,7 @@ def from_url(value: Any, field: str, media_type: str | None = None, **more: Any)
     return Attachment(at=0, media_type=kind, url=url, pages=MAX_UNSEEN if kind == PDF else 0, field=field, **more)
 
 
-def from_base64(value: Any, media_type: str | None, field: str, *, name: str = "", detail: Any = None) -> Found:
+def from_base64(value: Any, media_type: str | None, field: str, *, name: str = "", detail: Any = None) -> MediaPart:
     """Decode base64. The first bytes decide the media type: clients often send a wrong one."""
     held = value.text if isinstance(value, Held) else None
     if held is None:
@@ -190,7 +190,7 @@ def from_base64(value: Any, media_type: str | None, field: str, *, name: str = "
     )
 
 
-def _text_file(data: bytes, name: str, field: str, said: str) -> Found:
+def _text_file(data: bytes, name: str, field: str, said: str) -> MediaPart:
     try:
         text = a2b_base64(data).decode()
     except (Error, UnicodeDecodeError):

@@ -11,9 +11,9 @@ from chat_nest.core.errors import BadRequest
 from chat_nest.core.media import PDF
 from chat_nest.core.messages import Message, Thought, ToolCall
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.media_parts import Parts, detail, file_name, from_file, from_url, read_parts
+from chat_nest.dialects.media_parts import MessageParts, detail, file_name, from_file, from_url, read_parts
 from chat_nest.dialects.strict_json import is_array
-from chat_nest.dialects.turns import MAX_MESSAGES, ROLES, Turn
+from chat_nest.dialects.turns import MAX_MESSAGES, ROLES, PlacedMessage
 
 TEXT_PARTS = frozenset({"input_text", "output_text", "text", "summary_text"})
 ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
@@ -41,12 +41,12 @@ def kind_of(item: Item) -> Any:
     return "message" if "role" in item else "item_reference"
 
 
-def turns(items: Sequence[Any], referred: Referred) -> list[Turn]:
+def turns(items: Sequence[Any], referred: Referred) -> list[PlacedMessage]:
     """Return the items as turns. A call belongs to the model's turn just before it.
 
     Reasoning belongs to the model's turn behind it if it is encrypted, and is left out otherwise.
     """
-    found: list[Turn] = []
+    found: list[PlacedMessage] = []
     thoughts: list[Thought] = []
     for index, entry in enumerate(items):
         at = f"input[{index}]"
@@ -103,7 +103,7 @@ def _message(item: Item, field: str) -> Message:
     return read_parts(item.get("content"), f"{field}.content", _part).message(role, f"{field}.content")
 
 
-def _part(part: Item, field: str, parts: Parts) -> None:
+def _part(part: Item, field: str, parts: MessageParts) -> None:
     """Add a part of a message, or of a function's output."""
     match part.get("type"):
         case str() as kind if kind in TEXT_PARTS:

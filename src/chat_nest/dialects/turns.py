@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import Message, Role, ToolCall
 from chat_nest.dialects import fields as read
-from chat_nest.dialects.media_parts import Parts, openai_part, read_parts
+from chat_nest.dialects.media_parts import MessageParts, openai_part, read_parts
 from chat_nest.dialects.strict_json import is_array
 
 MAX_MESSAGES = 1_000
 """The most messages. A longer list is refused, not trimmed."""
 
-Turn = tuple[str, Message]
+PlacedMessage = tuple[str, Message]
 """A message, and the name of its field."""
 
 ROLES: dict[str, Role] = {
@@ -39,7 +39,7 @@ def entries(fields: Mapping[str, Any]) -> list[Any]:
     return items
 
 
-def conversation(turns: Sequence[Turn]) -> tuple[Message, ...]:
+def conversation(turns: Sequence[PlacedMessage]) -> tuple[Message, ...]:
     """Return the messages in the order that every provider accepts. The last one must ask something.
 
     Each result follows the message of its call. A call without a result is left out, and so is an answer that is then
@@ -88,7 +88,7 @@ def with_open_thoughts(messages: Sequence[Message]) -> tuple[Message, ...]:
     )
 
 
-def _results(turns: Sequence[Turn]) -> dict[tuple[int, int], Message]:
+def _results(turns: Sequence[PlacedMessage]) -> dict[tuple[int, int], Message]:
     """Return the result of each call, by the call's place.
 
     Ids can repeat: a result is for the latest call without one.
@@ -114,8 +114,8 @@ def turn(
     *,
     calls: str = "tool_calls",
     answers: str = "tool_call_id",
-    part: Callable[[dict[str, Any], str, Parts], None] = openai_part,
-) -> Turn:
+    part: Callable[[dict[str, Any], str, MessageParts], None] = openai_part,
+) -> PlacedMessage:
     """Return a message of OpenAI's shape. `calls` and `answers` are the dialect's names of these two fields.
 
     `part` reads one part of the content.
@@ -143,7 +143,7 @@ def turn(
 def content(value: Any, field: str) -> str:
     """Return a string, or the text parts of an array, joined as paragraphs."""
 
-    def part(fields: dict[str, Any], at: str, parts: Parts) -> None:
+    def part(fields: dict[str, Any], at: str, parts: MessageParts) -> None:
         if fields.get("type") != "text":
             raise BadRequest("must be text", field=f"{at}.type")
         parts.say(read.text(fields.get("text"), f"{at}.text"))

@@ -24,7 +24,7 @@ class Numbers(Struct, frozen=True, kw_only=True):
     tokens_per_day: int
 
 
-class Preset(Struct, frozen=True, kw_only=True):
+class LimitPreset(Struct, frozen=True, kw_only=True):
     """The three profiles, by name, and the ceiling above them, if there is one."""
 
     profiles: Mapping[str, Numbers]
@@ -39,8 +39,8 @@ BALANCED = Numbers(
     requests_per_minute=30,
     tokens_per_day=200_000,
 )
-PRESETS: Mapping[PresetName, Preset] = {
-    "default": Preset(
+PRESETS: Mapping[PresetName, LimitPreset] = {
+    "default": LimitPreset(
         profiles={
             "constrained": Numbers(
                 max_output_tokens=1_000,
@@ -61,7 +61,7 @@ PRESETS: Mapping[PresetName, Preset] = {
             ),
         },
     ),
-    "npm": Preset(
+    "npm": LimitPreset(
         profiles={
             "constrained": Numbers(
                 max_output_tokens=150,

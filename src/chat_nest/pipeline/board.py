@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 
-class Share(Struct, frozen=True, array_like=True):
+class StreamShare(Struct, frozen=True, array_like=True):
     """What one worker has. Callers are named by the hashes of their keys."""
 
     beat: int = 0
@@ -33,7 +33,7 @@ class Board(Struct, frozen=True, array_like=True):
     """The number of writes."""
     order: Sequence[str] = ()
     """The callers that wait anywhere, in the order of their turns."""
-    shares: Mapping[str, Share] = {}
+    shares: Mapping[str, StreamShare] = {}
     """By worker."""
 
 
@@ -50,7 +50,7 @@ def write(board: Board) -> str:
 class _Worker:
     """A share while it changes."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: StreamShare) -> None:
         self.beat = share.beat
         self.streams = share.streams
         self.turns = list(share.turns)
@@ -63,8 +63,8 @@ class _Worker:
         if not self.waits[caller]:
             del self.waits[caller]
 
-    def share(self) -> Share:
-        return Share(self.beat, self.streams, self.turns, dict(self.waits))
+    def share(self) -> StreamShare:
+        return StreamShare(self.beat, self.streams, self.turns, dict(self.waits))
 
 
 def exchange(board: Board, me: str, most: int, kept: int, wanted: Sequence[str]) -> tuple[Board, Sequence[str]]:
@@ -74,7 +74,7 @@ def exchange(board: Board, me: str, most: int, kept: int, wanted: Sequence[str])
     workers together. The turns that the worker was given count only for requests that still wait.
     """
     workers = {name: _Worker(share) for name, share in board.shares.items()}
-    mine = workers.setdefault(me, _Worker(Share()))
+    mine = workers.setdefault(me, _Worker(StreamShare()))
     given = mine.turns
     mine.turns = list[str]()
     mine.streams, mine.waits = kept, Counter(wanted)

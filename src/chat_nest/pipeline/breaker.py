@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-Outcome = Literal["well", "ill", "limited", "unknown"]
+Verdict = Literal["well", "ill", "limited", "unknown"]
 """How an attempt ended: with an answer, a failure, a refusal for too many requests, or in a way that is unknown."""
 
 HALF_LIFE: Final = 10.0
@@ -66,7 +66,7 @@ class Breaker:
         self.era += 1
         return 0.0
 
-    def ended(self, era: int, outcome: Outcome, now: float, retry_after: float | None = None) -> None:
+    def ended(self, era: int, outcome: Verdict, now: float, retry_after: float | None = None) -> None:
         """Record the end of an attempt of this era. `retry_after` is the provider's, in seconds."""
         if era != self.era:
             return
@@ -89,7 +89,7 @@ class Breaker:
             if self._limited >= LIMITED_IN_A_ROW:
                 self._open(now, max(retry_after or 0.0, FIRST_PAUSE))
 
-    def _probed(self, outcome: Outcome, now: float, retry_after: float | None) -> None:
+    def _probed(self, outcome: Verdict, now: float, retry_after: float | None) -> None:
         self._probing = False
         if outcome == "well":
             self._pause = self._well = self._ill = 0.0

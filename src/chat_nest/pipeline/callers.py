@@ -20,7 +20,7 @@ from chat_nest.core.protocols import AcceptsStrangers, Identify, Now, Scope
 from chat_nest.ledger.ledger import Ledger
 from chat_nest.limits.caller_rates import CallerRates
 from chat_nest.limits.profiles import Profiles
-from chat_nest.pipeline.gate import Gate as VisitorGate
+from chat_nest.pipeline.gate import VisitorGate
 
 log = logging.getLogger("chat_nest.pipeline")
 

@@ -8,7 +8,7 @@ from chat_nest.core.errors import ChatError
 from chat_nest.core.messages import Caller
 
 
-class Gate(Protocol):
+class VisitorGate(Protocol):
     """See challenges.gate. Callers that are no visitors pass unchanged."""
 
     def place(self, caller: Caller) -> Caller:

@@ -37,7 +37,7 @@ from chat_nest.core.usage import Usage
 from chat_nest.counting.meter import OutputMeter
 from chat_nest.counting.tokens import TokenCounters, is_reasoning_model
 from chat_nest.ledger.reservation import Reservation
-from chat_nest.pipeline.breaker import RETRY_COST, UNCERTAIN_RETRY_COST, Breaker, Outcome, RetryBudget
+from chat_nest.pipeline.breaker import RETRY_COST, UNCERTAIN_RETRY_COST, Breaker, RetryBudget, Verdict
 from chat_nest.pipeline.fair_queue import Place
 from chat_nest.pipeline.opened_stream import OpenedStream
 
@@ -238,7 +238,7 @@ class _Opening:
         if wait := breaker.admit(began_at):
             raise UpstreamPaused(spent_nothing=True, retry_after=max(wait, 1.0))
         era, retry_after = breaker.era, None
-        outcome: Outcome = "unknown"
+        outcome: Verdict = "unknown"
         try:
             batches = await self._open(provider, model, model_name, stack)
             outcome = "well"
@@ -331,7 +331,7 @@ def _check_batches(batches: object, provider: Provider) -> None:
         )
 
 
-def _told_by(error: UpstreamError) -> Outcome:
+def _told_by(error: UpstreamError) -> Verdict:
     """Return what a failure shows about the provider.
 
     An error event may be the request's own fault, so it shows nothing.

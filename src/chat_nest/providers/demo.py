@@ -88,7 +88,7 @@ class DemoProvider:
         # Its server has the best temperature for such a small model.
         prompt = replace(prompt, model=demo_server.MODEL, temperature=None)
         async with AsyncExitStack() as stack:
-            yield Batches(await self._accepted(stack, provider, server, prompt, timeouts), server)
+            yield DemoBatches(await self._accepted(stack, provider, server, prompt, timeouts), server)
 
     async def check(self) -> None:
         """Start the model unless it runs, and request its list of models. Raises UpstreamError."""
@@ -175,7 +175,7 @@ class DemoProvider:
             await provider.aclose()
 
 
-class Batches:
+class DemoBatches:
     """The batches of a stream. If the model's process ended, its failure is the error."""
 
     def __init__(self, batches: AsyncIterator[Batch], server: DemoServer | None) -> None:

@@ -29,8 +29,8 @@ from chat_nest.core.errors import (
     failure_name,
 )
 from chat_nest.core.trace_headers import TRACEPARENT
-from chat_nest.providers.http_connection import SLICE, Connection
-from chat_nest.providers.http_route import Route, request_head
+from chat_nest.providers.http_connection import SLICE, ClientConnection
+from chat_nest.providers.http_route import HttpRoute, request_head
 
 logger = logging.getLogger("chat_nest.providers")
 
@@ -43,7 +43,7 @@ _CANT_CONNECT = (UpstreamError, OSError, UnicodeError)  # TimeoutError and ssl.S
 class HTTPStream:
     """A response whose body is still to be read, piece by piece."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self.status = connection.status
         self.headers: Mapping[str, str] = connection.fields
@@ -132,22 +132,22 @@ class HTTPSession:
         if pool is None or pool.loop is not asyncio.get_running_loop():
             if pool is not None:
                 pool.close()
-            pool = self._pool = _Pool(Route(self._base_url, self._tls))
+            pool = self._pool = _Pool(HttpRoute(self._base_url, self._tls))
         return pool
 
 
 class _Pool:
     """The connections to one origin, on one event loop. Those without a request are closed after KEEP_SECONDS."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: HttpRoute) -> None:
         self.loop = asyncio.get_running_loop()
         self.route = route
-        self.busy: set[Connection] = set()
+        self.busy: set[ClientConnection] = set()
         self.closed = False
-        self._idle: list[tuple[Connection, float]] = []
+        self._idle: list[tuple[ClientConnection, float]] = []
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def take(self) -> Connection | None:
+    def take(self) -> ClientConnection | None:
         """Return the most recently used connection that is still open, if there is one."""
         while self._idle:
             connection, since = self._idle.pop()
@@ -156,7 +156,7 @@ class _Pool:
             connection.abort()
         return None
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: ClientConnection) -> None:
         """Keep the connection if it can be used again; else close its socket at once."""
         self.busy.discard(connection)
         if not connection.release():
@@ -208,7 +208,7 @@ class _Exchange:
             fields["content-length"] = str(len(body or b""))
         self._parts = [request_head(method, pool.route.prefix + path, fields), *([body] if body else [])]
         self._stream: HTTPStream | None = None
-        self._connection: Connection | None = None
+        self._connection: ClientConnection | None = None
 
     async def __aenter__(self) -> HTTPStream:
         kept = self._pool.take()
@@ -220,7 +220,7 @@ class _Exchange:
                     raise
         return await self._ask(await self._connect())
 
-    async def _ask(self, connection: Connection) -> HTTPStream:
+    async def _ask(self, connection: ClientConnection) -> HTTPStream:
         pool = self._pool
         if pool.closed:
             connection.abort()
@@ -256,7 +256,7 @@ class _Exchange:
         self._stream.leave()
         self._pool.leave(self._connection)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> ClientConnection:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 return await self._pool.route.connect()

@@ -49,7 +49,7 @@ class Fields(Mapping[str, str]):
         return len(self._values)
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """Sends one request at a time; `answered` waits for the head of its response, `read` or `pass_on` for its body.
 
     An invalid or lost response raises in the call that waits for it, after the bytes that came before. The methods that

@@ -17,7 +17,7 @@ from itertools import chain, zip_longest
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from chat_nest.providers.http_connection import Connection
+from chat_nest.providers.http_connection import ClientConnection
 
 NEXT_ADDRESS = 0.25
 """Seconds, as RFC 8305 recommends."""
@@ -36,7 +36,7 @@ def _tls(_file: str | None, _directory: str | None) -> ssl.SSLContext:  # OpenSS
     return context
 
 
-class Route:
+class HttpRoute:
     """The way to the origin of `url`, with the current proxies of the environment.
 
     `authority` is for the Host header, `prefix` comes before the path in the request line, and `fields` are for a proxy
@@ -57,7 +57,7 @@ class Route:
             self.prefix = f"http://{self.authority}{self.prefix}"
             self.fields = _credentials(self._proxy)
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> ClientConnection:
         """Connect.
 
         Raises OSError, TimeoutError or UnicodeError (an invalid host name), and UpstreamError from a proxy.
@@ -75,7 +75,7 @@ class Route:
         await self._tunnel(connection, self._proxy)
         return await _start_tls(connection, self._tls, self._host)
 
-    async def _tunnel(self, connection: Connection, proxy: SplitResult) -> None:
+    async def _tunnel(self, connection: ClientConnection, proxy: SplitResult) -> None:
         """Request a connection to the origin from the proxy (RFC 9110, 9.3.6)."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
@@ -118,9 +118,9 @@ def _environment_proxy(origin: SplitResult) -> SplitResult | None:
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 
 
-async def _start_tls(below: Connection, tls: ssl.SSLContext, host: str) -> Connection:
+async def _start_tls(below: ClientConnection, tls: ssl.SSLContext, host: str) -> ClientConnection:
     """Start TLS on a connection. If that fails or is cancelled, the socket is closed at once."""
-    connection = Connection()
+    connection = ClientConnection()
     assert below.transport is not None
     try:
         transport = await asyncio.get_running_loop().start_tls(below.transport, connection, tls, server_hostname=host)
@@ -133,14 +133,14 @@ async def _start_tls(below: Connection, tls: ssl.SSLContext, host: str) -> Conne
     return connection
 
 
-async def _open(host: str, port: int) -> Connection:
+async def _open(host: str, port: int) -> ClientConnection:
     """Open a TCP connection to the first of the host's addresses that accepts one."""
     waiting = await _resolve(host, port)
     if len(waiting) == 1:
         return await _connect(waiting[0], port)
-    attempts: list[asyncio.Task[Connection]] = []
-    running: set[asyncio.Task[Connection]] = set()
-    won: Connection | None = None
+    attempts: list[asyncio.Task[ClientConnection]] = []
+    running: set[asyncio.Task[ClientConnection]] = set()
+    won: ClientConnection | None = None
     failure: BaseException = OSError("no address")
     try:
         while waiting or running:
@@ -161,12 +161,12 @@ async def _open(host: str, port: int) -> Connection:
             attempt.add_done_callback(lambda late: _drop(late, won))
 
 
-async def _connect(address: str, port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, address, port)
+async def _connect(address: str, port: int) -> ClientConnection:
+    _, connection = await asyncio.get_running_loop().create_connection(ClientConnection, address, port)
     return connection
 
 
-def _drop(late: asyncio.Task[Connection], won: Connection | None) -> None:
+def _drop(late: asyncio.Task[ClientConnection], won: ClientConnection | None) -> None:
     """Drop a connection that came too late: after another one, or after the caller had left."""
     if not late.cancelled() and late.exception() is None and late.result() is not won:
         late.result().abort()

@@ -38,26 +38,26 @@ class ReportFailed(Exception):
     """Why a report can't be had. The text never holds the key."""
 
 
-class Reported(Struct, frozen=True, kw_only=True):
+class VendorUsage(Struct, frozen=True, kw_only=True):
     """What was counted for a model on a day; None if the provider does not say. `cost` is in nano-dollars."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost: int | None = None
 
-    def __add__(self, other: Reported) -> Reported:
-        return Reported(
+    def __add__(self, other: VendorUsage) -> VendorUsage:
+        return VendorUsage(
             input_tokens=_sum(self.input_tokens, other.input_tokens),
             output_tokens=_sum(self.output_tokens, other.output_tokens),
             cost=_sum(self.cost, other.cost),
         )
 
 
-Reports = dict[tuple[str, str], Reported]
+VendorReport = dict[tuple[str, str], VendorUsage]
 """By day, such as 2026-11-30, and model."""
 
 
-async def reported_usage(kind: str, base_url: str, key: str, since: date, until: date) -> Reports:
+async def reported_usage(kind: str, base_url: str, key: str, since: date, until: date) -> VendorReport:
     """Return the provider's own figures of the days since <= day < until. Raises ReportFailed."""
     url = urlsplit(base_url)
     http = HTTPSession(f"{url.scheme}://{url.netloc}")
@@ -116,47 +116,47 @@ class _Api:
         raise ReportFailed(f"{path} has no end")
 
 
-async def _openai(api: _Api, since: date, until: date) -> Reports:
+async def _openai(api: _Api, since: date, until: date) -> VendorReport:
     span = [("start_time", str(_unix(since))), ("end_time", str(_unix(until))), ("bucket_width", "1d")]
-    found: Reports = {}
+    found: VendorReport = {}
     query = [*span, ("group_by", "model"), ("limit", "31")]
     for bucket in await api.buckets("/organization/usage/completions", query):
         for each in bucket["results"]:
-            figures = Reported(input_tokens=each["input_tokens"], output_tokens=each["output_tokens"])
+            figures = VendorUsage(input_tokens=each["input_tokens"], output_tokens=each["output_tokens"])
             _add(found, _day(bucket["start_time"]), each["model"], figures)
     for bucket in await api.buckets("/organization/costs", [*span, ("limit", "180")]):
         for each in bucket["results"]:
             if (amount := each.get("amount")) is not None:
                 cost = round(Decimal(str(amount["value"])) * NANO)
-                _add(found, _day(bucket["start_time"]), EVERY_MODEL, Reported(cost=cost))
+                _add(found, _day(bucket["start_time"]), EVERY_MODEL, VendorUsage(cost=cost))
     return found
 
 
-async def _anthropic(api: _Api, since: date, until: date) -> Reports:
+async def _anthropic(api: _Api, since: date, until: date) -> VendorReport:
     span = [("starting_at", f"{since}T00:00:00Z"), ("ending_at", f"{until}T00:00:00Z"), ("bucket_width", "1d")]
-    found: Reports = {}
+    found: VendorReport = {}
     query = [*span, ("group_by[]", "model"), ("limit", "31")]
     for bucket in await api.buckets("/organizations/usage_report/messages", query):
         for each in bucket["results"]:
             written: Mapping[str, int] = each.get("cache_creation") or {}
             tokens = each["uncached_input_tokens"] + each["cache_read_input_tokens"] + sum(written.values())
-            figures = Reported(input_tokens=tokens, output_tokens=each["output_tokens"])
+            figures = VendorUsage(input_tokens=tokens, output_tokens=each["output_tokens"])
             _add(found, bucket["starting_at"][:10], each["model"], figures)
     query = [*span, ("group_by[]", "description"), ("limit", "31")]
     for bucket in await api.buckets("/organizations/cost_report", query):
         for each in bucket["results"]:
             cost = round(Decimal(each["amount"]) / 100 * NANO)
-            _add(found, bucket["starting_at"][:10], each["model"] or NO_MODEL, Reported(cost=cost))
+            _add(found, bucket["starting_at"][:10], each["model"] or NO_MODEL, VendorUsage(cost=cost))
     return found
 
 
-async def _openrouter(api: _Api, since: date, until: date) -> Reports:
-    found: Reports = {}
+async def _openrouter(api: _Api, since: date, until: date) -> VendorReport:
+    found: VendorReport = {}
     day = since
     while day < until:
         for each in (await api.get("/activity", [("date", str(day))]))["data"]:
             dollars = Decimal(str(each["usage"])) + Decimal(str(each.get("byok_usage_inference") or 0))
-            figures = Reported(
+            figures = VendorUsage(
                 input_tokens=each["prompt_tokens"], output_tokens=each["completion_tokens"], cost=round(dollars * NANO)
             )
             _add(found, each["date"][:10], each["model"], figures)
@@ -164,7 +164,7 @@ async def _openrouter(api: _Api, since: date, until: date) -> Reports:
     return found
 
 
-def _add(found: Reports, day: str, model: str | None, figures: Reported) -> None:
+def _add(found: VendorReport, day: str, model: str | None, figures: VendorUsage) -> None:
     key = (day, model or EVERY_MODEL)
     found[key] = found[key] + figures if key in found else figures
 

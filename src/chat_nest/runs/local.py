@@ -54,7 +54,7 @@ class Follow(Struct, frozen=True, array_like=True, tag="follow"):
     after: int
 
 
-class Found(Struct, frozen=True, array_like=True, tag="found"):
+class FoundRun(Struct, frozen=True, array_like=True, tag="found"):
     id: str
     owner: str
     model: str
@@ -70,7 +70,7 @@ class Nothing(Struct, frozen=True, array_like=True, tag="nothing"):
 
 
 _read_question = reader(Find | Stop | Forget | Follow)
-_read_answer = reader(Found | Done | Nothing | Said | Ended)
+_read_answer = reader(FoundRun | Done | Nothing | Said | Ended)
 _FAILURES = (OSError, IncompleteReadError, msgspec.DecodeError)
 
 
@@ -112,7 +112,7 @@ class LocalRuns:
         if here := await self._here.find(name):
             return here
         path, found = await self._ask_all(Find(name))
-        return RunElsewhere(path, found, self._patience) if isinstance(found, Found) else None
+        return RunElsewhere(path, found, self._patience) if isinstance(found, FoundRun) else None
 
     async def stop(self, name: str, owner: str) -> bool:
         _, answer = await self._ask_all(Stop(name, owner))
@@ -150,7 +150,7 @@ class LocalRuns:
         except OSError as error:
             log.error("other workers can't find the runs of this one: %s", error.strerror)  # noqa: TRY400
 
-    async def _ask_all(self, question: Find | Stop | Forget) -> tuple[Path, Found | Done | Nothing]:
+    async def _ask_all(self, question: Find | Stop | Forget) -> tuple[Path, FoundRun | Done | Nothing]:
         """Query each other process; return the first answer that is not Nothing, and its process."""
         paths = [path for path in self._folder.glob("*.sock") if path != self._socket]
         self._silent.intersection_update(paths)
@@ -159,7 +159,7 @@ class LocalRuns:
         try:
             for next_one in asyncio.as_completed(asking):
                 path, answer = await next_one
-                if isinstance(answer, Found | Done):
+                if isinstance(answer, FoundRun | Done):
                     return path, answer
                 silent = silent or answer is None
         finally:
@@ -211,7 +211,7 @@ class LocalRuns:
             elif isinstance(question, Follow):
                 await _until_closed(stream, _tell(run, question.after, writer))
             else:
-                writer.write(_frame(Found(run.id, run.owner, run.model, run.finale)))
+                writer.write(_frame(FoundRun(run.id, run.owner, run.model, run.finale)))
         except _FAILURES:
             pass
         finally:
@@ -221,7 +221,7 @@ class LocalRuns:
 class RunElsewhere:
     """A run of another process (protocols.FollowedRun)."""
 
-    def __init__(self, path: Path, found: Found, patience: float) -> None:
+    def __init__(self, path: Path, found: FoundRun, patience: float) -> None:
         self.id = found.id
         self.owner = found.owner
         self.model = found.model

@@ -30,7 +30,7 @@ from chat_nest.runs.urls import open_runs
 from chat_nest.server.alerts import make_alerts, plan_of
 from chat_nest.server.chat_arguments import changes_of
 from chat_nest.server.config.settings import Config
-from chat_nest.server.fleet import Fleet
+from chat_nest.server.fleet import FleetReports
 from chat_nest.server.front import Front, make_front
 from chat_nest.server.health import Health, Readiness
 from chat_nest.server.identification import Identification, identity_settings, make_identification
@@ -65,7 +65,7 @@ class ServerApp:
     """
 
     def __init__(
-        self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry, fleet: Fleet, alerts: Alerts
+        self, handler: ChatHandler, prepared: Prepared, telemetry: Telemetry, fleet: FleetReports, alerts: Alerts
     ) -> None:
         self.reload: Reload | None = None
         """Read the configuration again, in all workers; None until the worker serves."""
@@ -262,7 +262,7 @@ def build(config: Config, caller_secret: bytes = b"") -> ServerApp:
     front = make_front(config, handler, handler.parts, ways)
     prepared = Prepared(config=config, ways=ways, parts=handler.parts, front=front)
     alerts = make_alerts(config, handler, counts, telemetry.count_alert)
-    return ServerApp(handler, prepared, telemetry, Fleet(handler, tally), alerts)
+    return ServerApp(handler, prepared, telemetry, FleetReports(handler, tally), alerts)
 
 
 def _alerts(config: Config) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ BACKLOG = 16
 ROOT = Path("/tmp")  # noqa: S108 - not TMPDIR, which a shell and a service do not share; the folder's owner is checked
 
 
-class Control:
+class ControlSocket:
     """A listening control socket. `listener` is None where there can't be one: SIGHUP and POST still reload."""
 
     def __init__(self, file: str) -> None:

@@ -23,7 +23,7 @@ from chat_nest import __version__
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.core.controls import Control
 from chat_nest.core.protocols import PoolsKeys
-from chat_nest.server.tally import Calls, Refusals, Tally
+from chat_nest.server.tally import CallCounts, Refusals, Tally
 
 WATCH: Final = "watch"
 """The kind of the row that asks for reports; it has one name."""
@@ -57,14 +57,14 @@ class Doing(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """See Tally.minutes."""
     refused: Sequence[tuple[Refusals, int]] = ()
     failed: dict[str, int] = field(default_factory=dict[str, int])
-    calls: dict[str, Calls] = field(default_factory=dict[str, Calls])
+    calls: dict[str, CallCounts] = field(default_factory=dict[str, CallCounts])
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Doing).decode
 
 
-class Fleet:
+class FleetReports:
     """Reports what this process does while an operator looks, and reads what the others report.
 
     `draining` returns whether this process ends.
@@ -143,7 +143,7 @@ class Fleet:
 
 def _fitting(doing: Doing) -> bytes:
     """Return it as JSON that fits into a row: if need be without the times, and at last without the providers."""
-    untimed = {name: Calls(calls.count, calls.failed, []) for name, calls in doing.calls.items()}
+    untimed = {name: CallCounts(calls.count, calls.failed, []) for name, calls in doing.calls.items()}
     for calls in (doing.calls, untimed, {}):
         value = _encode(msgspec.structs.replace(doing, calls=calls))
         if len(value) <= MOST_BYTES:

@@ -55,7 +55,7 @@ class Keys(Struct, frozen=True):
     """The first MOST_RESTS to end."""
 
 
-class Part(Struct, frozen=True, omit_defaults=True):
+class HealthPart(Struct, frozen=True, omit_defaults=True):
     """The store, a provider, or the identification of callers. `status` is `ok`, DEGRADED or an error's code.
 
     `advice` is for the operator.
@@ -69,9 +69,9 @@ class Part(Struct, frozen=True, omit_defaults=True):
 
 class Readiness(Struct, frozen=True):
     ready: bool
-    store: Part
-    providers: Mapping[str, Part]
-    identity: Part | None = None
+    store: HealthPart
+    providers: Mapping[str, HealthPart]
+    identity: HealthPart | None = None
     """None if identification needs nothing that could be missing."""
 
     @property
@@ -171,47 +171,49 @@ class Health:
         asked = [self._provider(name, check) for name, check in checks.items()]
         store, identity, found = await asyncio.gather(self._store_part(), self._identity_part(), asyncio.gather(*asked))
         self._asked_at = self._clock()
-        parts = {**dict.fromkeys(self._providers, Part("ok")), **dict(zip(checks, found, strict=True))}
+        parts = {**dict.fromkeys(self._providers, HealthPart("ok")), **dict(zip(checks, found, strict=True))}
         providers = {name: replace(part, keys=_keys(self._providers[name])) for name, part in parts.items()}
         ready = all(part is None or part.status in ("ok", DEGRADED) for part in (store, identity, *found))
         self._known = Readiness(ready, store, providers, identity)
         return self._known
 
-    async def _store_part(self) -> Part:
+    async def _store_part(self) -> HealthPart:
         try:
             async with asyncio.timeout(self._store_seconds):
                 await self._store.ping()
         except StoreEmptied as error:
-            return Part(error.code, f"{sentence(place_of(self._store))}: {error.advice}")
+            return HealthPart(error.code, f"{sentence(place_of(self._store))}: {error.advice}")
         except Exception as error:
             log.debug("the store does not answer: %s", type(error).__name__)
             if self._draws_on_allowance():
                 said = "does not answer, and requests draw on the allowance of [degraded]"
-                return Part(DEGRADED, f"{sentence(place_of(self._store))} {said}: {remedy_of(self._store)}")
+                return HealthPart(DEGRADED, f"{sentence(place_of(self._store))} {said}: {remedy_of(self._store)}")
             advice = f"{sentence(place_of(self._store))} does not answer: {remedy_of(self._store)}"
-            return Part("limiter_unavailable", advice)
-        return Part("ok")
+            return HealthPart("limiter_unavailable", advice)
+        return HealthPart("ok")
 
-    async def _identity_part(self) -> Part | None:
+    async def _identity_part(self) -> HealthPart | None:
         if not isinstance(self._identify, CheckableIdentity):
             return None
         try:
             async with asyncio.timeout(self._store_seconds):
                 await self._identify.check()
         except Exception:
-            return Part("limiter_unavailable", "The file of keys can't be used, so nobody is let in: the log says why")
-        return Part("ok")
+            return HealthPart(
+                "limiter_unavailable", "The file of keys can't be used, so all requests are refused: see the log"
+            )
+        return HealthPart("ok")
 
-    async def _provider(self, name: str, check: Callable[[], Awaitable[frozenset[str] | None]]) -> Part:
+    async def _provider(self, name: str, check: Callable[[], Awaitable[frozenset[str] | None]]) -> HealthPart:
         self._logged.discard(name)
         try:
             async with asyncio.timeout(self._provider_seconds):
                 listed = await check()
         except Exception as error:
             return self._failed(name, error)
-        return Part("ok", unlisted(self._models.get(name, ()), listed or frozenset()))
+        return HealthPart("ok", unlisted(self._models.get(name, ()), listed or frozenset()))
 
-    def _failed(self, name: str, error: Exception) -> Part:
+    def _failed(self, name: str, error: Exception) -> HealthPart:
         match error:
             case UpstreamAuth():
                 advice = f"The provider refused the key: correct it in {self._key_from.get(name, 'its configuration')}"
@@ -221,14 +223,14 @@ class Health:
             case UpstreamUnreachable():
                 advice = f"{error.message}: check base_url of [providers.{name}], and the network"
             case TimeoutError() | UpstreamTimeout():
-                return Part(
+                return HealthPart(
                     "upstream_timeout", "The provider did not answer in time: check its base_url and the network"
                 )
             case UpstreamRateLimited():
                 advice = "The provider refuses requests for now: check the account's quota"
             case _:
                 advice = "The provider failed: check its base_url, and whether its kind is the API that is there"
-        return Part(getattr(error, "code", "upstream_error"), advice)
+        return HealthPart(getattr(error, "code", "upstream_error"), advice)
 
 
 def _keys(provider: Provider) -> Keys | None:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.server.config.schema import ServerSection
 from chat_nest.server.config.settings import Config
-from chat_nest.server.http.deadlines import Deadlines
+from chat_nest.server.http.deadlines import ConnectionDeadlines
 
 
-def deadlines_of(config: Config) -> Deadlines:
+def deadlines_of(config: Config) -> ConnectionDeadlines:
     """Return the deadlines of a connection, in seconds."""
     server = config.server
-    return Deadlines(
+    return ConnectionDeadlines(
         header=server.header_seconds, body=server.body_seconds, idle=server.idle_seconds, write=config.timeouts.write
     )
 

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECONDS, Terms
-from chat_nest.controls.grants import Grant, grant_of, grant_row
+from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECONDS, StopTerms
+from chat_nest.controls.grants import BudgetGrant, grant_of, grant_row
 from chat_nest.core.claims import MAX_AMOUNT, Line
 from chat_nest.core.controls import GRANT, Act, Control
 from chat_nest.core.limits import COUNTERS, Scope
@@ -204,7 +204,7 @@ class Operator:
         """Raise the limit of one window once, until it ends. Raises Rejected for an amount that is not positive."""
         if not 0 < amount <= MAX_AMOUNT:
             raise Rejected("amount", "must be more than 0, and at most 2**50 of the limit's unit")
-        row = grant_row(line, Grant(amount=amount, kind="grant", by=self._by), secrets.token_hex(4), reason)
+        row = grant_row(line, BudgetGrant(amount=amount, kind="grant", by=self._by), secrets.token_hex(4), reason)
         detail = f"{line.name} {amount} {line.unit} until {_moment(line.resets_at, self._zone)}"
         await self.controls.change(
             [row], act=self._act("grant", line.key.rpartition(f":{line.name}:")[0], reason, detail)
@@ -230,7 +230,7 @@ class Operator:
             raise Rejected("limit", f"must be one of {names}")
         standings = await self._store.peek(lines)
         used = [(line, standing.used) for line, standing in zip(lines, standings, strict=True) if standing.used]
-        rows = [grant_row(line, Grant(amount=n, kind="reset", by=self._by), "reset", reason) for line, n in used]
+        rows = [grant_row(line, BudgetGrant(amount=n, kind="reset", by=self._by), "reset", reason) for line, n in used]
         detail = ", ".join(f"{line.name} {n}" for line, n in used)[:400]
         await self.controls.change(rows, act=self._act("reset", owner, reason, detail))
         return [line for line, _ in used]
@@ -247,7 +247,7 @@ class Operator:
         self, kind: str, name: str, act: str, reason: str, seconds: float | None, *, stop_running: bool
     ) -> Control:
         now = self._now()
-        terms = Terms(stop_running=stop_running, by=self._by, since=now)
+        terms = StopTerms(stop_running=stop_running, by=self._by, since=now)
         until = None if seconds is None else now + seconds
         row = Control(kind=kind, name=name, value=msgspec.json.encode(terms).decode(), reason=reason, expires=until)
         details = [f"until {_moment(until, self._zone)}"] if until else []

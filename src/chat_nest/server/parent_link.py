@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from chat_nest.server.app import Prepared
-from chat_nest.server.reload import DRAINING, FAILED, Outcome, refused
+from chat_nest.server.reload import DRAINING, FAILED, ReloadOutcome, refused
 from chat_nest.server.sole import note_signal, prepare
 from chat_nest.server.worker import Worker
 
@@ -34,7 +34,7 @@ class ParentLink:
         self._connection = connection
         self._sending = threading.Lock()
         self._ids = count()
-        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._asked: dict[int, asyncio.Future[ReloadOutcome]] = {}
 
     def serving(self, worker: Worker) -> None:
         """Report that the worker serves, and listen to the parent."""
@@ -52,7 +52,7 @@ class ParentLink:
             if not waiting.done():
                 waiting.set_result(refused((DRAINING,), FAILED))
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> ReloadOutcome:
         """Ask the parent for a reload, and return its outcome."""
         id = next(self._ids)
         self._asked[id] = asyncio.get_running_loop().create_future()
@@ -98,7 +98,7 @@ class ParentLink:
         worker.adopt(prepared)
         self._send("adopted", number)
 
-    def _answer(self, id: int, outcome: Outcome) -> None:
+    def _answer(self, id: int, outcome: ReloadOutcome) -> None:
         waiting = self._asked.get(id)
         if waiting is not None and not waiting.done():
             waiting.set_result(outcome)

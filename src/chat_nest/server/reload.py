@@ -22,7 +22,7 @@ DRAINING = "the server is about to end"
 UNNOTED = "not in the audit trail: the store does not answer"
 
 
-class Outcome(Struct, frozen=True, omit_defaults=True):
+class ReloadOutcome(Struct, frozen=True, omit_defaults=True):
     """The answer to a reload. Without `adopted` nothing has changed, and `problems` has the reasons, a line each."""
 
     adopted: bool
@@ -41,7 +41,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self)
 
 
-Reload = Callable[[], Awaitable[Outcome]]
+Reload = Callable[[], Awaitable[ReloadOutcome]]
 """Read the configuration again, in all workers, and return the outcome. Concurrent calls share one reading."""
 Load = Callable[[str | None], Config]
 """Read the configuration, for this host if one is given. Raises ConfigError."""
@@ -84,17 +84,17 @@ def _check(config: Config) -> None:
         raise ConfigError([f"{config.file or 'the configuration'}: {error}; a restart may be needed"]) from None
 
 
-def outcome_of(changes: Changes) -> Outcome:
+def outcome_of(changes: Changes) -> ReloadOutcome:
     """Return the outcome of changes that are in force."""
-    return Outcome(adopted=True, changed=changes.changed, kept=changes.kept, notes=changes.config.notes)
+    return ReloadOutcome(adopted=True, changed=changes.changed, kept=changes.kept, notes=changes.config.notes)
 
 
-def refused(problems: tuple[str, ...], code: int) -> Outcome:
+def refused(problems: tuple[str, ...], code: int) -> ReloadOutcome:
     """Return the outcome of a reload that changed nothing."""
-    return Outcome(adopted=False, problems=problems, code=code)
+    return ReloadOutcome(adopted=False, problems=problems, code=code)
 
 
-def log_outcome(outcome: Outcome) -> None:
+def log_outcome(outcome: ReloadOutcome) -> None:
     """Log what a reload changed, or why it changed nothing."""
     for problem in outcome.problems:
         log.error("reload: %s", problem)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from chat_nest.server.config.changes import Changes
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.sources import ConfigError
-from chat_nest.server.reload import FAILED, WRONG, ConfigSource, Outcome, log_outcome, outcome_of, refused
+from chat_nest.server.reload import FAILED, WRONG, ConfigSource, ReloadOutcome, log_outcome, outcome_of, refused
 from chat_nest.server.systemd import READY, notify, notify_reloading
 
 log = logging.getLogger("chat_nest.server")
@@ -25,7 +25,7 @@ PREPARE_SECONDS = 30.0
 """How long a worker may build what a configuration sets. It may have to start first."""
 ADOPT_SECONDS = 10.0
 
-Reply = Callable[[Outcome], None]
+Reply = Callable[[ReloadOutcome], None]
 
 
 class Member(Hashable, Protocol):
@@ -176,7 +176,7 @@ class Rollouts:
         self._answer(outcome_of(self._changes))
         self._begin_next()
 
-    def _answer(self, outcome: Outcome) -> None:
+    def _answer(self, outcome: ReloadOutcome) -> None:
         self._phase, self._waiting = "idle", set()
         log_outcome(outcome)
         notify(READY)

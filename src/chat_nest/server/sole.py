@@ -14,7 +14,7 @@ from chat_nest.core.protocols import HasControls
 from chat_nest.server.app import Prepared, ServerApp
 from chat_nest.server.config.settings import Config
 from chat_nest.server.config.sources import ConfigError
-from chat_nest.server.control import Control
+from chat_nest.server.control import ControlSocket
 from chat_nest.server.hangup import Hangup
 from chat_nest.server.operator import Operator
 from chat_nest.server.reload import (
@@ -23,7 +23,7 @@ from chat_nest.server.reload import (
     UNNOTED,
     WRONG,
     ConfigSource,
-    Outcome,
+    ReloadOutcome,
     log_outcome,
     outcome_of,
     refused,
@@ -37,12 +37,12 @@ log = logging.getLogger("chat_nest.server")
 class Sole:
     """Reloads the worker of this process: at SIGHUP, on its control socket, and when its application asks."""
 
-    def __init__(self, source: ConfigSource, hangup: Hangup, control: Control) -> None:
+    def __init__(self, source: ConfigSource, hangup: Hangup, control: ControlSocket) -> None:
         self._source = source
         self._hangup = hangup
         self._control = control
         self._worker: Worker | None = None
-        self._next: asyncio.Task[Outcome] | None = None
+        self._next: asyncio.Task[ReloadOutcome] | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[object]] = set()
         self._ping: asyncio.TimerHandle | None = None
@@ -69,7 +69,7 @@ class Sole:
         for task in self._tasks:
             task.cancel()
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> ReloadOutcome:
         """Read the configuration again. Callers that come while it is read share the next reading."""
         return await asyncio.shield(self._begin())
 
@@ -80,13 +80,13 @@ class Sole:
 
         self._keep(asyncio.get_running_loop().create_task(reload()))
 
-    def _begin(self) -> asyncio.Task[Outcome]:
+    def _begin(self) -> asyncio.Task[ReloadOutcome]:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._after_the_current_one())
             self._keep(self._next)
         return self._next
 
-    async def _after_the_current_one(self) -> Outcome:
+    async def _after_the_current_one(self) -> ReloadOutcome:
         async with self._lock:
             self._next = None
             notify_reloading()
@@ -95,7 +95,7 @@ class Sole:
             notify(READY)
             return outcome
 
-    async def _reload(self) -> Outcome:
+    async def _reload(self) -> ReloadOutcome:
         worker = self._worker
         if worker is None or worker.ending:
             return refused((DRAINING,), FAILED)
@@ -128,7 +128,7 @@ class Sole:
             notify(WATCHDOG)
             self._ping = asyncio.get_running_loop().call_later(seconds, self._watch)
 
-    def _keep(self, task: asyncio.Task[Outcome] | asyncio.Task[None]) -> None:
+    def _keep(self, task: asyncio.Task[ReloadOutcome] | asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -24,14 +24,14 @@ _NOT_COUNTED: Final = ("replayed", "followed")
 _NO_FAILURES: Final = (ClientGone.code, Stopped.code)
 
 
-class Calls(Struct, array_like=True, gc=False):
+class CallCounts(Struct, array_like=True, gc=False):
     """The calls of one provider. `first` counts the first-token times by BOUNDS, the last one those above."""
 
     count: int = 0
     failed: int = 0
     first: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
 
-    def add(self, other: Calls) -> None:
+    def add(self, other: CallCounts) -> None:
         """Add other calls of this provider. Theirs may lack the times."""
         self.count += other.count
         self.failed += other.failed
@@ -53,11 +53,11 @@ class Done(Struct, kw_only=True):
     answered: int = 0
     refused: Counter[Refusals] = field(default_factory=Counter[Refusals])
     failed: Counter[str] = field(default_factory=Counter[str])
-    calls: dict[str, Calls] = field(default_factory=dict[str, Calls])
+    calls: dict[str, CallCounts] = field(default_factory=dict[str, CallCounts])
 
-    def of(self, provider: str) -> Calls:
+    def of(self, provider: str) -> CallCounts:
         """Return the calls of a provider, which can be added to."""
-        return self.calls.setdefault(provider, Calls())
+        return self.calls.setdefault(provider, CallCounts())
 
 
 class Tally:

@@ -29,7 +29,7 @@ from chat_nest.server.http.lifespan import StartFailed
 from chat_nest.server.http.server import HttpServer
 from chat_nest.server.http_settings import address_of, deadlines_of, max_files, most_per_address
 from chat_nest.server.listeners import Listeners
-from chat_nest.server.reload import Outcome
+from chat_nest.server.reload import ReloadOutcome
 from chat_nest.server.watchdog import Watchdog
 
 log = logging.getLogger("chat_nest.server")
@@ -41,7 +41,7 @@ MOST_OPERATORS = 64
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class WorkerSettings(Struct, frozen=True, kw_only=True):
     """The settings of a worker.
 
     They reach other processes through a pipe, never as arguments or environment variables.
@@ -70,7 +70,7 @@ class Overseer(Protocol):
     def ended(self) -> None:
         """Note that the worker has ended."""
 
-    async def reload(self) -> Outcome:
+    async def reload(self) -> ReloadOutcome:
         """Read the configuration again, in all workers."""
         ...
 
@@ -85,7 +85,7 @@ class Worker:
         self,
         context: ServerContext,
         app: ServerApp,
-        settings: Settings,
+        settings: WorkerSettings,
         overseer: Overseer,
         *,
         ignored: frozenset[int],
@@ -221,7 +221,7 @@ class Worker:
 
 
 def run_server(
-    settings: Settings,
+    settings: WorkerSettings,
     listeners: Listeners,
     overseer: Overseer,
     on_started: Callable[[], None],
@@ -262,7 +262,7 @@ def run_server(
     return 0
 
 
-def _operators(admin: AdminApp, settings: Settings) -> ServerContext:
+def _operators(admin: AdminApp, settings: WorkerSettings) -> ServerContext:
     """Return the context of the operators' listener."""
     limits = ConnectionLimits(max_connections=MOST_OPERATORS, max_files=max_files())
     return ServerContext(admin, deadlines_of(settings.config), limits, access_log=settings.access_log)

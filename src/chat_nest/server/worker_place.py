@@ -5,7 +5,7 @@ from __future__ import annotations
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from chat_nest.server.reload import Outcome
+from chat_nest.server.reload import ReloadOutcome
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between the end of a worker and the start of its replacement; doubled each time."""
@@ -13,7 +13,7 @@ STEADY_SECONDS = 10.0
 """A worker that served for this many seconds resets the pause."""
 
 
-class Place:
+class WorkerSlot:
     """The slot of one worker, and the time of its next start."""
 
     def __init__(self, number: int = 0) -> None:
@@ -41,7 +41,7 @@ class Place:
             return False
         return True
 
-    def answer(self, id: int, outcome: Outcome) -> None:
+    def answer(self, id: int, outcome: ReloadOutcome) -> None:
         """Send the outcome of a reload that this worker asked for, if it still runs."""
         self.send("outcome", id, outcome)
 

@@ -24,17 +24,17 @@ from msgspec.structs import replace
 
 from chat_nest.server import logs
 from chat_nest.server.config.settings import Config
-from chat_nest.server.control import Control
+from chat_nest.server.control import ControlSocket
 from chat_nest.server.forking import become_worker, load_shared, signals_held, worker_context
 from chat_nest.server.hangup import Hangup, leave_hangup_to_parent
 from chat_nest.server.listeners import Listeners
 from chat_nest.server.parent_link import ParentLink
-from chat_nest.server.reload import DRAINING, FAILED, UNNOTED, ConfigSource, Outcome, log_outcome, refused
+from chat_nest.server.reload import DRAINING, FAILED, UNNOTED, ConfigSource, ReloadOutcome, log_outcome, refused
 from chat_nest.server.rollout import Reply, Rollouts
 from chat_nest.server.shared_metrics import join, leave
 from chat_nest.server.systemd import READY, STOPPING, WATCHDOG, notify, watchdog_seconds
-from chat_nest.server.worker import CANT_START, SIGNALS, Settings, run_server
-from chat_nest.server.worker_place import Place
+from chat_nest.server.worker import CANT_START, SIGNALS, WorkerSettings, run_server
+from chat_nest.server.worker_place import WorkerSlot
 
 log = logging.getLogger("chat_nest.server")
 
@@ -45,13 +45,13 @@ GRACE_SECONDS = 5.0
 
 
 def serve_with_workers(
-    settings: Settings,
+    settings: WorkerSettings,
     listeners: Listeners,
     count: int,
     on_started: Callable[[], None],
     source: ConfigSource,
     hangup: Hangup,
-    control: Control,
+    control: ControlSocket,
 ) -> int:
     """Serve in `count` processes until a signal ends them; return the exit code.
 
@@ -69,16 +69,16 @@ class Workers:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: WorkerSettings,
         listeners: Listeners,
         count: int,
         source: ConfigSource,
         hangup: Hangup,
-        control: Control,
+        control: ControlSocket,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._places = [Place(number) for number in range(count)]
+        self._places = [WorkerSlot(number) for number in range(count)]
         self._have_served = False
         self._stopping = False
         self._kill_at: float | None = None
@@ -125,7 +125,7 @@ class Workers:
         self._rollouts.expire()
         self._keep_alive()
 
-    def _running(self) -> list[Place]:
+    def _running(self) -> list[WorkerSlot]:
         return [place for place in self._places if place.process is not None]
 
     def _patience(self) -> float | None:
@@ -154,7 +154,7 @@ class Workers:
         else:
             self._rollouts.ask(reply)
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, outcome: ReloadOutcome) -> None:
         """Let a worker note a reload by a signal in the audit trail: the parent has no store."""
         if outcome.adopted and not any(place.send("note", outcome.changed) for place in self._running()):
             log.error("the reload by SIGHUP is %s", UNNOTED)
@@ -169,14 +169,14 @@ class Workers:
         except OSError:
             return
 
-        def reply(outcome: Outcome) -> None:
+        def reply(outcome: ReloadOutcome) -> None:
             with client, contextlib.suppress(OSError):
                 client.setblocking(False)
                 client.sendall(outcome.body())
 
         self._reload(reply)
 
-    def _hear(self, place: Place) -> None:
+    def _hear(self, place: WorkerSlot) -> None:
         """Read one message of a worker. At the end of its pipe the worker has ended, or soon will."""
         try:
             message: tuple[Any, ...] = place.link.recv()
@@ -204,7 +204,7 @@ class Workers:
             self._watchdog_at = time.monotonic() + self._watchdog
             notify(WATCHDOG)
 
-    def _start(self, place: Place) -> None:
+    def _start(self, place: WorkerSlot) -> None:
         context = worker_context()
         try:
             place.link, theirs = context.Pipe()
@@ -226,7 +226,7 @@ class Workers:
             place.process = worker
             self._rollouts.joined(place)
 
-    def _begin(self, parent: int, settings: Settings, listeners: Listeners, link: Connection, place: int) -> None:
+    def _begin(self, parent: int, settings: WorkerSettings, listeners: Listeners, link: Connection, place: int) -> None:
         """Run a worker in a copy of this process."""
         become_worker(parent, self._close_inherited)
         _work(settings, listeners, link, place)
@@ -247,7 +247,7 @@ class Workers:
                 if place.process is None and place.start_at <= now:
                     self._start(place)
 
-    def _ended(self, place: Place) -> None:
+    def _ended(self, place: WorkerSlot) -> None:
         worker = place.process
         assert worker is not None
         worker.join()
@@ -294,7 +294,7 @@ class Workers:
                 place.process.kill()
 
 
-def _work(settings: Settings, listeners: Listeners, link: Connection, place: int) -> None:
+def _work(settings: WorkerSettings, listeners: Listeners, link: Connection, place: int) -> None:
     """Run a worker. The terminal's Ctrl+C reaches every process: workers ignore it, and the parent sends SIGTERM."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     leave_hangup_to_parent()

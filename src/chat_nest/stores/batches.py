@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-Send = Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]
+Send = Callable[[Sequence[Asked]], Awaitable[Sequence[Result]]]
 """Sends a batch, and returns an answer for each of its calls, in their order."""
 
 MOST = 64
@@ -21,12 +21,12 @@ AT_ONCE = 2
 """Batches under way: while one is answered, the next is already on its way."""
 
 
-class _Call(Struct, Generic[Asked, Answer], gc=False):
+class _Call(Struct, Generic[Asked, Result], gc=False):
     asked: Asked
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[Result]
 
 
-class Batches(Generic[Asked, Answer]):
+class CallBatches(Generic[Asked, Result]):
     """A queue of calls of one kind, sent in batches, for one event loop.
 
     The first call does not wait for others: those made in the same turn of the loop go with it. A caller may leave at
@@ -34,18 +34,18 @@ class Batches(Generic[Asked, Answer]):
     its calls fails with that error.
     """
 
-    def __init__(self, send: Send[Asked, Answer], *, most: int = MOST, at_once: int = AT_ONCE) -> None:
+    def __init__(self, send: Send[Asked, Result], *, most: int = MOST, at_once: int = AT_ONCE) -> None:
         self._send = send
         self._most = most
         self._at_once = at_once
-        self._waiting: list[_Call[Asked, Answer]] = []
+        self._waiting: list[_Call[Asked, Result]] = []
         self._running: set[asyncio.Task[None]] = set()
         self._called = False
 
-    async def ask(self, asked: Asked) -> Answer:
+    async def ask(self, asked: Asked) -> Result:
         """Return the answer to this call."""
         loop = asyncio.get_running_loop()
-        call: _Call[Asked, Answer] = _Call(asked, loop.create_future())
+        call: _Call[Asked, Result] = _Call(asked, loop.create_future())
         self._waiting.append(call)
         if not self._called and len(self._running) < self._at_once:
             self._called = True
@@ -78,7 +78,7 @@ class Batches(Generic[Asked, Answer]):
             task.result()
         self._start()
 
-    async def _run(self, batch: Sequence[_Call[Asked, Answer]]) -> None:
+    async def _run(self, batch: Sequence[_Call[Asked, Result]]) -> None:
         try:
             answers = await self._send([call.asked for call in batch])
         except Exception as error:  # each caller raises its own, with a traceback of its own

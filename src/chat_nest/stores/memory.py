@@ -16,7 +16,7 @@ from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
 from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, lease_us
-from chat_nest.stores.rules import KEPT_US, SET_BACK_US, Book, Counter, Reservation, newest_first
+from chat_nest.stores.rules import KEPT_US, SET_BACK_US, Book, Counter, StoredClaim, newest_first
 
 _STEPS = 32
 """The most claims or counters that one reserve forgets: more than it adds, so memory shrinks under load too."""
@@ -135,10 +135,10 @@ class MemoryStore:
             self._note_changes()
         return now_us
 
-    def _take_overdue(self, now_us: int) -> list[Reservation]:
+    def _take_overdue(self, now_us: int) -> list[StoredClaim]:
         """Take the open reservations with expired leases from the heap; drop outdated entries."""
         leases, reservations = self._leases, self._book.reservations
-        overdue: dict[str, Reservation] = {}
+        overdue: dict[str, StoredClaim] = {}
         while leases and leases[0][0] <= now_us:
             reservation = reservations.get(heappop(leases)[1])
             if reservation is None or reservation.state != "open":
@@ -177,7 +177,7 @@ class MemoryStore:
         book.revived.clear()
         book.set_back.clear()
 
-    def _note_finished(self, reservation: Reservation) -> None:
+    def _note_finished(self, reservation: StoredClaim) -> None:
         self._finished.append((reservation.finished_at or 0, reservation.id))
         for hold in reservation.holds:
             if hold.kind == "gauge" and hold.key in self._streams:

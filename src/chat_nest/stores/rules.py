@@ -63,7 +63,7 @@ class Hold(Struct, omit_defaults=True, gc=False):
     """The time at which the hold has drained."""
 
 
-class Reservation(Struct, array_like=True, gc=False):
+class StoredClaim(Struct, array_like=True, gc=False):
     """One claim that was granted, or released before the store saw it."""
 
     id: str
@@ -94,15 +94,15 @@ class Book:
     def __init__(
         self,
         counters: dict[str, Counter],
-        reservations: dict[str, Reservation],
+        reservations: dict[str, StoredClaim],
         soonest: Callable[[str], int | None],
     ) -> None:
         self.counters = counters
         self.reservations = reservations
-        self.changed: list[Reservation] = []
-        self.extended: list[Reservation] = []
+        self.changed: list[StoredClaim] = []
+        self.extended: list[StoredClaim] = []
         self.created: list[Counter] = []
-        self.revived: list[Reservation] = []
+        self.revived: list[StoredClaim] = []
         self.set_back: list[Counter] = []
         self._soonest = soonest
 
@@ -123,7 +123,7 @@ class Book:
                 output = fits
         holds: list[Hold] = []
         left = [self._hold(line, line.amount(output), holds, now_us) for line in claim.lines]
-        reservation = Reservation(
+        reservation = StoredClaim(
             claim.id,
             claim.fingerprint,
             "open",
@@ -169,7 +169,7 @@ class Book:
     def release(self, claim: Claim, now_us: int) -> bool:
         known = self.reservations.get(claim.id)
         if known is None or (known.fingerprint == claim.fingerprint and _is_free(known, claim)):
-            unseen = Reservation(
+            unseen = StoredClaim(
                 claim.id, claim.fingerprint, "released", 0, now_us, now_us, now_us, None, (), None, claim.owner
             )
             self.reservations[claim.id] = unseen
@@ -182,17 +182,17 @@ class Book:
         reservation.record = None
         return True
 
-    def expire(self, overdue: Iterable[Reservation], now_us: int) -> None:
+    def expire(self, overdue: Iterable[StoredClaim], now_us: int) -> None:
         for reservation in overdue:
             amounts = [hold.held for hold in reservation.holds]
             self._finish(reservation, "expired", "assumed", amounts, now_us)
             reservation.record = _lost(reservation)
 
-    def peek(self, lines: Iterable[Line], overdue: Sequence[Reservation], now_us: int) -> tuple[Standing, ...]:
+    def peek(self, lines: Iterable[Line], overdue: Sequence[StoredClaim], now_us: int) -> tuple[Standing, ...]:
         """Return how the lines stand, as if the overdue leases had been charged."""
         return tuple(self._standing(line, overdue, now_us) for line in lines)
 
-    def _of(self, claim: Claim) -> Reservation | None:
+    def _of(self, claim: Claim) -> StoredClaim | None:
         reservation = self.reservations.get(claim.id)
         if reservation is None or (reservation.fingerprint, reservation.owner) != (claim.fingerprint, claim.owner):
             return None
@@ -245,7 +245,7 @@ class Book:
         return 0.0
 
     def _finish(
-        self, reservation: Reservation, state: State, source: Source | None, amounts: Sequence[int], now_us: int
+        self, reservation: StoredClaim, state: State, source: Source | None, amounts: Sequence[int], now_us: int
     ) -> None:
         """Turn the holds into `amounts`. An expired reservation was charged its whole hold already."""
         charged = reservation.state == "expired"
@@ -268,7 +268,7 @@ class Book:
         reservation.finished_at = now_us
         self.changed.append(reservation)
 
-    def _revive(self, reservation: Reservation) -> None:
+    def _revive(self, reservation: StoredClaim) -> None:
         """Hold again what was charged when the lease of a running request ended, even if its gauges are full."""
         for hold in reservation.holds:
             hold.actual = None
@@ -293,7 +293,7 @@ class Book:
             spare = gcra_cost(hold.held, hold.limit, hold.period) - gcra_cost(amount, hold.limit, hold.period)
             counter.move(gcra_give(counter.seen(now_us), now_us, spare, hold.until), now_us)
 
-    def _standing(self, line: Line, overdue: Sequence[Reservation], now_us: int) -> Standing:
+    def _standing(self, line: Line, overdue: Sequence[StoredClaim], now_us: int) -> Standing:
         counter = self.counters.get(line.key) or Counter(line.key, line.kind)
         if line.kind == "rate":
             tat = counter.seen(now_us)
@@ -306,13 +306,13 @@ class Book:
         return Standing(used=used, held=held, room=max(0, line.limit - used - held), resets_at=resets_at)
 
 
-def _is_free(known: Reservation, claim: Claim) -> bool:
+def _is_free(known: StoredClaim, claim: Claim) -> bool:
     """Return whether another owner's request had this id, and ended without spending anything."""
     spent_nothing = known.record is not None and known.record.spent_nothing
     return known.owner != claim.owner and (known.state == "released" or (known.state == "settled" and spent_nothing))
 
 
-def _duplicate(known: Reservation) -> Duplicate:
+def _duplicate(known: StoredClaim) -> Duplicate:
     if known.state == "released":
         return Duplicate(output_tokens=0, state="released")
     return Duplicate(
@@ -320,7 +320,7 @@ def _duplicate(known: Reservation) -> Duplicate:
     )
 
 
-def _lost(reservation: Reservation) -> Record | None:
+def _lost(reservation: StoredClaim) -> Record | None:
     """Return the record of a request that was never settled: the whole hold was charged."""
     record = reservation.record
     if record is None:

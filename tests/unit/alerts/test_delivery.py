@@ -11,11 +11,11 @@ import pytest
 from webhook_receiver import SECRET, Receiver
 
 from chat_nest.alerts import delivery as of_delivery
-from chat_nest.alerts.delivery import Delivery
+from chat_nest.alerts.delivery import AlertDelivery
 from chat_nest.alerts.events import Crossing
 from chat_nest.alerts.local import LocalRows
 from chat_nest.alerts.outbox import Outbox
-from chat_nest.alerts.settings import Outcome
+from chat_nest.alerts.settings import SendOutcome
 from chat_nest.alerts.webhook import Webhook
 from chat_nest.controls.memory import MemoryControls
 from chat_nest.core.errors import LimiterUnavailable
@@ -42,7 +42,7 @@ class Scripted:
     async def send(self, id, type, text, body):
         self.sent.append((id, text))
         self.news.set()
-        outcome = self.outcomes.pop(0) if self.outcomes else Outcome(sent=True)
+        outcome = self.outcomes.pop(0) if self.outcomes else SendOutcome(sent=True)
         if outcome is None:
             await asyncio.Event().wait()
         return outcome
@@ -77,7 +77,7 @@ async def start(counts):
 
     def make(rows, *channels, clock=None):
         clock = clock or Clock()
-        made = Delivery([Outbox(each, clock) for each in rows], lambda *count: counts.append(count), clock)
+        made = AlertDelivery([Outbox(each, clock) for each in rows], lambda *count: counts.append(count), clock)
         made.adopt({each.kind: each for each in channels}, "prod")
         made.start()
         found.append(made)

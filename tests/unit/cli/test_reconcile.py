@@ -18,7 +18,7 @@ from chat_nest.cli.commands import chat_nest
 from chat_nest.cli.reconciliation import compare
 from chat_nest.core.records import Record
 from chat_nest.core.usage import NANO, Usage
-from chat_nest.providers.reported_usage import EVERY_MODEL, Reported
+from chat_nest.providers.reported_usage import EVERY_MODEL, VendorUsage
 from chat_nest.stores.sqlite import SQLiteStore
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -259,10 +259,10 @@ def test_what_can_not_be_compared_is_said(tmp_path):
 
 
 def test_rounding_is_no_drift_and_more_is():
-    ours = {("d", "m"): Reported(input_tokens=1_000, output_tokens=0, cost=NANO)}
+    ours = {("d", "m"): VendorUsage(input_tokens=1_000, output_tokens=0, cost=NANO)}
 
     def percent(tokens, cost):
-        [found] = compare(ours, {("d", "m"): Reported(input_tokens=tokens, output_tokens=0, cost=cost)})
+        [found] = compare(ours, {("d", "m"): VendorUsage(input_tokens=tokens, output_tokens=0, cost=cost)})
         return found.percent
 
     assert percent(1_100, NANO + NANO // 100) == 0.0
@@ -271,6 +271,6 @@ def test_rounding_is_no_drift_and_more_is():
 
 
 def test_a_day_that_only_the_ledger_has_is_drift():
-    ours = {("d", "m"): Reported(input_tokens=1_000, output_tokens=1_000, cost=None)}
+    ours = {("d", "m"): VendorUsage(input_tokens=1_000, output_tokens=1_000, cost=None)}
     assert [each.percent for each in compare(ours, {})] == [100.0]
-    assert [each.model for each in compare(ours, {("d", EVERY_MODEL): Reported(cost=5)})] == ["", "m"]
+    assert [each.model for each in compare(ours, {("d", EVERY_MODEL): VendorUsage(cost=5)})] == ["", "m"]

@@ -20,7 +20,7 @@ from stores_under_test import LEASE, claim, window
 
 from chat_nest.cli.commands import chat_nest
 from chat_nest.cli.usage import Unanswerable, dollars, moment
-from chat_nest.controls.grants import Grant, grant_row
+from chat_nest.controls.grants import BudgetGrant, grant_row
 from chat_nest.core.claims import Claim, Granted, Line
 from chat_nest.core.messages import hashed
 from chat_nest.core.records import Record
@@ -147,7 +147,7 @@ def test_below_the_table_stand_the_shared_limits_and_their_forecasts(url, tmp_pa
             assert await store.settle(one, None, "reported")
         row = grant_row(
             replace(line, key=f"all:tokens_per_month:{month.id}", resets_at=month.end),
-            Grant(amount=200, kind="grant"),
+            BudgetGrant(amount=200, kind="grant"),
             "w",
             "",
         )

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chat_nest.controls.gate import Gate, Running, Terms, terms_of
+from chat_nest.controls.gate import Gate, Running, StopTerms, terms_of
 from chat_nest.controls.live import LiveControls
 from chat_nest.controls.memory import MemoryControls
 from chat_nest.core.controls import Control
@@ -19,7 +19,7 @@ from chat_nest.testing import FakeClock
 
 ADA = Caller(id="ada", group="Team")
 BOB = Caller(id="bob")
-STOPS = msgspec.json.encode(Terms(stop_running=True)).decode()
+STOPS = msgspec.json.encode(StopTerms(stop_running=True)).decode()
 
 
 class Rows:
@@ -206,6 +206,6 @@ async def test_a_revoked_key_is_refused_and_ends_its_answers_and_its_sessions(ro
 
 
 def test_what_is_kept_of_an_act_is_read_back() -> None:
-    terms = Terms(stop_running=True, by="cli:op", since=7.0)
+    terms = StopTerms(stop_running=True, by="cli:op", since=7.0)
     assert terms_of(Control(kind="pause", name="all", value=msgspec.json.encode(terms).decode())) == terms
-    assert terms_of(Control(kind="pause", name="all")) == Terms()
+    assert terms_of(Control(kind="pause", name="all")) == StopTerms()

@@ -20,7 +20,7 @@ from chat_nest.providers.http_connection import (
     HEAD_BYTES,
     MOST_READ,
     READ_BUFFER,
-    Connection,
+    ClientConnection,
     Fields,
 )
 
@@ -43,7 +43,7 @@ ANSWERS = {
 class Wire(asyncio.Transport):
     """A transport without a network: what was written, and whether reading is paused or all is over."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         super().__init__()
         self.written = b""
         self.unsent = 0
@@ -69,16 +69,16 @@ class Wire(asyncio.Transport):
         self.aborted = True
 
 
-def asked() -> tuple[Connection, Wire]:
+def asked() -> tuple[ClientConnection, Wire]:
     """A connection on which a request was sent."""
-    connection = Connection()
+    connection = ClientConnection()
     wire = Wire(connection)
     connection.send([b"GET / HTTP/1.1\r\n\r\n", b"body"])
     assert wire.written == b"GET / HTTP/1.1\r\n\r\nbody"
     return connection, wire
 
 
-async def whole(connection: Connection) -> tuple[int, dict[str, str], bytes]:
+async def whole(connection: ClientConnection) -> tuple[int, dict[str, str], bytes]:
     await connection.answered()
     body = b""
     while piece := await connection.read():
@@ -86,7 +86,7 @@ async def whole(connection: Connection) -> tuple[int, dict[str, str], bytes]:
     return connection.status, dict(connection.fields), body
 
 
-async def outcome(connection: Connection) -> tuple[int, bytes, type[UpstreamError] | None]:
+async def outcome(connection: ClientConnection) -> tuple[int, bytes, type[UpstreamError] | None]:
     """What a reader gets: the status, the bytes, and how it ends."""
     status, body = 0, b""
     try:
@@ -100,7 +100,7 @@ async def outcome(connection: Connection) -> tuple[int, bytes, type[UpstreamErro
     return status, body, None
 
 
-async def passed(connection: Connection, says: Iterator[bool]) -> tuple[int, bytes, type[UpstreamError] | None]:
+async def passed(connection: ClientConnection, says: Iterator[bool]) -> tuple[int, bytes, type[UpstreamError] | None]:
     """The same for one who is given the bytes, and wants no more of them whenever `says` is False."""
     status, pieces = 0, []
 
@@ -119,7 +119,7 @@ async def passed(connection: Connection, says: Iterator[bool]) -> tuple[int, byt
     return status, b"".join(pieces), None
 
 
-def deliver(connection: Connection, pieces: list[bytes], *, close: bool) -> None:
+def deliver(connection: ClientConnection, pieces: list[bytes], *, close: bool) -> None:
     for piece in pieces:
         connection.data_received(piece)
     if close:

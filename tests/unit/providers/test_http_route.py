@@ -16,7 +16,7 @@ from scripted_provider import CLOSE, HANG, Connection, ScriptedProvider, http, s
 
 from chat_nest.core.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable, UpstreamUnreachable
 from chat_nest.providers.http import KEEP_SECONDS, HTTPSession
-from chat_nest.providers.http_route import Route, request_head
+from chat_nest.providers.http_route import HttpRoute, request_head
 
 OK = http(200, b"fine")
 AUTHORITY = trustme.CA()
@@ -202,7 +202,7 @@ async def test_closed_while_it_connects(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_the_origin_of_a_url(url: str, authority: str, prefix: str) -> None:
-    route = Route(url, None)
+    route = HttpRoute(url, None)
     assert (route.authority, route.prefix, route.fields) == (authority, prefix, {})
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from chat_nest.server.config.settings import load
 from chat_nest.server.parent_link import NO_PARENT, ParentLink
-from chat_nest.server.reload import DRAINING, Outcome
+from chat_nest.server.reload import DRAINING, ReloadOutcome
 
 CONFIG = load(environ={"OPENAI_API_KEY": "sk-x"})
 
@@ -85,8 +85,8 @@ async def test_its_application_gets_the_parents_outcome(linked):
     parent, link, _ = linked
     first, second = (asyncio.create_task(link.reload()) for _ in range(2))
     assert [await heard(parent), await heard(parent)] == [("reload", 0), ("reload", 1)]
-    parent.send(("outcome", 1, Outcome(adopted=True, changed=("limits",))))
-    assert await second == Outcome(adopted=True, changed=("limits",))
+    parent.send(("outcome", 1, ReloadOutcome(adopted=True, changed=("limits",))))
+    assert await second == ReloadOutcome(adopted=True, changed=("limits",))
     link.ended()
     assert (await first).problems == (DRAINING,)
 

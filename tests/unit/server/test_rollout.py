@@ -7,7 +7,7 @@ import pytest
 from chat_nest.server.config.changes import Changes
 from chat_nest.server.config.settings import load
 from chat_nest.server.config.sources import ConfigError
-from chat_nest.server.reload import Outcome
+from chat_nest.server.reload import ReloadOutcome
 from chat_nest.server.rollout import ADOPT_SECONDS, PREPARE_SECONDS, Rollouts
 
 ENVIRON = {"OPENAI_API_KEY": "sk-x"}
@@ -48,7 +48,7 @@ class Fleet:
         self.a, self.b = Member("worker 1"), Member("worker 2")
         self.members = [self.a, self.b]
         self.started_with: list[object] = []
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[ReloadOutcome] = []
         self.rollouts = Rollouts(self.source, lambda: list(self.members), self.started_with.append, lambda: self.now)  # type: ignore[arg-type]
 
     def ask(self) -> None:
@@ -83,7 +83,7 @@ def test_one_that_cant_prepare_stops_it_for_all():
     fleet.rollouts.prepared(fleet.a, 1, "")
     fleet.rollouts.prepared(fleet.b, 1, "keys.txt: there is no such file")
     assert [message[0] for message in fleet.a.heard] == ["prepare", "forget"]
-    assert fleet.outcomes == [Outcome(adopted=False, problems=("keys.txt: there is no such file",), code=1)]
+    assert fleet.outcomes == [ReloadOutcome(adopted=False, problems=("keys.txt: there is no such file",), code=1)]
     assert not fleet.started_with
     assert not fleet.source.in_force
     fleet.ask()
@@ -95,7 +95,7 @@ def test_a_wrong_configuration_reaches_no_worker():
     fleet = Fleet()
     fleet.source.problem = "chat.toml:3: no"
     fleet.ask()
-    assert fleet.outcomes == [Outcome(adopted=False, problems=("chat.toml:3: no",), code=2)]
+    assert fleet.outcomes == [ReloadOutcome(adopted=False, problems=("chat.toml:3: no",), code=2)]
     assert not fleet.a.heard
 
 

@@ -10,7 +10,7 @@ from chat_nest.core.steps import Steps
 from chat_nest.core.usage import Usage
 from chat_nest.server.admin.activity import _failed, _minutes, _provider, _refused
 from chat_nest.server.fleet import MOST_BYTES, Doing, _fitting, _read
-from chat_nest.server.tally import BOUNDS, Calls, Refusals, Tally, quantile
+from chat_nest.server.tally import BOUNDS, CallCounts, Refusals, Tally, quantile
 
 START = 1_800_000_000.0
 
@@ -151,4 +151,4 @@ def test_a_report_always_fits_into_a_row(tally, clock):
 
 def test_a_report_of_another_version_is_left_out():
     assert _read(Control(kind="figures", name="a", value='{"other": 1}')) is None
-    assert Calls().count == 0
+    assert CallCounts().count == 0

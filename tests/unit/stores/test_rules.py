@@ -21,7 +21,7 @@ from chat_nest.stores.checks import (
     check_text,
     lease_us,
 )
-from chat_nest.stores.rules import Book, Counter, Hold, Reservation
+from chat_nest.stores.rules import Book, Counter, Hold, StoredClaim
 
 US = 1_000_000
 NOW = int(START) * US
@@ -48,7 +48,7 @@ def test_a_granted_claim_is_a_reservation_with_its_holds(book):
     one = replace(claim("a", *lines, most=40), owner="o", record=RECORD)
     assert book.reserve(one, LEASE, NOW) == Granted(output_tokens=40, room=(955, 29, 1, 460))
     assert changed(book) == ["a"]
-    assert book.changed[0] == Reservation(
+    assert book.changed[0] == StoredClaim(
         "a", "same", "open", 40, NOW, NOW + LEASE, None, None,
         [
             Hold("tokens_per_day", "day", "tokens", "window", 45),
@@ -145,7 +145,7 @@ def test_the_same_id_is_a_duplicate_or_a_conflict(book):
 
 def test_an_id_that_was_released_unseen_has_no_output_and_holds_nothing(book):
     assert book.release(replace(claim("a", window(1_000)), owner="o"), NOW) is False
-    assert book.changed == [Reservation("a", "same", "released", 0, NOW, NOW, NOW, None, (), None, "o")]
+    assert book.changed == [StoredClaim("a", "same", "released", 0, NOW, NOW, NOW, None, (), None, "o")]
     again = replace(claim("a", window(1_000)), owner="o")
     assert book.reserve(again, LEASE, NOW) == Duplicate(output_tokens=0, state="released")
     assert book.counters == {}

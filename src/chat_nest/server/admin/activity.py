@@ -12,8 +12,8 @@ from chat_nest.core.protocols import Store
 from chat_nest.server.admin.routes import Asked, Reply, json
 from chat_nest.server.app import ServerApp
 from chat_nest.server.fleet import Doing
-from chat_nest.server.health import Part
-from chat_nest.server.tally import MINUTES, Calls, Refusals, quantile
+from chat_nest.server.health import HealthPart
+from chat_nest.server.tally import MINUTES, CallCounts, Refusals, quantile
 from chat_nest.stores.places import kind_of_store, place_of, remedy_of, sentence
 
 STORE_SECONDS: Final = 2.0
@@ -58,10 +58,10 @@ async def picture(app: ServerApp) -> dict[str, Any]:
     }
 
 
-def _store(store: Store, part: Part, *, alone: bool) -> dict[str, Any]:
+def _store(store: Store, part: HealthPart, *, alone: bool) -> dict[str, Any]:
     """Return the store's kind, place and state, which may be newer than `part`: `alone` if it has just failed."""
     if alone and part.status == "ok":
-        part = Part("limiter_unavailable", f"{sentence(place_of(store))} does not answer: {remedy_of(store)}")
+        part = HealthPart("limiter_unavailable", f"{sentence(place_of(store))} does not answer: {remedy_of(store)}")
     advice = {"advice": part.advice} if part.advice else {}
     return {"kind": kind_of_store(store), "place": place_of(store), "status": part.status, **advice}
 
@@ -98,9 +98,9 @@ def _failed(doing: Sequence[Doing]) -> list[dict[str, Any]]:
 
 def _provider(name: str, doing: Sequence[Doing]) -> dict[str, Any]:
     """Return a provider's last hour, its worst circuit breaker, and the process with the most resting keys."""
-    calls = Calls()
+    calls = CallCounts()
     for each in doing:
-        calls.add(each.calls.get(name, Calls()))
+        calls.add(each.calls.get(name, CallCounts()))
     pools = [each.keys[name] for each in doing if name in each.keys]
     keys = {} if not pools else {"keys": {"count": pools[0][0], "resting": max(resting for _, resting in pools)}}
     return {

@@ -27,7 +27,7 @@ from chat_nest.core.protocols import Answer, Scope
 from chat_nest.dialects.strict_json import parse_object
 from chat_nest.server.admin.keys import OperatorKeys
 from chat_nest.server.admin.live import STREAM_HEADERS, Live
-from chat_nest.server.admin.routes import Asked, Reply, Route, checked, json
+from chat_nest.server.admin.routes import AdminRoute, Asked, Reply, checked, json
 from chat_nest.server.admin.spend import Spend
 from chat_nest.server.app import ServerApp
 from chat_nest.server.operator import Rejected
@@ -45,7 +45,7 @@ METRICS_OFF = "The metrics are off: set enabled = true in [metrics]"
 class AdminApp:
     """Answers operators who send one of the keys in force. `/healthz` and the page's files need none."""
 
-    def __init__(self, app: ServerApp, routes: Sequence[Route], files: Mapping[str, PageFile]) -> None:
+    def __init__(self, app: ServerApp, routes: Sequence[AdminRoute], files: Mapping[str, PageFile]) -> None:
         self._app = app
         self._routes = routes
         self._files = files
@@ -121,7 +121,7 @@ class AdminApp:
             return True
         return True
 
-    async def _serve(self, route: Route, asked: Asked) -> Reply:
+    async def _serve(self, route: AdminRoute, asked: Asked) -> Reply:
         assert route.serve is not None
         try:
             async with asyncio.timeout(SECONDS):

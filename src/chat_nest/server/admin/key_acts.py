@@ -15,7 +15,7 @@ from chat_nest.server.admin.routes import Asked, Field, Reply, json
 from chat_nest.server.issuing import check_rights, described, issuer_of, moment_of, overlap_of
 from chat_nest.server.operator import Rejected
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 EXPIRES = Field(
     "expires", "when it ends: 90d, 24h, a date (its last second counts) or a date and time; without it never"
@@ -129,7 +129,7 @@ async def _all(issuer: KeyIssuer) -> Sequence[ApiKey]:
         return ()
 
 
-async def _tried(work: Awaitable[Answer]) -> Answer:
+async def _tried(work: Awaitable[Result]) -> Result:
     """Return what the issuer returns, and raise its errors as an answer."""
     try:
         return await work

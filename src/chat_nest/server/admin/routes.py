@@ -87,7 +87,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 Serve = Callable[[Asked], Awaitable[Reply]]
 
 
-class Route(Struct, frozen=True, kw_only=True):
+class AdminRoute(Struct, frozen=True, kw_only=True):
     method: Literal["GET", "POST", "DELETE"]
     path: str
     """With {id} for a part."""

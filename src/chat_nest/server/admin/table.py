@@ -9,7 +9,7 @@ from chat_nest import __version__
 from chat_nest.server.admin import acts, key_acts, views
 from chat_nest.server.admin.activity import activity
 from chat_nest.server.admin.forecast import forecast
-from chat_nest.server.admin.routes import Asked, Field, Reply, Route, json
+from chat_nest.server.admin.routes import AdminRoute, Asked, Field, Reply, json
 
 V1 = "/admin/v1"
 SCOPED = (*acts.SCOPE, acts.REASON)
@@ -18,12 +18,12 @@ DAYS = "how many days, today among them, from 1 to 92; without it "
 BY = Field("by", "model, profile or group; without it model")
 
 
-def _get(path: str, summary: str, serve: Any, **more: Any) -> Route:
-    return Route(method="GET", path=path, summary=summary, serve=serve, **more)
+def _get(path: str, summary: str, serve: Any, **more: Any) -> AdminRoute:
+    return AdminRoute(method="GET", path=path, summary=summary, serve=serve, **more)
 
 
-def _post(path: str, summary: str, serve: Any, fields: Sequence[Field] = ()) -> Route:
-    return Route(method="POST", path=f"{V1}/{path}", summary=summary, serve=serve, fields=fields)
+def _post(path: str, summary: str, serve: Any, fields: Sequence[Field] = ()) -> AdminRoute:
+    return AdminRoute(method="POST", path=f"{V1}/{path}", summary=summary, serve=serve, fields=fields)
 
 
 async def _openapi(_asked: Asked) -> Reply:
@@ -80,7 +80,7 @@ ROUTES = (
         key_acts.rotate,
         (key_acts.OVERLAP, key_acts.EXPIRES, acts.REASON),
     ),
-    Route(
+    AdminRoute(
         method="DELETE",
         path=f"{V1}/keys/{{id}}",
         summary="Revoke an API key.",
@@ -113,7 +113,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: AdminRoute) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     kind = "text/event-stream" if route.streams else "text/plain" if route.serve is None else "application/json"
     responses: dict[str, Any] = {"200": {"description": "Done.", "content": {kind: {}}}}

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from chat_nest.alerts.email import Mail, Security, recipients_of
 from chat_nest.alerts.events import EVENTS
-from chat_nest.alerts.settings import Bounds, Event
+from chat_nest.alerts.settings import AlertType, Bounds
 from chat_nest.alerts.webhook import secret_bytes
 from chat_nest.server.config.provider import Secret
 from chat_nest.server.config.schema import AlertsSection
@@ -34,7 +34,7 @@ class AlertsConfig(Struct, frozen=True, kw_only=True):
     mail: Mail | None = None
     smtp_password: Secret = Secret("")
     bounds: Bounds = Bounds()
-    events: frozenset[Event] = frozenset(EVENTS)
+    events: frozenset[AlertType] = frozenset(EVENTS)
 
 
 def resolve_alerts(sources: Sources, table: Mapping[str, Any]) -> AlertsConfig | None:
@@ -65,7 +65,7 @@ def resolve_alerts(sources: Sources, table: Mapping[str, Any]) -> AlertsConfig |
             refused_per_minute=section.refused_per_minute,
             visitors_per_minute=section.visitors_per_minute,
         ),
-        events=frozenset(cast("Sequence[Event]", section.events) or EVENTS),
+        events=frozenset(cast("Sequence[AlertType]", section.events) or EVENTS),
     )
 
 

@@ -11,7 +11,7 @@ from chat_nest.asgi.request import Receive, Send
 from chat_nest.core.protocols import Scope
 from chat_nest.server.http.connection_limits import ConnectionLimits
 from chat_nest.server.http.dead_peers import Peer
-from chat_nest.server.http.deadlines import Deadlines
+from chat_nest.server.http.deadlines import ConnectionDeadlines
 from chat_nest.server.http.refusal_rates import RefusalRates
 from chat_nest.server.http.sockets import Address
 
@@ -43,14 +43,14 @@ class ServerContext:
     def __init__(
         self,
         app: Application,
-        deadlines: Deadlines | None = None,
+        deadlines: ConnectionDeadlines | None = None,
         limits: ConnectionLimits | None = None,
         *,
         caller_of: Callable[[str], str] | None = None,
         access_log: bool = False,
     ) -> None:
         self.app = app
-        self.deadlines = deadlines or Deadlines()
+        self.deadlines = deadlines or ConnectionDeadlines()
         self.limits = limits or ConnectionLimits()
         self.refusals = RefusalRates()
         self.caller_of = caller_of

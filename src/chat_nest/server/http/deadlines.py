@@ -13,7 +13,7 @@ log = logging.getLogger("chat_nest.server")
 LONGEST_SWEEP_SECONDS = 1.0
 
 
-class Deadlines(Struct, frozen=True, kw_only=True):
+class ConnectionDeadlines(Struct, frozen=True, kw_only=True):
     """Time-outs in seconds."""
 
     header: float = 10.0

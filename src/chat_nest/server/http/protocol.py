@@ -31,7 +31,7 @@ HEALTH = ("/healthz", "/readyz")
 """Answered even on connections over the limits."""
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """A client connection.
 
     Methods without a docstring are in asyncio.Protocol, Owner, Open, Peer, Evictable and Droppable.

@@ -10,7 +10,7 @@ from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.dead_peers import DeadPeers
 from chat_nest.server.http.deadlines import Sweep
 from chat_nest.server.http.lifespan import Lifespan
-from chat_nest.server.http.protocol import Connection
+from chat_nest.server.http.protocol import ServerConnection
 from chat_nest.server.http.sockets import bound_the_kernel
 
 BACKLOG = 2_048
@@ -34,7 +34,7 @@ class HttpServer:
         for listener in listeners:
             bound_the_kernel(listener, self._context.deadlines.write)
             make = loop.create_server if listener.family != _UNIX else loop.create_unix_server
-            server = await make(lambda: Connection(self._context), sock=listener, backlog=BACKLOG)
+            server = await make(lambda: ServerConnection(self._context), sock=listener, backlog=BACKLOG)
             self._listening.append(server)
         for sweep in self._sweeps:
             sweep.start()

@@ -11,7 +11,7 @@ from chat_nest.core.errors import BadRequest, BodyTooLarge, ChatError, HeadersTo
 from chat_nest.core.protocols import Answer
 from chat_nest.dialects.schemas import Schema
 
-Found = dict[str, Any]
+JsonObject = dict[str, Any]
 """An operation, its responses by status, or a path's operations by method."""
 
 TEXT: Schema = {"type": "string"}
@@ -108,9 +108,9 @@ CONNECTION = tuple(
 """Refusals of a connection, for any path."""
 
 
-def responses(told: Iterable[Told]) -> Found:
+def responses(told: Iterable[Told]) -> JsonObject:
     """Return the `responses` of an operation, by status."""
-    found: dict[int, Found] = {}
+    found: dict[int, JsonObject] = {}
     schemas: dict[tuple[int, str], list[Schema]] = {}
     for each in told:
         response = found.setdefault(each.status, {"description": "", "headers": {}})

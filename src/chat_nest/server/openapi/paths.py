@@ -82,7 +82,7 @@ from chat_nest.server.openapi.parts import (
     PAGE,
     READ,
     RUN_NAME,
-    Found,
+    JsonObject,
     Told,
     ref,
     refusal,
@@ -212,10 +212,10 @@ def _check_free(where: str, known: Mapping[str, Any], new: Mapping[str, Any]) ->
 
 def _described(
     dialects: Mapping[str, Dialect], max_body_bytes: int, caller: Errors, *, sessions: bool
-) -> tuple[dict[str, Found], Found]:
+) -> tuple[dict[str, JsonObject], JsonObject]:
     """Return the paths of the dialects, and the components that they refer to."""
     about = About(dialects, max_body_bytes, caller, sessions=sessions)
-    paths: dict[str, Found] = {}
+    paths: dict[str, JsonObject] = {}
     for name, dialect in dialects.items():
         for route in (each for each in dialect.routes if not each.header):
             for path, operations in about.route(name, route).items():
@@ -245,7 +245,7 @@ class About:
         self._sessions = sessions
         self._caller = (*caller, *session_parts.CHECKED) if sessions else caller
 
-    def route(self, name: str, route: Route) -> dict[str, Found]:
+    def route(self, name: str, route: Route) -> dict[str, JsonObject]:
         """Return the operations at and below a route, by path and method."""
         path = "/" + quote(route.path.strip("/"), safe="/!$&'()*+,;=:@~")
         if route.models is not None:
@@ -265,10 +265,10 @@ class About:
             f"{path}/{{run}}/stop": {"post": self._stop(name)},
         }
 
-    def _kept(self, name: str, path: str) -> dict[str, Found]:
+    def _kept(self, name: str, path: str) -> dict[str, JsonObject]:
         """Return the operations of kept answers."""
 
-        def one(summary: str, schema: Schema, *more: Told, errors: Errors = RUN, **parameters: Any) -> Found:
+        def one(summary: str, schema: Schema, *more: Told, errors: Errors = RUN, **parameters: Any) -> JsonObject:
             told = Told(status=200, text=summary, schema=schema, headers=KNOWN)
             found = operation(summary, name, told, *more, *self._refusals(name, *errors))
             return {**found, "parameters": [RUN_NAME, *parameters.values()]}
@@ -293,30 +293,30 @@ class About:
             },
         }
 
-    def usage(self) -> Found:
+    def usage(self) -> JsonObject:
         """Return GET for what the caller's limits have left."""
         left = Told(status=200, text="What the limits have left", schema=answers.USAGE, headers=(*KNOWN, *LEFT))
         found = operation("What is left", "server", left, *self._refusals(self._first, LimiterUnavailable, BadRequest))
         return {**found, "parameters": [{"name": "profile", "in": "query", "schema": TEXT}]}
 
-    def session(self) -> Found:
+    def session(self) -> JsonObject:
         """Return POST for a session token."""
         refused = self._refusals(self._first, *session_parts.MINTING)
         found = operation("Make a session", "server", session_parts.MADE, *refused)
         return {**found, "requestBody": session_parts.BODY}
 
-    def revocation(self) -> Found:
+    def revocation(self) -> JsonObject:
         """Return DELETE for a session."""
         refused = self._refusals(self._first, *session_parts.REVOKING)
         found = operation("Revoke a session", "server", session_parts.GONE, *refused)
         return {**found, "parameters": [session_parts.ID]}
 
-    def _chat(self, name: str) -> Found:
+    def _chat(self, name: str) -> JsonObject:
         errors = (*CHAT, NotFound) if hasattr(self._dialects[name], "earlier") else CHAT
         chat = operation("Chat", name, *self._told(name), *self._refusals(name, *errors))
         return {**chat, "parameters": [KEY], "requestBody": self._body(name)}
 
-    def _body(self, name: str) -> Found:
+    def _body(self, name: str) -> JsonObject:
         content = {"schema": ref(f"{name}_request"), "examples": {"hello": {"value": BUILT_IN[name].facts.example}}}
         return {
             "required": True,
@@ -324,12 +324,12 @@ class About:
             "content": {"application/json": content},
         }
 
-    def _count(self, name: str) -> Found:
+    def _count(self, name: str) -> JsonObject:
         told = Told(status=200, text="The tokens of the input", schema=answers.COUNTED, headers=KNOWN)
         refused = self._refusals(name, *COUNT, *((NotFound,) if hasattr(self._dialects[name], "earlier") else ()))
         return {**operation("Count tokens", name, told, *refused), "requestBody": self._body(name)}
 
-    def _asked_by_get(self, name: str) -> Found:
+    def _asked_by_get(self, name: str) -> JsonObject:
         schema = BUILT_IN[name].facts.request["properties"]["message"]
         message = {"name": "message", "in": "query", "required": True, "schema": schema, "example": "Hello"}
         over = Told(status=204, text="An EventSource reconnects after its answer is over", headers=KNOWN)
@@ -357,7 +357,7 @@ class About:
             told.append(Told(status=424, text=text, schema=error, headers=(*KNOWN, *LEFT, "x-should-retry")))
         return told
 
-    def _stream(self, name: str) -> Found:
+    def _stream(self, name: str) -> JsonObject:
         over = Told(status=204, text="It is over, and the reader has all of it", headers=KNOWN)
         stream = Told(
             status=200,
@@ -370,11 +370,11 @@ class About:
         query = [session_parts.READ_TOKEN] if self._sessions else []
         return {**follow, "parameters": [RUN_NAME, LAST_ID, *query]}
 
-    def _stop(self, name: str) -> Found:
+    def _stop(self, name: str) -> JsonObject:
         stopped = Told(status=204, text="It is stopped, or was over", headers=KNOWN)
         return {**operation("Stop a run", name, stopped, *self._refusals(name, *RUN)), "parameters": [RUN_NAME]}
 
-    def _models(self, name: str, schema: Schema, *errors: type[ChatError]) -> Found:
+    def _models(self, name: str, schema: Schema, *errors: type[ChatError]) -> JsonObject:
         told = Told(status=200, text="What the caller may name as a model", schema=schema, headers=KNOWN)
         return operation("Models", name, told, *self._refusals(name, *errors))
 
@@ -390,15 +390,15 @@ class About:
         return told
 
 
-def operation(summary: str, tag: str, *told: Told) -> Found:
+def operation(summary: str, tag: str, *told: Told) -> JsonObject:
     return {"summary": summary, "tags": [tag], "responses": responses((*told, *CONNECTION))}
 
 
-def visitor_paths(dialects: Mapping[str, Dialect], *, challenge: bool) -> dict[str, Found]:
+def visitor_paths(dialects: Mapping[str, Dialect], *, challenge: bool) -> dict[str, JsonObject]:
     """Return the paths of visitors. Their refusals are in the format of the first dialect."""
     name, dialect = next(iter(dialects.items()))
 
-    def one(summary: str, schema: Schema, *errors: type[ChatError]) -> Found:
+    def one(summary: str, schema: Schema, *errors: type[ChatError]) -> JsonObject:
         told = Told(status=200, text=summary, schema=schema, headers=(*KNOWN, "set-cookie"))
         kinds: Errors = tuple(dict.fromkeys((*CALLER, Overloaded, Shutdown, *errors)))
         return operation(
@@ -414,7 +414,7 @@ def visitor_paths(dialects: Mapping[str, Dialect], *, challenge: bool) -> dict[s
     return paths
 
 
-def own_paths() -> dict[str, Found]:
+def own_paths() -> dict[str, JsonObject]:
     """Return the paths of the server itself, without a dialect."""
     alive = Told(status=200, text="The process is alive", schema=answers.ALIVE)
     ready = Told(status=200, text="They can", schema=answers.READY)

@@ -19,7 +19,7 @@ from chat_nest.core.errors import (
 )
 from chat_nest.dialects.schemas import COUNT, STRING, Schema, array, described, table, whole
 from chat_nest.identity.session_fields import LEAST_USD, MAX_ORIGINS, MAX_PROFILES, MAX_SECONDS, MOST_USD
-from chat_nest.server.openapi.parts import Found, Told
+from chat_nest.server.openapi.parts import JsonObject, Told
 
 Errors = Sequence[type[ChatError]]
 
@@ -65,7 +65,7 @@ MADE = Told(
     ),
     headers=("x-request-id",),
 )
-BODY: Found = {
+BODY: JsonObject = {
     "required": True,
     "content": {
         "application/json": {

@@ -12,7 +12,7 @@ from chat_nest.core.claims import Claim, Granted, Line, Refused
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US, gcra_wait
-from chat_nest.stores.batches import Batches
+from chat_nest.stores.batches import CallBatches
 from chat_nest.stores.postgres.connection import Row
 
 RESERVE_ALL: Final[LiteralString] = (
@@ -49,8 +49,8 @@ class SettleCall(Struct, frozen=True, gc=False):
 class Lanes(Struct, frozen=True):
     """The waiting calls of one event loop."""
 
-    reserves: Batches[ReserveCall, Granted | Refused | None]
-    settles: Batches[SettleCall, bool]
+    reserves: CallBatches[ReserveCall, Granted | Refused | None]
+    settles: CallBatches[SettleCall, bool]
 
     async def drain(self) -> None:
         """Wait until all calls are answered."""

@@ -24,7 +24,7 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import RECORDS_DAYS, By, Record, UsageRow
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
-from chat_nest.stores.batches import Batches
+from chat_nest.stores.batches import CallBatches
 from chat_nest.stores.checks import (
     check_actual,
     check_claim,
@@ -350,7 +350,7 @@ class PostgresStore:
 
     def _calls(self) -> Lanes:
         if self._lanes is None:
-            self._lanes = Lanes(Batches(self._reserve_batch), Batches(self._settle_batch))
+            self._lanes = Lanes(CallBatches(self._reserve_batch), CallBatches(self._settle_batch))
         return self._lanes
 
     @asynccontextmanager

@@ -27,7 +27,7 @@ from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US
-from chat_nest.stores.batches import Batches
+from chat_nest.stores.batches import CallBatches
 from chat_nest.stores.checks import check_actual, check_claim, check_line, check_record, check_text, lease_us
 from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
 from chat_nest.stores.places import sentence
@@ -295,7 +295,7 @@ class RedisStore:
         """Return the answer to this call, which goes with those that wait at the same time."""
         lane = link.lanes.get((partition, script))
         if lane is None:
-            lane = link.lanes[partition, script] = Batches(partial(self._send, link, partition, script))
+            lane = link.lanes[partition, script] = CallBatches(partial(self._send, link, partition, script))
         answer = await lane.ask(call)
         if answer is None:
             _, now_us, answer = await self._run(link.servers, partition, script, [_WORD[script]([call])])
@@ -427,7 +427,7 @@ class _Link:
 
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
-        self.lanes: dict[tuple[str, _Script], Batches[Any, Answer | None]] = {}
+        self.lanes: dict[tuple[str, _Script], CallBatches[Any, Answer | None]] = {}
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()

@@ -14,7 +14,7 @@ from random import shuffle
 from typing import Any, Protocol
 
 from chat_nest.stores.redis.resp import Address, Broken, Denied, Login, Wire, Word
-from chat_nest.stores.redis.url import Place
+from chat_nest.stores.redis.url import RedisAddress
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Servers(Protocol):
     async def aclose(self) -> None: ...
 
 
-def open_servers(place: Place, tls: ssl.SSLContext | None) -> Servers:
+def open_servers(place: RedisAddress, tls: ssl.SSLContext | None) -> Servers:
     """Return the servers; none of them is opened yet."""
     login = Login(tls, place.username, place.password, place.db)
     if place.kind == "cluster":
@@ -151,7 +151,7 @@ class _Single:
 class _Sentinel:
     """The master that the first answering sentinel names; looked up again on trouble."""
 
-    def __init__(self, place: Place, login: Login, ask: Login) -> None:
+    def __init__(self, place: RedisAddress, login: Login, ask: Login) -> None:
         self._place = place
         self._login = login
         self._ask = ask

@@ -14,7 +14,7 @@ _TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
 
 
-class Place(Struct, frozen=True, kw_only=True):
+class RedisAddress(Struct, frozen=True, kw_only=True):
     """Addresses of the servers and the login: a store's URL, parsed."""
 
     kind: Literal["single", "cluster", "sentinel"]
@@ -34,7 +34,7 @@ class Place(Struct, frozen=True, kw_only=True):
         return f"the Redis{kind} store at {servers}"
 
 
-def read_url(url: str) -> Place:
+def read_url(url: str) -> RedisAddress:
     """Return the place that the URL names. Raises ValueError, which never repeats the URL.
 
     redis://[USER:PASSWORD@]HOST[:PORT][/DB], redis+cluster://HOST:PORT,HOST:PORT, or
@@ -62,7 +62,7 @@ def read_url(url: str) -> Place:
     if len(path) > (kind != "cluster") or not all(part.isdecimal() for part in path):
         raise ValueError("store.url: the database must be one number, and a Cluster has none")
     port = 26_379 if kind == "sentinel" else 6_379
-    return Place(
+    return RedisAddress(
         kind=cast("Literal['single', 'cluster', 'sentinel']", kind or "single"),
         addresses=tuple(_read_address(host, port) for host in hosts.split(","))
         if kind

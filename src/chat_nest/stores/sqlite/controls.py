@@ -26,9 +26,9 @@ _KEPT_US = int(KEPT_SECONDS * US)
 _PURGED = 10
 """Old keys that one new key deletes."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Execute = Callable[[str, tuple[Any, ...]], sqlite3.Cursor]
-Step = Callable[[Execute, int], Answer]
+Step = Callable[[Execute, int], Result]
 """A step of a transaction, at a time in microseconds."""
 
 

@@ -20,7 +20,7 @@ import msgspec
 from chat_nest.core.controls import GRANT
 from chat_nest.stores.epochs import Epochs
 from chat_nest.stores.reports import BY, COLUMNS, NO_ERRORS, SQLITE, Question, request_row, started_us
-from chat_nest.stores.rules import Book, Counter, Reservation
+from chat_nest.stores.rules import Book, Counter, StoredClaim
 from chat_nest.stores.sqlite.controls import change_controls
 from chat_nest.stores.sqlite.schema import RECORDS_SINCE, gone, migrate, version_of
 
@@ -75,7 +75,7 @@ DELETE FROM requests WHERE started_at <= (
 """
 
 _encode = msgspec.json.encode
-_decode_reservations = msgspec.json.Decoder(list[Reservation]).decode
+_decode_reservations = msgspec.json.Decoder(list[StoredClaim]).decode
 _decode_counters = msgspec.json.Decoder(list[Counter]).decode
 
 
@@ -136,7 +136,7 @@ class SQLiteFile:
         if connection is not None:
             connection.close()
 
-    def load(self, ids: Iterable[str], keys: Iterable[str], now_us: int) -> tuple[Book, list[Reservation]]:
+    def load(self, ids: Iterable[str], keys: Iterable[str], now_us: int) -> tuple[Book, list[StoredClaim]]:
         """Return a Book of these reservations and counters and of those with expired leases; and the latter."""
         found = self._read(_LOAD_RESERVATIONS, (_json(list(ids)), now_us))
         reservations = {reservation.id: reservation for reservation in _decode_reservations(found)}
@@ -313,7 +313,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _row(reservation: Reservation) -> tuple[Any, ...]:
+def _row(reservation: StoredClaim) -> tuple[Any, ...]:
     return (
         reservation.id,
         reservation.fingerprint,

@@ -21,7 +21,7 @@ from chat_nest.core.errors import LimiterUnavailable, StoreEmptied
 from chat_nest.core.protocols import Now
 from chat_nest.core.records import Record
 from chat_nest.limits.windows import US
-from chat_nest.stores.rules import Book, Reservation
+from chat_nest.stores.rules import Book, StoredClaim
 from chat_nest.stores.sqlite.controls import Execute
 from chat_nest.stores.sqlite.file import SQLiteFile
 
@@ -157,7 +157,7 @@ class Page(Struct):
 
     book: Book
     now_us: int
-    overdue: Sequence[Reservation]
+    overdue: Sequence[StoredClaim]
     """Expired leases without a charge: none if the transaction writes."""
     execute: Execute
     charged: int = 0

@@ -10,7 +10,7 @@ import pytest
 
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.server.admin.acts import reload
-from chat_nest.server.reload import Outcome
+from chat_nest.server.reload import ReloadOutcome
 
 
 class Away:
@@ -21,8 +21,8 @@ class Away:
 
 
 async def test_a_reload_that_is_not_in_the_trail_is_in_the_answer_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async def read() -> Outcome:
-        return Outcome(adopted=True, changed=("limits",), notes=("another one",))
+    async def read() -> ReloadOutcome:
+        return ReloadOutcome(adopted=True, changed=("limits",), notes=("another one",))
 
     asked: Any = SimpleNamespace(
         app=SimpleNamespace(reload=read), operator=Away(), by="admin:b24a965e", text=lambda _: ""

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.deadlines import Deadlines, Sweep
+from chat_nest.server.http.deadlines import ConnectionDeadlines, Sweep
 from chat_nest.server.http.server import HttpServer
 
 
@@ -47,7 +47,7 @@ async def app(scope: object, receive: object, send: object) -> None:
 
 @pytest.mark.looptime(start=0)
 async def test_a_connection_expires_once_and_a_broken_one_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    context = ServerContext(app, Deadlines(linger=5))
+    context = ServerContext(app, ConnectionDeadlines(linger=5))
     server = HttpServer(context)
     await server.start()
     broken, first, second, never = Expiring(3, broken=True), Expiring(3), Expiring(20), Expiring(float("inf"))

@@ -9,7 +9,7 @@ import pytest
 
 from chat_nest.asgi.request import GONE, PUSH
 from chat_nest.server.http.context import ServerContext
-from chat_nest.server.http.protocol import Connection
+from chat_nest.server.http.protocol import ServerConnection
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -53,9 +53,9 @@ class Wire(asyncio.Transport):
         return self.closing
 
 
-async def asked(app: Any, request: bytes = GET) -> tuple[Connection, Wire]:
+async def asked(app: Any, request: bytes = GET) -> tuple[ServerConnection, Wire]:
     """A connection with one request, before its application has run."""
-    protocol, wire = Connection(ServerContext(app)), Wire()
+    protocol, wire = ServerConnection(ServerContext(app)), Wire()
     protocol.connection_made(wire)
     protocol.data_received(request)
     return protocol, wire
