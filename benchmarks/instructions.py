@@ -1,13 +1,14 @@
 """Count the instructions of a request and of a token with callgrind: other work on the machine changes nothing.
 
-    scripts/bench instructions [--metrics] [--beside DIR]
+    scripts/bench instructions [--metrics] [--traces SHARE] [--beside DIR]
 
 Everything is real, as in `chat-nest serve` with its defaults and a store in memory: the server's protocol, the
 pipeline, the HTTP client. Only the two sockets are not there, so that the kernel's part is not counted, and neither is
 that of the event loop's polling. The same program runs twice, with a few requests and with more; the difference is what
 those cost. `--beside` counts another checkout's code as well, with this environment. `--metrics` counts with metrics
-on, in files, as with several workers, but without their look each second, which is no part of a request. It needs
-valgrind, and some minutes.
+on, in files, as with several workers, but without their look each second, which is no part of a request. `--traces`
+counts with this share of the requests traced, to the last span's sending, in whichever thread. It needs valgrind, and
+some minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import uvloop
 
 from benchmarks.processes import Missing
 from benchmarks.stacks import CHAT_NEST, native_body
-from benchmarks.telemetry import METRICS, PRICED
+from benchmarks.telemetry import METRICS, PRICED, collector, traces
 
 ROOT = Path(__file__).parent.parent
 WARM_UP, FEW, MANY = 20, 5, 25
@@ -103,7 +104,7 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
-async def serve(requests: int, tokens: int, directory: Path, *, metrics: bool) -> None:
+async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> None:
     """Answer `requests` requests, after the first ones that fill what is computed once."""
     from chat_nest.server.app import build  # noqa: PLC0415 - of the checkout that is counted
     from chat_nest.server.config.settings import load  # noqa: PLC0415
@@ -113,9 +114,7 @@ async def serve(requests: int, tokens: int, directory: Path, *, metrics: bool) -
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Loop)
     config = directory / "config.toml"
-    config.write_text(
-        CHAT_NEST.format(store="memory://", provider="http://127.0.0.1:1") + (PRICED + METRICS if metrics else "")
-    )
+    config.write_text(CHAT_NEST.format(store="memory://", provider="http://127.0.0.1:1") + telemetry)
     app = build(load(str(config), {}))
     app.handler.start()
     if app.metrics is not None:
@@ -151,17 +150,17 @@ async def serve(requests: int, tokens: int, directory: Path, *, metrics: bool) -
         provider.data_received((word if tokens > 1 else b"") + end)
         await until(lambda: not (connection.answering or app.running))
         assert b"".join(client.written).count(b"event: token") == tokens
+    await app._telemetry.aclose()  # noqa: SLF001 - the last spans belong to the requests
     os._exit(0)  # the end of the interpreter is not counted
 
 
-def count(checkout: Path, requests: int, tokens: int, *, metrics: bool) -> int:
+def count(checkout: Path, requests: int, tokens: int, telemetry: str) -> int:
     """Return the instructions of a process that answers so many requests."""
     with tempfile.TemporaryDirectory() as directory:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/out", sys.executable]
-        command += ["-m", "benchmarks.instructions", "--serve", str(requests), str(tokens), directory]
-        command += ["--metrics"] if metrics else []
+        command += ["-m", "benchmarks.instructions", "--serve", str(requests), str(tokens), directory, telemetry]
         environ = os.environ | {"PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{ROOT}", "PYTHONHASHSEED": "1"}
-        if metrics:
+        if METRICS in telemetry:
             environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
         found = re.search(r"^(?:summary|totals): (\d+)", (Path(directory) / "out").read_text(), re.MULTILINE)
@@ -170,11 +169,11 @@ def count(checkout: Path, requests: int, tokens: int, *, metrics: bool) -> int:
         return int(found[1])
 
 
-def figures(checkout: Path, *, metrics: bool) -> tuple[float, float]:
+def figures(checkout: Path, telemetry: str) -> tuple[float, float]:
     """Return the instructions of a request with one token, and of each further token."""
 
     def a_request(tokens: int) -> float:
-        few, many = (count(checkout, requests, tokens, metrics=metrics) for requests in (FEW, MANY))
+        few, many = (count(checkout, requests, tokens, telemetry) for requests in (FEW, MANY))
         return (many - few) / (MANY - FEW)
 
     request, longer = a_request(1), a_request(TOKENS)
@@ -185,17 +184,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--beside", type=Path, metavar="DIR", help="a checkout of another commit")
     parser.add_argument("--metrics", action="store_true", help="with metrics on, in files")
-    parser.add_argument("--serve", nargs=3, metavar=("REQUESTS", "TOKENS", "DIR"), help=argparse.SUPPRESS)
+    parser.add_argument("--traces", metavar="SHARE", help="with this share of the requests traced, from 0 to 1")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
-        requests, tokens, directory = asked.serve
+        requests, tokens, directory, telemetry = asked.serve
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(serve(int(requests), int(tokens), Path(directory), metrics=asked.metrics))
+            runner.run(serve(int(requests), int(tokens), Path(directory), telemetry))
     if not shutil.which("valgrind"):
         raise Missing("Instructions are counted by valgrind: apt-get install -y valgrind")
-    for checkout in (ROOT, *([asked.beside.resolve()] if asked.beside else [])):
-        request, token = figures(checkout, metrics=asked.metrics)
-        print(f"{checkout}: {request:,.0f} instructions a request of 1 token, {token:,.0f} each further token")
+    with collector() as endpoint:
+        telemetry = (PRICED + METRICS if asked.metrics else "") + (
+            traces(endpoint, asked.traces) if asked.traces else ""
+        )
+        for checkout in (ROOT, *([asked.beside.resolve()] if asked.beside else [])):
+            request, token = figures(checkout, telemetry)
+            print(f"{checkout}: {request:,.0f} instructions a request of 1 token, {token:,.0f} each further token")
     return 0
 
 

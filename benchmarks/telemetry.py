@@ -43,25 +43,34 @@ def _in_files(prepare: Prepare) -> Prepare:
 
 
 @contextmanager
-def stacks() -> Generator[list[Stack]]:
-    """Yield the stacks, with a collector of spans that runs meanwhile on this process's core."""
+def collector() -> Generator[str]:
+    """Yield the URL of a collector of spans that runs meanwhile on this process's core."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
     Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces"
+    finally:
+        server.shutdown()
 
-    def traces(sample: str) -> str:
-        return f'[traces]\nendpoint = "http://127.0.0.1:{server.server_port}/v1/traces"\nsample = {sample}\n\n'
+
+def traces(endpoint: str, sample: str) -> str:
+    """Return the section of a configuration that traces this share of the requests."""
+    return f'[traces]\nendpoint = "{endpoint}"\nsample = {sample}\n\n'
+
+
+@contextmanager
+def stacks() -> Generator[list[Stack]]:
+    """Yield the stacks, while their spans have a collector."""
 
     def stack(name: str, more: str, *, in_files: bool = False) -> Stack:
         prepare = chat_nest("sqlite:///chat-nest.db", more=PRICED + more)
         return Stack(name=name, prepare=_in_files(prepare) if in_files else prepare, scenarios=COST_ONLY, **NATIVE)
 
-    try:
+    with collector() as endpoint:
         yield [
             stack("nothing on", ""),
             stack("metrics", METRICS),
             stack("metrics in files", METRICS, in_files=True),
-            stack("metrics in files, 1 % traced", METRICS + traces("0.01"), in_files=True),
-            stack("metrics in files, all traced", METRICS + traces("1"), in_files=True),
+            stack("metrics in files, 1 % traced", METRICS + traces(endpoint, "0.01"), in_files=True),
+            stack("metrics in files, all traced", METRICS + traces(endpoint, "1"), in_files=True),
         ]
-    finally:
-        server.shutdown()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from chat_nest.core.protocols import Observer
 from chat_nest.identity.peer import PeerAddress
@@ -13,14 +13,11 @@ from chat_nest.server.config.settings import Config
 
 if TYPE_CHECKING:
     from chat_nest.metrics import Metrics
+    from chat_nest.traces.export import Exporter
 
 log = logging.getLogger("chat_nest.server")
 
 FLUSH_SECONDS = 5.0
-
-
-class Closes(Protocol):
-    def shutdown(self) -> None: ...
 
 
 class Telemetry:
@@ -31,13 +28,13 @@ class Telemetry:
         self.name(config)
         observers: list[Observer] = []
         self.metrics: Metrics | None = None
-        self._tracing: Closes | None = None
-        self._sampler: asyncio.Task[None] | None = None
+        self._exporter: Exporter | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         if config.metrics.enabled:
             self.metrics = _metrics(kinds)
             observers.append(self.metrics)
         if config.traces.endpoint:
-            traces, self._tracing = _traces(config.traces, PeerAddress(config.server.trusted_proxies), kinds)
+            traces, self._exporter = _traces(config.traces, PeerAddress(config.server.trusted_proxies), kinds)
             observers.append(traces)
         self.observers = tuple(observers)
 
@@ -51,21 +48,24 @@ class Telemetry:
             self.metrics.alerted(type, channel, outcome)
 
     def start(self) -> None:
-        """Read once a second what the handler has to do, and share it: another worker may be scraped."""
+        """Share the numbers once a second, since another worker may be scraped, and send spans every few seconds."""
         if self.metrics is not None:
-            self._sampler = asyncio.create_task(self.metrics.keep_sampling())
+            self._tasks.append(asyncio.create_task(self.metrics.keep_sampling()))
+        if self._exporter is not None:
+            self._tasks.append(asyncio.create_task(self._exporter.keep_sending()))
 
     async def aclose(self) -> None:
         """Share the last numbers, and send the last spans, for a few seconds at most."""
-        if self._sampler is not None:
-            self._sampler.cancel()
-            await asyncio.wait([self._sampler])
-        if self._tracing is not None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._exporter is not None:
             try:
                 async with asyncio.timeout(FLUSH_SECONDS):
-                    await asyncio.to_thread(self._tracing.shutdown)
-            except Exception as failure:
-                log.warning("the last traces were not sent: %s", type(failure).__name__)
+                    await self._exporter.flush()
+            except TimeoutError:
+                log.warning("the last traces were not sent in time")
 
 
 def _metrics(kinds: dict[str, str]) -> Metrics:
@@ -79,19 +79,11 @@ def _metrics(kinds: dict[str, str]) -> Metrics:
     return Metrics(registry, kinds=kinds)
 
 
-def _traces(section: TracesSection, peers: PeerAddress, kinds: dict[str, str]) -> tuple[Observer, Closes]:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased  # noqa: PLC0415 - an extra
+def _traces(section: TracesSection, peers: PeerAddress, kinds: dict[str, str]) -> tuple[Observer, Exporter]:
+    from chat_nest.traces.export import Exporter  # noqa: PLC0415 - an extra
+    from chat_nest.traces.otlp import OtlpTraces  # noqa: PLC0415 - an extra
 
-    from chat_nest.traces import Traces  # noqa: PLC0415 - an extra
-
-    provider = TracerProvider(
-        sampler=ParentBased(TraceIdRatioBased(section.sample)),
-        resource=Resource.create({"service.name": section.service}),
-        shutdown_on_exit=False,
-    )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(section.endpoint, timeout=FLUSH_SECONDS)))
-    return Traces(provider, accepts=peers.trusts, kinds=kinds), provider
+    traces = OtlpTraces(section.sample, accepts=peers.trusts, kinds=kinds)
+    exporter = Exporter(section.endpoint, section.service, traces.take)
+    traces.on_full = exporter.hurry
+    return traces, exporter
