@@ -19,6 +19,7 @@ from chat_nest.server.workers import GRACE_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = (DEPLOY / "systemd" / "chat-nest.service").read_text()
+SOCKET = (DEPLOY / "systemd" / "chat-nest.socket").read_text()
 COMPOSE = yaml.safe_load((DEPLOY / "container" / "compose.yaml").read_text())
 MANIFESTS = {each["kind"]: each for each in yaml.safe_load_all((DEPLOY / "kubernetes" / "chat-nest.yaml").read_text())}
 POD = MANIFESTS["StatefulSet"]["spec"]["template"]["spec"]
@@ -141,8 +142,14 @@ def test_the_unit_is_exposed_by_at_most_two_of_ten(tmp_path) -> None:
     assert float(exposure) <= 2.0
 
 
-def test_systemd_finds_nothing_wrong_in_the_unit(tmp_path) -> None:
-    path = tmp_path / "chat-nest.service"
-    path.write_text(UNIT.replace("/opt/chat-nest/bin/chat-nest", "/bin/true"))  # it must exist
-    done = analyze("verify", "--man=no", str(path))
+@pytest.mark.parametrize("name", ["chat-nest.service", "chat-nest.socket"])
+def test_systemd_finds_nothing_wrong_in_the_units(tmp_path, name) -> None:
+    (tmp_path / "chat-nest.service").write_text(UNIT.replace("/opt/chat-nest/bin/chat-nest", "/bin/true"))  # must exist
+    (tmp_path / "chat-nest.socket").write_text(SOCKET)
+    done = analyze("verify", "--man=no", str(tmp_path / name))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_socket_is_at_the_address_of_the_sample_configuration(written) -> None:
+    config = load(written((DEPLOY / "chat-nest.toml").read_text()), {})
+    assert re.findall(r"^ListenStream=(.+)$", SOCKET, re.MULTILINE) == [f"{config.server.host}:{config.server.port}"]

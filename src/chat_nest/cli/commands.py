@@ -97,6 +97,7 @@ def serve(
     from chat_nest.server.config.settings import load  # noqa: PLC0415 - as above
     from chat_nest.server.listeners import open_listeners  # noqa: PLC0415 - as above
     from chat_nest.server.local_servers import find_local_server  # noqa: PLC0415 - as above
+    from chat_nest.server.socket_activation import take_passed  # noqa: PLC0415 - as above
 
     find = None if demo else cache(find_local_server)  # a reload keeps what was found at the start
 
@@ -108,7 +109,7 @@ def serve(
 
     config = _load(file, again)
     try:
-        listeners = open_listeners(config)
+        listeners = open_listeners(config, take_passed())
     except ListenError as error:
         fail(str(error), code=1)
     sys.exit(run(config, listeners, again, workers=workers, color=has_color()))

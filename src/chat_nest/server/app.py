@@ -106,7 +106,7 @@ class ServerApp:
 
     @property
     def draining(self) -> bool:
-        """Whether it refuses new answers, because the process is about to end."""
+        """Whether the process is about to end."""
         return self._draining
 
     def prepare(self, config: Config) -> Prepared:
@@ -210,10 +210,11 @@ class ServerApp:
         await self._telemetry.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def drain(self) -> None:
-        """Report not ready, and refuse new answers: the server is about to end."""
+    def drain(self, *, refuse: bool = True) -> None:
+        """Report not ready: the server is about to end. With `refuse`, new answers and those in a queue are refused."""
         self._draining = True
-        self._handler.drain()
+        if refuse:
+            self._handler.drain()
 
     @property
     def running(self) -> int:

@@ -17,8 +17,10 @@ from msgspec import Struct
 from chat_nest.server.config.admin import AdminPlace, place_of_admin
 from chat_nest.server.config.settings import Config
 from chat_nest.server.listen import BACKLOG, ListenError, listen, url_of
+from chat_nest.server.socket_activation import Passed
 
 SOCKET_MODE = 0o660
+NONE_PASSED = Passed()
 
 
 class Listeners(Struct, frozen=True):
@@ -27,7 +29,9 @@ class Listeners(Struct, frozen=True):
     public: socket.socket
     operators: socket.socket | None = None
     path: str = ""
-    """Of the operators' Unix socket, if it is one."""
+    """Of the operators' Unix socket, if this server has made it."""
+    outlives: bool = False
+    """Whether the public socket is the service manager's: what connects after this server's end waits for the next."""
 
     @property
     def operators_url(self) -> str:
@@ -47,17 +51,54 @@ class Listeners(Struct, frozen=True):
                 Path(self.path).unlink()
 
 
-def open_listeners(config: Config) -> Listeners:
-    """Listen where the configuration says. Raises ListenError."""
-    public = listen(config.server.host, config.server.port)
-    if not config.admin_listen:
-        return Listeners(public)
+def open_listeners(config: Config, passed: Passed = NONE_PASSED) -> Listeners:
+    """Listen where the configuration says, on the sockets that were passed or on new ones. Raises ListenError."""
+    host, port = config.server.host, config.server.port
+    public = passed.public
+    if public is None:
+        public = listen(host, port)
+    elif not _is_at(public, host, port):
+        raise ListenError(
+            f"the service manager passed a socket at {url_of(public)}, but [server] says {host} port {port}: "
+            "make ListenStream= of the .socket unit and [server] host and port the same"
+        )
     try:
-        place = place_of_admin(config.admin_listen)
-        return Listeners(public, listen_for_operators(place), place.path)
+        operators, path = _operators(config.admin_listen, passed.operators)
     except ListenError:
         public.close()
         raise
+    return Listeners(public, operators, path, outlives=passed.public is not None)
+
+
+def _operators(place_name: str, passed: socket.socket | None) -> tuple[socket.socket | None, str]:
+    """Return the socket of operators, and the path of the file that this server has made. Raises ListenError."""
+    if not place_name:
+        if passed is None:
+            return None, ""
+        raise ListenError(
+            f"the service manager passed a socket for operators, {url_of(passed)}: name it in [admin] listen"
+        )
+    place = place_of_admin(place_name)
+    if passed is None:
+        return listen_for_operators(place), place.path
+    if passed.getsockname() == place.path if place.path else _is_at(passed, place.host, place.port):
+        return passed, ""
+    raise ListenError(
+        f"the service manager passed a socket for operators at {url_of(passed)}, but [admin] says {place_name}: "
+        "make it and ListenStream= of the .socket unit the same"
+    )
+
+
+def _is_at(listener: socket.socket, host: str, port: int) -> bool:
+    """Return whether the socket has this address. The configuration has no paths for chats: a Unix socket is right."""
+    name = listener.getsockname()
+    if not isinstance(name, tuple):
+        return True
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return False
+    return any(address[0] == name[0] and port in (0, name[1]) for *_, address in found)
 
 
 def listen_for_operators(place: AdminPlace) -> socket.socket:

@@ -36,6 +36,8 @@ log = logging.getLogger("chat_nest.server")
 
 CANT_START = 3
 """The exit code of a worker that can't start."""
+EXPECT_SECONDS = 1.0
+"""Seconds that a drain waits for the requests of new connections, if others come to the next process."""
 MOST_OPERATORS = 64
 """Connections of the operators' listener, of each worker."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -104,10 +106,11 @@ class Worker:
         self._ignored = ignored
         self._ending = asyncio.Event()
         self._hurrying = asyncio.Event()
+        self._expect_until = 0.0
 
     @property
     def ending(self) -> bool:
-        """Whether a signal has come: running answers go on, and new ones are refused."""
+        """Whether a signal has come: running answers go on."""
         return self._ending.is_set()
 
     def adopt(self, prepared: Prepared) -> None:
@@ -142,7 +145,7 @@ class Worker:
             on_started()
             await self._ending.wait()
             self._overseer.stopping()
-            await self._drain()
+            await self._drain(hands_over=listeners.outlives)
             if self._operators is not None and self._admin is not None:
                 self._admin.live.close()
                 self._operators.drain()
@@ -192,13 +195,18 @@ class Worker:
                 self._hurrying.set()
             self._ending.set()
 
-    async def _drain(self) -> None:
+    async def _drain(self, *, hands_over: bool) -> None:
         """Wait for the running answers, for a limited time.
 
-        The process still listens, so that new requests get a refusal.
+        New connections wait for the next process if it takes over the listening socket. Else this one still listens, so
+        that their requests get a refusal instead of nothing.
         """
-        self.app.drain()
-        self._server.drain()
+        self.app.drain(refuse=not hands_over)
+        if hands_over:
+            await self._server.stop_accepting()
+            self._expect_until = time.monotonic() + EXPECT_SECONDS
+        else:
+            self._server.drain()
         if waiting := self._answering():
             log.info("waiting for %d answers to end; a second signal ends them now", waiting)
         until = time.monotonic() + self._drain_seconds
@@ -211,9 +219,10 @@ class Worker:
 
         A page that is open does not count.
         """
+        busy = self._answering() + (self._server.expecting if time.monotonic() < self._expect_until else 0)
         if self._operators is None or self._admin is None:
-            return self._answering()
-        return self._answering() + self._operators.answering - self._admin.live.streams
+            return busy
+        return busy + self._operators.answering - self._admin.live.streams
 
     def _answering(self) -> int:
         """Return the number of answers, also those without a reader, and of requests that are still coming in."""

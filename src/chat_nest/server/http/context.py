@@ -30,6 +30,11 @@ class Open(Peer, Protocol):
         """Whether a request has begun and its response is not complete."""
         ...
 
+    @property
+    def expects_request(self) -> bool:
+        """Whether a client has connected for a request that has not come yet, or not whole; an idle one has had its."""
+        ...
+
     def expire(self) -> None:
         """Act on a deadline that has passed."""
 

@@ -101,6 +101,10 @@ class ServerConnection(asyncio.Protocol):
     def answering(self) -> bool:
         return self._exchange is not None
 
+    @property
+    def expects_request(self) -> bool:
+        return self._phase == "reading" and self._exchange is None and self not in self._context.limits.idle
+
     def data_received(self, data: bytes) -> None:
         if self._phase == "reading":
             data = self._read(data)

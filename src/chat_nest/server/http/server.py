@@ -44,6 +44,22 @@ class HttpServer:
         """Return the number of requests that are coming in or being answered."""
         return sum(connection.answering for connection in self._context.connections)
 
+    @property
+    def expecting(self) -> int:
+        """Return the number of connections whose first request is yet to come."""
+        return sum(connection.expects_request for connection in self._context.connections)
+
+    async def stop_accepting(self) -> None:
+        """Leave new connections to the listening sockets' other owners, and close idle ones.
+
+        Each other connection is closed after its response, also a new one whose request is on its way.
+        """
+        listening, self._listening = self._listening, []
+        await stop_listening(listening)
+        self._context.draining = True
+        for connection in [each for each in self._context.connections if not each.expects_request]:
+            connection.drain()
+
     def drain(self) -> None:
         """Close idle connections, and each other one after its response. New connections are still accepted."""
         self._context.draining = True
