@@ -87,7 +87,7 @@ class Loop(uvloop.Loop):
         super().__init__()
         self.opened: list[tuple[Any, Wire]] = []
 
-    async def create_connection(self, make: Callable[[], Any], *_: Any, **_others: Any) -> Any:  # type: ignore[override]
+    async def create_connection(self, make: Callable[[], Any], *_: Any, **_others: Any) -> Any:
         protocol, wire = make(), Wire()
         protocol.connection_made(wire)
         self.opened.append((protocol, wire))
@@ -109,7 +109,7 @@ async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> 
     from chat_nest.server.app import build  # noqa: PLC0415 - of the checkout that is counted
     from chat_nest.server.config.settings import load  # noqa: PLC0415
     from chat_nest.server.http.context import ServerContext  # noqa: PLC0415
-    from chat_nest.server.http.protocol import Connection  # noqa: PLC0415
+    from chat_nest.server.http.protocol import ServerConnection  # noqa: PLC0415
 
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Loop)
@@ -120,13 +120,13 @@ async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> 
     if app.metrics is not None:
         from chat_nest.metrics import observer  # noqa: PLC0415
 
-        observer.SAMPLE_SECONDS = 1e9  # type: ignore[misc]
+        observer.SAMPLE_SECONDS = 1e9
         if hasattr(app.metrics, "keep_sampling"):
             keeps_sampling = asyncio.create_task(app.metrics.keep_sampling())
             await asyncio.sleep(0)
             assert not keeps_sampling.done()
     client = Wire()
-    connection = Connection(ServerContext(app))
+    connection = ServerConnection(ServerContext(app))
     connection.connection_made(client)
     body = msgspec.json.encode(native_body(f"tokens={tokens}"))
     length = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
