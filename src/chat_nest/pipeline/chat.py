@@ -162,10 +162,11 @@ class Chat:
                 prepared = await self._prepare(arrival, body, earlier, caller, terms, turn, place, client)
                 caller, request, profile = prepared
                 del prepared
-                if len(body) > LONG_BODY:
-                    await asyncio.sleep(0)  # reading it took as long as counting it will: others go in between
                 request, refused = admitted(request, profile, upstream.takes(profile.model))  # images
-                prompt, tokens, kept = make_prompt(request, profile, upstream.counters)
+                if len(body) > LONG_BODY:  # the tokenizer lets other threads run: the streams of others go on
+                    prompt, tokens, kept = await asyncio.to_thread(make_prompt, request, profile, upstream.counters)
+                else:
+                    prompt, tokens, kept = make_prompt(request, profile, upstream.counters)
                 dropped = Dropped(messages=kept.dropped, images=refused + kept.dropped_images)
                 models = _able(upstream, dialect, prompt, profile)  # what a model lacks is refused, not dropped
                 models = self.gate.open_models(models)  # without those that an operator paused
@@ -334,6 +335,8 @@ class Chat:
         self.callers.count_counting(caller)
         request = parse(dialect, body, await self._earlier(dialect, body, caller))
         profile = self.terms.now.profiles.resolve(caller, request)
+        if len(body) > LONG_BODY:
+            return await asyncio.to_thread(input_bound, request, profile.model, self.upstream.counters)
         return input_bound(request, profile.model, self.upstream.counters)
 
 

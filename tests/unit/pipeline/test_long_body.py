@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import msgspec
@@ -10,25 +11,26 @@ from chat_nest import create_chat_handler
 from chat_nest.pipeline import chat
 from chat_nest.testing import ScriptedProvider, answer, collect
 
+PATHS = {"/api/chat": "make_prompt", "/v1/messages/count_tokens": "input_bound"}
 
-@pytest.mark.parametrize(("length", "order"), [(1_000, ["count", "others"]), (200_000, ["others", "count"])])
-async def test_others_have_their_turn_between_the_reading_and_the_counting_of_a_long_body(
-    length: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+
+@pytest.mark.parametrize(("path", "counts"), PATHS.items())
+async def test_others_have_their_turn_while_a_long_prompt_is_counted(
+    path: str, counts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse, make_prompt, seen = chat.parse, chat.make_prompt, list[str]()
-
-    def parsing(*arguments: Any) -> Any:
-        asyncio.get_running_loop().call_soon(seen.append, "others")
-        return parse(*arguments)
+    count, loop, had_turn = getattr(chat, counts), asyncio.get_running_loop(), threading.Event()
+    turns: list[bool] = []
 
     def counting(*arguments: Any) -> Any:
-        seen.append("count")
-        return make_prompt(*arguments)
+        loop.call_soon_threadsafe(had_turn.set)
+        turns.append(had_turn.wait(20))
+        return count(*arguments)
 
-    monkeypatch.setattr(chat, "parse", parsing)
-    monkeypatch.setattr(chat, "make_prompt", counting)
-    body = msgspec.json.encode({"messages": [{"role": "user", "content": "word " * (length // 5)}]})
+    monkeypatch.setattr(chat, counts, counting)
+    said = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "word " * 40_000}]}
+    body = msgspec.json.encode(said if path != "/api/chat" else {"messages": said["messages"]})
     providers = {"p": ScriptedProvider(answer("a"))}
-    async with create_chat_handler(providers=providers, model="p:m", max_body_bytes=1_000_000) as handler:
-        await collect(handler, body)
-    assert seen == order
+    options: dict[str, Any] = {"dialects": ("native", "anthropic"), "max_body_bytes": 1_000_000}
+    async with create_chat_handler(providers=providers, model="p:m", **options) as handler:
+        await collect(handler, body, path=path)
+    assert turns == [True]
