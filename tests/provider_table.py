@@ -24,7 +24,7 @@ def table() -> str:
 
 def _row(kind: str, preset: Preset) -> str:
     if preset.wire == "openai":
-        usage = "asked for" if preset.stream_options else "always"
+        usage = "on request" if preset.stream_options else "always"
         usage += ", in every event" if preset.running_usage else ""
         reasoning = preset.reasoning or "unknown"
         reasoning = f"`{reasoning}`" if reasoning.startswith("reasoning") else reasoning
