@@ -42,6 +42,7 @@ async def test_the_collector_gets_every_request_also_the_last_before_the_end(tmp
     port = server.sockets[0].getsockname()[1]
     environ = {
         "CHAT_NEST_TRACES_ENDPOINT": f"http://127.0.0.1:{port}/v1/traces",
+        "CHAT_NEST_TRACES_SAMPLE": "1",
         "CHAT_NEST_TRACES_SERVICE": "my-chat",
         "CHAT_NEST_SERVER_TRUSTED_PROXIES": "127.0.0.1",
     }

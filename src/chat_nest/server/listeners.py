@@ -11,6 +11,7 @@ import errno
 import socket
 import stat
 from pathlib import Path
+from typing import cast
 
 from msgspec import Struct
 
@@ -98,7 +99,8 @@ def _is_at(listener: socket.socket, host: str, port: int) -> bool:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         return False
-    return any(address[0] == name[0] and port in (0, name[1]) for *_, address in found)
+    at_host, at_port = cast(tuple[str, int], name[:2])
+    return port in (0, at_port) and at_host in [address[0] for *_, address in found]
 
 
 def listen_for_operators(place: AdminPlace) -> socket.socket:

@@ -6,16 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
-
 from chat_nest.core.errors import UpstreamError, failure_name
 from chat_nest.providers.http import HTTPSession
-from chat_nest.traces.otlp import texts_of
+from chat_nest.traces.observer import NAME
+from chat_nest.traces.protobuf import export_request
 
 log = logging.getLogger("chat_nest.traces")
 
@@ -36,7 +34,7 @@ class Exporter:
     OpenTelemetry describes them. Raises ValueError if the URL can't be used.
     """
 
-    def __init__(self, endpoint: str, service: str, take: Callable[[], ScopeSpans | None]) -> None:
+    def __init__(self, endpoint: str, service: str, take: Callable[[], Sequence[bytes]]) -> None:
         parts = urlsplit(endpoint)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -74,11 +72,8 @@ class Exporter:
 
     def _gather(self) -> bool:
         """Encode the next batch, unless one is still unsent; return whether there is one."""
-        if not self._unsent and (spans := self._take()) is not None:
-            message = ExportTraceServiceRequest()
-            resource = message.resource_spans.add(scope_spans=[spans])
-            resource.resource.attributes.extend(texts_of(self._resource))
-            self._unsent = message.SerializeToString()
+        if not self._unsent and (spans := self._take()):
+            self._unsent = export_request(self._resource, NAME, spans)
         return bool(self._unsent)
 
     async def _send(self) -> None:

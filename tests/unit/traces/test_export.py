@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from chat_nest.traces import export
 from chat_nest.traces.export import Exporter
@@ -41,8 +41,8 @@ class Sending:
     """An exporter that runs, and what it has to send: one span a batch."""
 
     def __init__(self, url, *names):
-        self.left = [ScopeSpans(spans=[Span(name=name)]) for name in names]
-        self.exporter = Exporter(url, "my-chat", lambda: self.left.pop(0) if self.left else None)
+        self.left = [[Span(name=name).SerializeToString()] for name in names]
+        self.exporter = Exporter(url, "my-chat", lambda: self.left.pop(0) if self.left else [])
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.exporter.keep_sending())

@@ -279,7 +279,7 @@ class TracesSection(Struct, frozen=True, kw_only=True):
 
     endpoint: str = ""
     """The collector's URL, such as http://127.0.0.1:4318/v1/traces. Empty: no traces."""
-    sample: float = 1.0
+    sample: float = 0.1
     """The share of requests that are traced, unless a trusted proxy has decided."""
     service: str = "chat-nest"
     """The name of this service in the traces."""

@@ -13,7 +13,7 @@ def check_telemetry(sources: Sources, metrics: MetricsSection, traces: TracesSec
     """Note what is switched on without its extra."""
     if metrics.enabled and (problem := missing_extra("prometheus_client", "Metrics need", "metrics")):
         sources.problem(("metrics", "enabled"), problem)
-    if traces.endpoint and (problem := missing_extra("opentelemetry.proto", "Traces need", "traces")):
+    if traces.endpoint and (problem := missing_extra("opentelemetry.trace", "Traces need", "traces")):
         sources.problem(("traces", "endpoint"), problem)
 
 

@@ -41,7 +41,7 @@ def test_a_wrong_value_is_named_with_its_rule_and_not_repeated(variable, value, 
     [
         ("prometheus_client", {"CHAT_NEST_METRICS_ENABLED": "true"}, "metrics.enabled"),
         (
-            "opentelemetry.proto",
+            "opentelemetry.trace",
             {"CHAT_NEST_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"},
             "traces.endpoint",
         ),
