@@ -94,23 +94,29 @@ async function follow(conversation, turn, kept, body) {
   const { message } = turn;
   const { talk } = conversation;
   let frame = 0;
+  let drawing = 0;
   let saving = 0;
   /** @type {Writing} */
   let mine;
   const keep = async (changed = [message]) => void (mine.isDeleted || (await store.write(talk, changed)));
-  const paint = () => {
-    frame = 0;
+  const draw = () => {
+    drawing = 0;
     turn.write(message.content);
     saving ||= setTimeout(() => {
       saving = 0;
       keep();
     }, SAVE_MS);
   };
+  // Once a frame, but after it: the frame's own task has the layout, and both together take too long.
+  const afterFrame = () => {
+    frame = 0;
+    drawing = setTimeout(draw);
+  };
   const run = new Run(kept, {
     began: () => keep(),
     text: (content) => {
       message.content = kept.before + content;
-      frame ||= requestAnimationFrame(paint);
+      if (!frame && !drawing) frame = requestAnimationFrame(afterFrame);
     },
     lost: () => {
       turn.setLost();
@@ -150,6 +156,7 @@ async function follow(conversation, turn, kept, body) {
     failure = error;
   }
   cancelAnimationFrame(frame);
+  clearTimeout(drawing);
   clearTimeout(saving);
   if (writing.get(talk.id) === mine) writing.delete(talk.id);
   delete message.run;

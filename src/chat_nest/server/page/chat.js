@@ -267,10 +267,10 @@ composer.addEventListener("submit", (event) => {
     return;
   }
   const parent = editing?.message.parent;
+  prompt.focus(); // before anything changes: focus needs a layout
   const images = attachments.swap();
   if (editing) stopEditing();
   else prompt.value = "";
-  prompt.focus();
   say(content.trim() && content, images, parent);
 });
 prompt.addEventListener("keydown", (event) => {

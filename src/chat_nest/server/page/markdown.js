@@ -2,7 +2,8 @@
 // marked treats HTML as text here, and DOMPurify passes only what is listed below.
 //
 // A block (a paragraph, a list's item, a table) that another one follows is finished: it is made once and never changed. So a
-// token costs the layout of its own block, however long the answer is.
+// token costs the layout of its own block. Blocks stand together in parts of about a screen: a part out of sight costs
+// nothing, however long the answer is.
 
 import "./lib/dompurify-3.5.0/purify.min.js";
 import { Marked } from "./lib/marked-18.2.1/marked.esm.js";
@@ -100,6 +101,8 @@ const UNFINISHED = /[^\n]{40}$/;
 /** A last word that may be an address, of which a link is made. */
 const ADDRESS = /(?:[:/@]|www)\S*$/i;
 const FENCE = /^(`{3,}|~{3,})/;
+/** A block begins a new part when the last one has so many characters of Markdown. */
+const PART = 2_000;
 
 /** The Markdown of one answer in `root`, which grows. */
 export class Markdown {
@@ -113,6 +116,9 @@ export class Markdown {
 
   begin() {
     this.start = 0; // where the open block begins in the source
+    /** @type {Element | null} */
+    this.part = null; // the last one
+    this.partStart = 0;
     /** @type {ChildNode | null} */
     this.open = null; // its first node
     /** @type {Element | null} */
@@ -143,9 +149,9 @@ export class Markdown {
     if (this.isStale) this.renderOpen();
     if (this.links) {
       // A link's address may stand at the end of the text, far from its block.
-      const whole = made(marked.lexer(this.source));
-      this.root.replaceChildren(whole);
-      this.open = this.root.firstChild;
+      this.root.replaceChildren();
+      this.begin();
+      for (const token of marked.lexer(this.source)) this.place(token, true);
     }
     renderMath(this.root);
     for (let node = this.open; node; node = node.nextSibling) this.closed(node);
@@ -193,7 +199,7 @@ export class Markdown {
   /** A list may go on behind what looked like its end: "3" is a paragraph until "3." comes. */
   findList(token) {
     const { list, mark } = this.lastList ?? {};
-    const before = this.open ? this.open.previousSibling : this.root.lastChild;
+    const before = this.open ? this.open.previousSibling : this.part?.lastChild;
     if (!this.list && list && list === before && mark === markOf(token)) this.list = list;
   }
 
@@ -210,14 +216,23 @@ export class Markdown {
   /** @param {any} token @param {boolean} finished @param {boolean} goesOn whether more items of this list follow */
   place(token, finished, goesOn = false) {
     const fragment = made([token]);
+    if (!this.open && !this.list && token.type !== "space") this.beginPart();
     if (this.list && token.type === "list") this.inList(fragment, finished);
-    else if (token.type !== "space") this.atEnd(this.root, fragment, finished);
+    else if (token.type !== "space") this.atEnd(/** @type {Element} */ (this.part), fragment, finished);
     if (token.type === "list") {
-      const list = this.list ?? (finished ? this.root.lastElementChild : null);
+      const list = this.list ?? (finished ? this.part?.lastElementChild : null);
       if (list) this.lastList = { list, mark: markOf(token) };
     }
     if (finished) this.start += token.raw.length;
-    if (goesOn) this.list = this.list ?? /** @type {Element} */ (this.root.lastChild);
+    if (goesOn) this.list = this.list ?? /** @type {Element} */ (this.part?.lastChild);
+  }
+
+  /** If the last part is full, or there is none. A list may still go on behind its end: what follows it stays with it. */
+  beginPart() {
+    if (this.part && (this.start - this.partStart < PART || this.part.lastElementChild?.matches("ul, ol"))) return;
+    this.part = element("div", { class: "part" });
+    this.partStart = this.start;
+    this.root.append(this.part);
   }
 
   inList(fragment, finished) {
@@ -248,7 +263,7 @@ export class Markdown {
   openCode(token) {
     const fence = token?.type === "code" && FENCE.exec(token.raw)?.[1];
     if (!fence || token.raw.length < fence.length || !token.raw.includes("\n")) return null;
-    const code = /** @type {HTMLElement | null} */ (this.root.lastElementChild?.querySelector("pre > code"));
+    const code = /** @type {HTMLElement | null} */ (this.part?.lastElementChild?.querySelector("pre > code"));
     const isWhole = new RegExp(`\\n {0,3}${fence[0]}{${fence.length},}\\s*$`).test(token.raw);
     if (isWhole || !code?.textContent) return null;
     const line = this.source.endsWith("\n") ? this.source.length - 1 : this.source.length;
