@@ -270,7 +270,7 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[BrokenStore]:
     store: BrokenStore = await asyncio.to_thread(lambda: KINDS[kind](folder))
     try:
         if store.link is not None:
-            await store.link.mend()
+            await store.link.repair()
         yield store
     finally:
         store.close()
@@ -329,7 +329,7 @@ async def _refused(store: BrokenStore, _dice: Any, _pids: Any) -> AsyncIterator[
     try:
         yield
     finally:
-        await store.link.mend()
+        await store.link.repair()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ class StoreLink:
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         """Listen, at the same port each time."""
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]

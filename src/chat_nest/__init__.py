@@ -1,6 +1,6 @@
 """A streaming chat endpoint that you can put on the public internet with your own API key behind it.
 
-The public names are those of this module, `chat_nest.providers`, `chat_nest.dialects`, `chat_nest.stores.*`,
+The public names are in this module, `chat_nest.providers`, `chat_nest.dialects`, `chat_nest.stores.*`,
 `chat_nest.metrics`, `chat_nest.traces`, `chat_nest.server.openapi` and `chat_nest.testing`. Every other module may
 change.
 """

@@ -22,7 +22,7 @@ Step = Batch | Exception | Callable[[], Awaitable[None]]
 
 
 class FakeClock:
-    """A clock that moves only by `advance`, in seconds. Pass it wherever a `now` argument is accepted."""
+    """A clock that moves only by `advance`, in seconds. Pass it as any `now` argument."""
 
     def __init__(self, start: float = 1_000_000_000.0) -> None:
         self.time = start

@@ -362,7 +362,7 @@ async def store():
     """The way to a real Redis, which a test can cut."""
     server = RedisServer()
     link = StoreLink(server.port)
-    await link.mend()
+    await link.repair()
     yield link
     link.cut()
     server.stop()
@@ -382,7 +382,7 @@ async def test_a_reload_needs_no_store(tmp_path, store, count):
             write(tmp_path, provider.url, tokens=2_000)
             assert (await reload(tmp_path))[0] == 0
             assert (await ask(served.port)).status == 503
-            await store.mend()
+            await store.repair()
             go_on.set()
             assert [event.name for event in await reply.events()][-1] == "done"
             async with asyncio.timeout(120):

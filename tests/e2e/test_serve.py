@@ -621,7 +621,7 @@ async def test_workers_with_budgets_of_their_own(tmp_path):
     )
     assert code == 2
     assert lines == [
-        "chat-nest: with memory:// each worker would have budgets of its own: choose a sqlite:// store, or one worker"
+        "chat-nest: with memory:// each worker would have separate budgets: choose a sqlite:// store, or one worker"
     ]
 
 

@@ -42,7 +42,7 @@ def redis():
 @pytest.fixture
 async def link(redis):
     link = StoreLink(redis.port)
-    await link.mend()
+    await link.repair()
     yield link
     link.cut()
 
@@ -186,7 +186,7 @@ async def test_row48_a_settlement_outlives_the_process_that_was_killed(tmp_path,
         assert "sk-canary" not in path.read_text() and "Hel" not in path.read_text()
         (everybodys, held), _ = await standings(redis)
         assert everybodys == 0 and held > SPENT
-        await link.mend()
+        await link.repair()
         async with serving(tmp_path, provider, link.port, **environ):
             # The dead process's allowance stays held until its lease expires; then all of it is charged.
             spent = 2 * SPENT if degraded else SPENT

@@ -265,7 +265,7 @@ async def test_row24_a_file_that_can_not_be_read_lets_nobody_in_until_it_is_mend
             put(tmp_path, whole)
             await until_answered(served.port, ada, 200)
         assert len(provider.requests) == 1
-        assert served.said.count(b"nobody is let in until it is mended") == 2
+        assert served.said.count(b"all requests are refused until it is fixed") == 2
 
 
 async def test_row23_a_key_is_in_no_output_no_file_and_no_refusal(tmp_path: Path) -> None:

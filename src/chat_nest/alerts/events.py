@@ -85,7 +85,7 @@ def debt_crossing(budget: Budget, now: float) -> Crossing:
     """Return that more than a limit was charged."""
     line, standing = budget.line, budget.standing
     debt = shown(line, standing.used - line.limit)
-    why = "a provider reported more than was asked for, or the limit was lowered"
+    why = "a provider reported more than the request's limit, or the limit was lowered"
     return Crossing(
         key=f"alert:{line.key}:{line.limit}:debt",
         seconds=_left(line, now),

@@ -39,7 +39,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
 
 
 class SendOutcome(Struct, frozen=True, kw_only=True):
-    """How an attempt went. Unless it was `sent`, `why` says what happened, without an address or a secret."""
+    """How an attempt went. Unless it was `sent`, `why` is the reason, without an address or a secret."""
 
     sent: bool = False
     why: str = ""

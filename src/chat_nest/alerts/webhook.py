@@ -1,4 +1,4 @@
-"""Webhooks signed as Standard Webhooks says: https://github.com/standard-webhooks/standard-webhooks."""
+"""Webhooks signed as in Standard Webhooks: https://github.com/standard-webhooks/standard-webhooks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def signatures(keys: Sequence[bytes], id: str, at: int, body: bytes) -> str:
 
 
 class Webhook:
-    """Posts alerts to one URL, each attempt on a connection of its own. Follows no redirect."""
+    """Posts alerts to one URL, each attempt on a new connection. Follows no redirect."""
 
     kind = "webhook"
 

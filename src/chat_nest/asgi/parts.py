@@ -127,7 +127,7 @@ def _visitor_gate(settings: HandlerSettings, rules: Profiles) -> ChallengeGate |
     if settings.challenge is None:
         return None
     if settings.visitors is None:
-        raise ValueError("challenge needs visitors: nobody else is challenged")
+        raise ValueError("challenge needs visitors: only they are challenged")
     try:
         return make_gate(settings.challenge, settings.visitors.secrets, rules, settings.now)
     except ValueError as error:

@@ -156,7 +156,7 @@ class Gzip:
         try:
             found = self._stream.decompress(data, min(self._room + 1, TURN))
         except zlib.error:
-            raise BadRequest("must be gzip, as content-encoding says", field="body") from None
+            raise BadRequest("must be gzip, as in content-encoding", field="body") from None
         self._room -= len(found)
         if self._room < 0:
             rule = f"The body may have at most {self._max_bytes} bytes when it is unpacked"

@@ -85,7 +85,7 @@ class SessionRoutes:
 
     async def _operator(self, scope: Scope) -> Caller:
         if self._sessions.operators is None:
-            raise NotFound("Nobody may make sessions here: the server has no keys of the scope sessions")
+            raise NotFound("Sessions can't be made here: the server has no keys of the scope sessions")
         return await self._callers.identify(scope, self._sessions.operators)
 
 
@@ -94,7 +94,7 @@ def _of_group(asked: Mapping[str, Any], operator: Caller) -> Mapping[str, Any]:
     if operator.group is None:
         return asked
     if asked.get("group") not in (None, operator.group):
-        raise Forbidden("This key may make sessions of its own group only")
+        raise Forbidden("This key may only make sessions of its group")
     return {**asked, "group": operator.group}
 
 
@@ -114,7 +114,7 @@ def _of_profiles(asked: Mapping[str, Any], operator: Caller, rules: Profiles) ->
     except ValueError:
         permitted = False
     if not permitted:
-        raise Forbidden("This key may make sessions of its own profiles only")
+        raise Forbidden("This key may only make sessions with its profiles")
     return asked if given else {**asked, "profiles": operator.profiles}
 
 

@@ -21,7 +21,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 REASON = click.option("--reason", metavar="TEXT", default="", help="Why; for the audit trail.")
 FOR = click.option("--for", "span", metavar="TIME", help="How long: 90s, 30m, 2h, 7d.  [default: until it is ended]")
 STOP = click.option(
-    "--stop-running", is_flag=True, help="Also stop the answers that run; each is charged what it used."
+    "--stop-running", is_flag=True, help="Also stop the running answers; each is charged for its tokens so far."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 CALLER = click.option("--caller", metavar="WHO", help="An IP address, an id (key:ada), or the name in `usage`.")
@@ -59,7 +59,7 @@ def pause(file: str, span: str | None, stop_running: bool, reason: str, **scopes
       chat-nest pause --all --reason "bill too high"           until `chat-nest resume --all`
       chat-nest pause --provider openai --for 30m
       chat-nest pause --model openai:gpt-4o --stop-running
-      chat-nest pause --caller 203.0.113.7 --for 1d --reason "asked to slow down"
+      chat-nest pause --caller 203.0.113.7 --for 1d --reason "warned before"
 
     Exits with 2 for a wrong option, with 1 if the store can't be used.
     """  # noqa: D301 - click's mark for "keep these lines" is a real backspace
@@ -111,7 +111,7 @@ def resume(file: str, reason: str, **scopes: Any) -> None:
 def block(
     file: str, caller: str | None, address: str | None, span: str | None, stop_running: bool, reason: str
 ) -> None:
-    """Refuse everything that a caller, or an IP address or network, asks: 403 `blocked`.
+    """Refuse every request of a caller, an IP address or a network: 403 `blocked`.
 
     --caller blocks one caller, however it is identified. --address blocks a network for all callers, also those with
     keys. The store keeps the network as it is, until it is unblocked.
@@ -163,7 +163,7 @@ def reset(file: str, limit: str | None, reason: str, **scopes: Any) -> None:
     """  # noqa: D301 - as above
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
 
-    owner = _owner(scopes, "name whose budget to reset: --caller, --group or --all")
+    owner = _owner(scopes, "name the owner of the budget: --caller, --group or --all")
     lines = act(file, lambda operator, _: operator.reset(owner, limit=limit, reason=reason))
     click.echo(f"chat-nest: reset: {', '.join(line.name for line in lines) or 'nothing had been used'}")
 
@@ -234,7 +234,7 @@ def withdraw(file: str, limit: str | None, reason: str, **scopes: Any) -> None:
     from chat_nest.cli.operate import act  # noqa: PLC0415 - as above
     from chat_nest.cli.operate import withdraw as end  # noqa: PLC0415 - as above
 
-    owner = _owner(scopes, "name whose grants to withdraw: --caller, --group or --all")
+    owner = _owner(scopes, "name the owner of the grants: --caller, --group or --all")
     ended = act(file, lambda operator, _: end(operator, owner, limit, reason))
     if not ended:
         fail("there is no such grant in force: `chat-nest grant` lists them", code=1)
@@ -271,7 +271,7 @@ def running(file: str, as_json: bool) -> None:
 @click.argument("run")
 @REASON
 def stop(file: str, run: str, reason: str) -> None:
-    """Stop the running answer with the id RUN, in whichever server it runs. It is charged what it used.
+    """Stop the running answer with the id RUN, in whichever server it runs. It is charged for its tokens so far.
 
     \b
     Example:

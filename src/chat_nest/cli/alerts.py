@@ -24,7 +24,7 @@ def alerts() -> None:
 @alerts.command(context_settings=CONTEXT)
 @CONFIG
 def test(file: str) -> None:
-    """Send one alert to each configured receiver, and print what it answered.
+    """Send one alert to each configured receiver, and print its answer.
 
     Needs no running server, and writes nothing into the store. The alert is sent once: what fails here is tried again
     by a server.

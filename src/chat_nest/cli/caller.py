@@ -12,7 +12,7 @@ from chat_nest.server.config.settings import Config
 USAGE_NAME = re.compile(r"[0-9a-f]{16}")
 ID = re.compile(r"(user|key|jwt):.+", re.DOTALL)
 NO_ID = (
-    "WHO must be an IP address, 16 hex digits of `chat-nest usage`, or a name with what it is: user:ada for the name "
+    "WHO must be an IP address, 16 hex digits of `chat-nest usage`, or a name with its kind: user:ada for the name "
     "in caller_header, key:ada for the caller of an API key, jwt:ada for the subject of a token"
 )
 
@@ -35,5 +35,5 @@ def names(config: Config, who: str) -> str:
     forgets = not config.server.caller_secret and secret_path(config) is None
     name = f"{log_name(caller_secret(config), key)} in the log"
     if forgets:
-        name = "(memory:// keeps no secret, so the log names callers anew at each start: set server.caller_secret)"
+        name = "(memory:// keeps no secret, so the log has new names after each start: set server.caller_secret)"
     return f"{name}\n{key} in usage and the store"

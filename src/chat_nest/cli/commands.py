@@ -38,7 +38,7 @@ def chat_nest() -> None:
     chat-nest serve                     a demo model on this machine, no key needed
     OPENAI_API_KEY=... chat-nest serve  OpenAI's models
     chat-nest init                      write a configuration file, after a few questions
-    chat-nest check --config chat.toml  check the file, and print what it allows
+    chat-nest check --config chat.toml  check the file, and print its limits
     chat-nest reload --config chat.toml let a running server read it again
     chat-nest usage --by day,model      requests, tokens and dollars of the last days
     chat-nest reconcile openai ...      compare them with what the provider has billed
@@ -56,7 +56,9 @@ for command in (alerts, init, keys, sessions, store, *COMMANDS):
 
 @chat_nest.command(context_settings=CONTEXT)
 @CONFIG
-@click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1; 0.0.0.0 is every interface]")
+@click.option(
+    "--host", metavar="ADDRESS", help="The address to listen on.  [default: 127.0.0.1; 0.0.0.0 is every interface]"
+)
 @click.option("--port", type=click.IntRange(0, 65_535), help="The TCP port; 0 takes any free one.  [default: 8000]")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that serve.")
 @click.option(
@@ -145,7 +147,7 @@ def reload(file: str) -> None:
 @CONFIG
 @click.option("--public", is_flag=True, help="Print instead what is still open to strangers, in order of danger.")
 def check(file: str, public: bool) -> None:
-    """Check the configuration, and print what it allows and what a stranger can spend.
+    """Check the configuration, and print its limits and the most that a stranger can spend.
 
     Exits with 2 if something is wrong, and prints its place and the rule; with 1 if the store was emptied, and with
     --public also if nothing bounds what strangers can spend.

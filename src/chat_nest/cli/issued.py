@@ -50,7 +50,7 @@ _OPTIONS = {"caller": "CALLER", "profiles": "--profile", "limits": "--limit", "s
 
 
 def settings_of(file: str) -> KeySettings:
-    """Return what the configuration says of keys. Exits with 2 if it is wrong."""
+    """Return the configuration of keys. Exits with 2 if it is wrong."""
     try:
         return load_keys(file)
     except ConfigError as error:

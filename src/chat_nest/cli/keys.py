@@ -24,7 +24,7 @@ def keys() -> None:
 
     With [identity] keys_file, or keys = "store", a request needs a key, as "Authorization: Bearer KEY" or
     "x-api-key: KEY". Only hashes of keys are kept, made with the secret in CHAT_NEST_IDENTITY_SECRET. All keys of one
-    caller share that caller's limits; a key can have limits of its own besides.
+    caller share that caller's limits; a key can also have its own limits.
 
     \b
     First steps:
@@ -41,7 +41,7 @@ def keys() -> None:
 @keys.command(context_settings=CONTEXT)
 @click.argument("caller")
 @CONFIG
-@click.option("--group", metavar="NAME", help="The group whose limits the caller shares: see [groups.NAME].")
+@click.option("--group", metavar="NAME", help="The caller's group, which shares the limits of [groups.NAME].")
 @click.option("--name", metavar="TEXT", default="", help="A note to tell the caller's keys apart.")
 @click.option(
     "--scope",
@@ -125,7 +125,7 @@ def create(
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def list_(file: str, as_json: bool) -> None:
-    """List the keys by ID, what they may do, and whether they are valid. The keys themselves are not stored.
+    """List the keys by ID, with their rights and their state. The keys themselves are not stored.
 
     IN USAGE is the caller's name in `chat-nest usage --by caller`. `chat-nest caller` prints its name in the log.
 
@@ -199,8 +199,8 @@ def revoke(ids: tuple[str, ...], file: str, reason: str) -> None:
     """Revoke the keys with these IDs, as `chat-nest keys list` shows them.
 
     Every server of the store refuses the keys, and the session tokens that were made with them, within a second, and
-    ends their running answers; each is charged what it used. It can't be undone. An ID is not the key: never write a
-    key on a command line.
+    ends their running answers; each is charged for its tokens so far. It can't be undone. An ID is not the key: never
+    write a key on a command line.
 
     \b
     Examples:

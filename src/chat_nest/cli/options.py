@@ -45,7 +45,7 @@ class Group(click.Group):
 
 
 def has_color() -> bool:
-    """Return whether standard output is a terminal whose user did not set NO_COLOR (no-color.org)."""
+    """Return whether standard output is a terminal, and NO_COLOR (no-color.org) is not set."""
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -59,7 +59,7 @@ def _strangers(config: Config) -> str:
     if not config.identity.accepts_strangers:
         return f"can't chat; callers are identified {config.identity.shown}"
     named = ", ".join(profile.name for profile in usable_by_strangers(config)) or "no profile"
-    return f"may chat in {named}; they are told apart {config.identity.shown}"
+    return f"may chat in {named}; they are identified {config.identity.shown}"
 
 
 def _money(config: Config, profiles: Sequence[Profile]) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def _told_apart(config: Config, profiles: Sequence[Profile]) -> Iterator[Finding
     """Yield what a person gains by more addresses, more ids or a program."""
     visitors = _visitors(config)
     if visitors is None:
-        what = "strangers are told apart by their IP address alone: a person with many addresses has many budgets"
+        what = "strangers are identified by IP address alone: a person with many addresses has many budgets"
         yield Finding("ABUSE", what, "[visitors] with a secret, and limits in [addresses] and [networks]")
         return
     alone = Exposure(Limits(), config.known_prices(), config.server.max_body_bytes)
@@ -158,7 +158,7 @@ def _of_profiles(visitors: VisitorConfig | None, profiles: Sequence[Profile]) ->
 _PACE = ("requests_per_minute", "requests_per_hour")
 _ALLOWED = {
     "allow_system_prompt": "may write the system prompt, and so use the model for anything",
-    "allow_tools": "may offer tools, and so run a program of its own with your model",
+    "allow_tools": "may offer tools, and so run its own program with your model",
     "allow_image_urls": "may make your provider fetch any https URL",
 }
 

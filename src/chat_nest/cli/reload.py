@@ -1,4 +1,4 @@
-"""The output of `chat-nest reload`: what each running server says of its reload."""
+"""The output of `chat-nest reload`: the result of each running server."""
 
 from __future__ import annotations
 
@@ -72,6 +72,4 @@ def _ask(path: Path) -> ReloadOutcome | None:
                 said += piece
             return msgspec.json.decode(said, type=ReloadOutcome)
         except (OSError, ValueError):
-            return ReloadOutcome(
-                adopted=False, problems=("the server has not answered: its log has more",), code=FAILED
-            )
+            return ReloadOutcome(adopted=False, problems=("the server has not answered: see its log",), code=FAILED)

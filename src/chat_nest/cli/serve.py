@@ -129,7 +129,7 @@ def banner(config: Config, url: str, operators_url: str = "", *, color: bool) ->
 def _problem(config: Config, workers: int) -> str:
     """Return which settings can't work together, and what to do; an empty string if all is well."""
     if workers > 1 and config.store == "memory://":
-        return "with memory:// each worker would have budgets of its own: choose a sqlite:// store, or one worker"
+        return "with memory:// each worker would have separate budgets: choose a sqlite:// store, or one worker"
     if _runs_own_demo(config.providers):
         try:
             check_demo()

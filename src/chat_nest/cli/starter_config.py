@@ -87,7 +87,7 @@ def starter_config(choices: Choices) -> str:
 
 _HEAD = """\
 # The configuration of Chat Nest. Every key is optional, and lines that begin with "# " show further ones.
-#   chat-nest check --config THIS_FILE    print what it allows, or each mistake with its line
+#   chat-nest check --config THIS_FILE    print its limits, or each mistake with its line
 #   chat-nest serve --config THIS_FILE    serve
 # All keys: docs/configuration.md. A variable replaces any of them: CHAT_NEST_SERVER_PORT is [server] port.
 """

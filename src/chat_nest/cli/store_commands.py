@@ -46,7 +46,7 @@ def backup(to: Path, file: str) -> None:
 @store.command(context_settings=CONTEXT)
 @click.argument("backup_file", metavar="FILE", type=click.Path(path_type=Path))
 @CONFIG
-@click.option("--accept-loss", is_flag=True, help="Restore even if callers can then spend again what they have spent.")
+@click.option("--accept-loss", is_flag=True, help="Restore even if callers can then spend the same amounts again.")
 def restore(backup_file: Path, file: str, accept_loss: bool) -> None:
     """Replace an SQLite store by a backup. Stop all servers first.
 

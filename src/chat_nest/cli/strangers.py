@@ -96,7 +96,7 @@ def _alone(config: Config, exposure: Exposure, profiles: Sequence[Profile]) -> M
 
 def _open_to(config: Config, profile: Profile, open_ones: tuple[Profile, ...]) -> str:
     if is_closed(profile) or is_closed(config.limits):
-        return "nobody: a limit is 0"
+        return "no caller: a limit is 0"
     return f"every {noun(config)}" if profile in open_ones else "only a caller to whom it is given"
 
 

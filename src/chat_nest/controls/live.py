@@ -124,7 +124,7 @@ class LiveControls:
         return [row for row in rows.values() if row.expires is None or row.expires > now]
 
     def kept(self, kind: str) -> Sequence[Control]:
-        """Return the kind's rows by name, also those that have ended: for whoever reads them once a change."""
+        """Return the kind's rows by name, also those that have ended."""
         return list(self._rows.get(kind, _NONE).values())
 
     def has(self, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""Limits as an operator writes them, and the further owners whose limits a request draws on."""
+"""Limits as an operator writes them, and further limits that a request draws on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_LIMIT = "none"
 Unit = Literal["requests", "tokens", "nanousd", "streams"]
 
 Scope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
-"""Whose limit it is."""
+"""The owner of a limit."""
 WindowKind = Literal["minute", "hour", "day", "month"]
 
 

@@ -189,7 +189,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, gc=False):
     """The client's id of the conversation, if its format has one."""
     stream: bool = True
     include_usage: bool = False
-    """True if the client's request asks for usage at the end of the stream."""
+    """True if the client requested usage at the end of the stream."""
     ladder_below: float | None = None
     """The rung of the profile's ladder that was granted, by its `below`."""
     echo: tuple[str, ...] = ()

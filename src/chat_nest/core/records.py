@@ -9,7 +9,7 @@ from msgspec import Struct
 from chat_nest.core.usage import Source, Usage
 
 LOST = "lost"
-"""The ending of a request whose process died: its lease expired, and the whole hold was charged."""
+"""The ending of a request after its process died: its lease expired, and the whole hold was charged."""
 RECORDS_DAYS = 90.0
 """How long a store that keeps records keeps them by default."""
 

@@ -12,7 +12,7 @@ class Steps:
         self.began_at = began_at
         """Its body was read."""
         self.reserve_at: float | None = None
-        """The store was asked to reserve."""
+        """The call to reserve was sent to the store."""
         self.reserved_at: float | None = None
         """The store answered, or failed to."""
         self.asked_at: float | None = None

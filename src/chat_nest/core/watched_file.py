@@ -77,7 +77,9 @@ class WatchedFile(Generic[Content]):
             if not self._keeps:
                 self.content = None
             if (trouble := _said(error)) != self._trouble:
-                effect = "its last content stays in force" if self._keeps else "nobody is let in until it is mended"
+                effect = (
+                    "its last content stays in force" if self._keeps else "all requests are refused until it is fixed"
+                )
                 self._log.error("%s: %s: %s", self._path, trouble, effect)
             self._trouble = trouble
         else:

@@ -39,7 +39,7 @@ LONGEST_TOKEN = 128
 
 _EVERYTHING = 1 << 60
 _QUICK = 4_096
-"""Characters. A shorter text is counted in a few milliseconds, whatever it says."""
+"""Characters. A shorter text is counted in a few milliseconds, whatever its content."""
 _SLICE = 16_384
 """Characters that are counted in one step."""
 _SLOW_RUNS = tuple(character * 96 for character in "-=/#*")

@@ -15,7 +15,7 @@ class Facts(Struct, frozen=True, kw_only=True):
 
     path: str
     is_on: bool = True
-    """Whether a server has it without being told."""
+    """Whether a server has it by default."""
     request: Schema
     """Of the body of a chat."""
     example: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""An API key of this server: who holds it, what it may do, and how one is made, replaced and revoked.
+"""An API key of this server: its holder and rights, and how one is made, replaced and revoked.
 
 A key is 160 random bits, so its hash needs no slow function: those protect passwords that can be guessed. The hash is
 keyed (HMAC-SHA-256, RFC 2104) with a secret that is not kept with the hashes: write access to them is not enough to

@@ -123,7 +123,7 @@ class JsonWebTokens:
         return (Share(scope="key", id=id, limits=as_limits(limits)),) if limits else ()
 
     def _log_fault(self, claim: str, rule: str) -> None:
-        """Log what is wrong with a signed token, once for each rule: its client is told nothing."""
+        """Log what is wrong with a signed token, once for each rule: its client gets no details."""
         if (claim, rule) not in self._faults:
             self._faults.add((claim, rule))
             _log.warning("a signed token is refused: its claim %s: %s", claim, rule)
@@ -132,7 +132,7 @@ class JsonWebTokens:
         """Return the claims of a valid token. Raises any exception for another."""
         head = self._jwt.get_unverified_header(token)
         if "crit" in head:
-            raise ValueError("it asks for an extension, and we understand none (RFC 7515, section 4.1.11)")
+            raise ValueError("it has a critical extension, and none is supported (RFC 7515, section 4.1.11)")
         key = _one(keys, head)
         claims: Mapping[str, Any] = self._jwt.decode(token, key.key, algorithms=[key.algorithm], **self._checks)
         if not isinstance(claims["exp"], int | float) or isinstance(claims["exp"], bool):

@@ -1,4 +1,4 @@
-"""The rules for what a session is asked to grant: each error names the field and the rule, never the value."""
+"""The rules for the fields of a new session: each error names the field and the rule, never the value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checked(asked: Mapping[str, Any], default_seconds: int) -> dict[str, Any]:
         if name not in FIELDS:
             raise BadField("body", f"must have no other fields than {', '.join(FIELDS)}")
     if asked.get("caller") is None:
-        raise BadField("caller", "is missing: name the user whose limits the session draws on")
+        raise BadField("caller", "is missing: name the user of the session")
     found: dict[str, Any] = {name: _name(name, asked.get(name)) for name in ("caller", "group", "conversation")}
     found["profile"] = _name("profile", asked.get("profile"))
     found["profiles"] = _profiles(asked.get("profiles"))

@@ -57,7 +57,7 @@ class Sessions:
     """Mints session tokens, and identifies the callers that present one.
 
     `secrets` have at least 32 random bytes each. The first signs, all are accepted, so that one can replace another
-    without a refused token. A token lives for `expires_in` seconds unless `create` is told otherwise. `operators`
+    without a refused token. A token lives for `expires_in` seconds unless `create` gets another time. `operators`
     identifies who may mint over HTTP, at `POST /api/sessions`; without it only `create` mints. The caller's id is
     `prefix` and the name of `create`: with `prefix=""` a session shares the limits of a Caller with the same id. Raises
     ValueError for a secret that is missing or could be guessed, and for a lifetime of more than a day.

@@ -55,7 +55,7 @@ class Visitors:
         now: Now = time.time,
     ) -> None:
         if _NO_LIMITS == addresses == networks:
-            raise ValueError("visitors need a limit in addresses or networks: anybody can be a thousand visitors")
+            raise ValueError("visitors need a limit in addresses or networks: one client can be a thousand visitors")
         self.limits = limits
         self.addresses = addresses
         self.networks = networks

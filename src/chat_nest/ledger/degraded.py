@@ -35,7 +35,7 @@ ROUND = 20.0
 FIRST_PROBE, LONGEST_PROBE = 0.1, 2.0
 
 MOST_UNASKED = 10_000
-"""Ids of refused requests that are remembered, so that their release asks nobody."""
+"""Ids of refused requests that are remembered, so that their release calls no store."""
 
 
 class _Draw(Struct, frozen=True):
@@ -93,7 +93,7 @@ class DegradedMode:
 
     @property
     def is_down(self) -> bool:
-        """Whether the store did not answer when it was asked last."""
+        """Whether the last call of the store failed."""
         return self._down
 
     @property

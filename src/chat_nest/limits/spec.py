@@ -16,7 +16,7 @@ _COUNTERS = Limits.__struct_fields__
 
 
 class Allowance(Struct, frozen=True, kw_only=True):
-    """The amounts that one process may spend while its store is down, held beforehand in the budgets for all callers.
+    """The amounts that one process may spend while its store is down, which it holds in the budgets for all callers.
 
     Units are as in Limits; `streams` are concurrent answers.
     """
@@ -58,7 +58,7 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     name: str = "balanced"
     open: bool | None = None
-    """True if a caller without a profile of its own may choose it. None: only if it is the default profile."""
+    """True if a caller to whom no profile is assigned may choose it. None: only if it is the default profile."""
     model: str = "openai:gpt-4o-mini"
     """PROVIDER:MODEL."""
     fallbacks: tuple[str, ...] = ()

@@ -362,7 +362,7 @@ def _expect_input(encoder: Encoder, tokens: int) -> None:
 
 
 async def _replay(encoder: Encoder, record: Record | None, client: Client) -> None:
-    """Send how the first request with this Idempotency-Key ended. Nothing is asked of a provider or charged."""
+    """Send how the first request with this Idempotency-Key ended. No provider is called, and nothing is charged."""
     model = split_model(record.model if record else "")[1]
     client.expect(encoder, model, replayed=True)
     await client.start(model)

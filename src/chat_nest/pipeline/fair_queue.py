@@ -116,7 +116,7 @@ class FairQueue:
         self._closed = False
 
     def drain(self) -> None:
-        """Refuse those who wait, and those who would, with `shutdown`."""
+        """Refuse the waiting requests, and later ones, with `shutdown`."""
         self._closed = True
         for place in list(self._in_order()):
             self._refuse(place, Shutdown(retry_after=RETRY_SECONDS))
@@ -197,7 +197,7 @@ class FairQueue:
                 fleet.kick()
 
     def serve(self) -> None:
-        """Give what is free to those who wait."""
+        """Give free streams to waiting requests."""
         while self._number and (free := self._free()):
             place = next(
                 each for line in self._waiting.values() for each in line if not free.isdisjoint(each.providers)

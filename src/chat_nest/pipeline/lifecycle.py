@@ -22,8 +22,8 @@ class State(Enum):
     ARRIVED = "nothing is reserved yet"
     SERVING = "admitted, with a reader"
     DETACHED = "admitted, and going on without a reader"
-    ENDING = "ended from this side; its reader is still to be told why"
-    ABANDONED = "ended, and nobody is left to be told"
+    ENDING = "ended from this side; its reader has not yet got the reason"
+    ABANDONED = "ended, and it has no reader"
     CLOSING = "settled; its last bytes are on their way to its reader"
     OVER = "settled, and nothing more is sent"
 
@@ -121,7 +121,7 @@ class Lifecycle:
         self._grace: asyncio.TimerHandle | None = None
 
     def begin(self, story: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run the pipeline in a task of its own: a server may cancel the caller's task at any time, repeatedly."""
+        """Run the pipeline in a separate task: a server may cancel the caller's task at any time, repeatedly."""
         task = asyncio.create_task(story)
         self._task = task
         task.add_done_callback(self._finished)

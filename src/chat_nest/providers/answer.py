@@ -21,7 +21,7 @@ END_SECONDS: Final = 0.05
 REST_LIMIT: Final = 1 << 16
 """The most bytes read of a body that is not part of an answer."""
 DROP_SLICE: Final = 1 << 14
-"""Bytes that are decoded at once of what nobody took."""
+"""The most bytes of unread output that are decoded at once."""
 
 _STREAMS: Final = (b"data:", b"event:", b"id:", b"retry:")
 _MAY_BE_AN_ANSWER: Final = frozenset(

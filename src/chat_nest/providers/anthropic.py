@@ -232,7 +232,7 @@ class AnthropicReader:
     Some servers leave `message_stop` out: the end of a complete body then finishes the answer.
 
     The first event has the input count, so a stream that is cut has at least that; the output counts are totals so far.
-    Events and blocks of unknown types are ignored, as the API's versioning policy asks.
+    Events and blocks of unknown types are ignored, as in the API's versioning policy.
 
     A gateway may begin another message in the middle: see _begin.
     """
@@ -248,7 +248,7 @@ class AnthropicReader:
         self._left: set[Index] = set()
         """Those that were open when the message's start was repeated, and still are."""
         self._said = False
-        """Whether the message has said something."""
+        """Whether the message has content."""
         self._counts: dict[str, object] = {}
         self._usage: Usage | None = None
         self._calls = calls

@@ -1,6 +1,6 @@
 """The demo model, for a start without a key: SmolLM2-135M-Instruct, small and real, fluent and often wrong.
 
-It runs in a process of its own (see demo_server). The provider starts it at the first use, restarts it after a crash,
+It runs in a separate process (see demo_server). The provider starts it at the first use, restarts it after a crash,
 and ends it when the provider is closed.
 """
 

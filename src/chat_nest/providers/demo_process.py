@@ -140,7 +140,7 @@ def no_process(error: OSError) -> DemoFailure:
 
 
 def check_demo() -> None:
-    """Import the model's native code in a process of its own, as a start does. Raises DemoFailure."""
+    """Import the model's native code in a new process, as a start does. Raises DemoFailure."""
     command = [sys.executable, "-P", demo_server.__file__, "--check"]
     try:
         check = subprocess.run(  # noqa: S603 - as above

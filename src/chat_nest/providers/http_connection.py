@@ -188,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self.whole:
-            self._fail("nothing was asked for")
+            self._fail("there was no request")
             return
         try:
             self._parser.feed_data(data)
@@ -249,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
         self.status = self._parser.get_status_code()
         coding = self.fields.get("transfer-encoding")
         if self.status < 100 or (coding is not None and coding.strip().lower() != "chunked"):
-            self._fail("a status or transfer coding that was not asked for", UpstreamProtocol)
+            self._fail("a status or transfer coding that was not requested", UpstreamProtocol)
         elif self.status >= 200 and self._failure is None:
             self._headed = True
             self._until_closed = coding is None and "content-length" not in self.fields

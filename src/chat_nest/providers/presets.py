@@ -33,7 +33,7 @@ class Preset(Struct, frozen=True, kw_only=True):
     hosted: bool = True
     """A vendor's service, which needs a key and bills; else a server that the operator runs."""
     imitated: bool = False
-    """Model servers that anybody can run have this vendor's API, too: one on this machine may be such a server."""
+    """Public model servers have this vendor's API, too: one on this machine may be such a server."""
     proxy: bool = False
     """Passes requests on to providers that bill, so its answers are not free on this machine either."""
     cloud: Literal["", "aws", "google"] = ""

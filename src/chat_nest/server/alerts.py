@@ -1,4 +1,4 @@
-"""The alerts of a server process, as its configuration says."""
+"""The alerts of a server process, from its configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_channels(config: AlertsConfig | None) -> list[Channel]:
 
 
 def plan_of(config: Config) -> Plan:
-    """Return what the configuration says of alerts."""
+    """Return the configured alerts."""
     zone, alerts = ZoneInfo(config.server.time_zone), config.alerts
     if alerts is None:
         return Plan(zone=zone)

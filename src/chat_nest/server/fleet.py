@@ -1,8 +1,8 @@
-"""What every process of the store does now and did in the last hour, for operators who look at it.
+"""The activity of every process of the store, now and in the last hour, for operators.
 
-A process that is asked puts a row into the store, `watch`: somebody looks. While that row is there, each process
-reports what it did every two seconds, in a row that lasts some seconds. So nothing is written while nobody looks, and
-what is shown is of all workers and machines.
+A process that gets a request for it puts the row `watch` into the store. While that row is there, each process writes
+its activity every two seconds, in a row that lasts some seconds. So nothing is written while no operator looks, and an
+answer covers all workers and machines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chat_nest.core.protocols import PoolsKeys
 from chat_nest.server.tally import CallCounts, Refusals, Tally
 
 WATCH: Final = "watch"
-"""The kind of the row that asks for reports; it has one name."""
+"""The kind of the row that requests reports; it has one name."""
 OPERATORS: Final = "operators"
 FIGURES: Final = "figures"
 """The kind of the reports. Their names are the processes."""

@@ -88,7 +88,7 @@ class Readiness(Struct, frozen=True):
         if self.store.status not in ("ok", DEGRADED):
             return "The budgets can't be reached"
         if self.identity is not None and self.identity.status != "ok":
-            return "Nobody can be identified"
+            return "No caller can be identified"
         return "The model can't be reached"
 
     def body(self) -> bytes:

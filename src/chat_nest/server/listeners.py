@@ -53,14 +53,14 @@ class Listeners(Struct, frozen=True):
 
 
 def open_listeners(config: Config, passed: Passed = NONE_PASSED) -> Listeners:
-    """Listen where the configuration says, on the sockets that were passed or on new ones. Raises ListenError."""
+    """Listen on the configured addresses, with the sockets that were passed or new ones. Raises ListenError."""
     host, port = config.server.host, config.server.port
     public = passed.public
     if public is None:
         public = listen(host, port)
     elif not _is_at(public, host, port):
         raise ListenError(
-            f"the service manager passed a socket at {url_of(public)}, but [server] says {host} port {port}: "
+            f"the service manager passed a socket at {url_of(public)}, but [server] has {host} port {port}: "
             "make ListenStream= of the .socket unit and [server] host and port the same"
         )
     try:
@@ -85,7 +85,7 @@ def _operators(place_name: str, passed: socket.socket | None) -> tuple[socket.so
     if passed.getsockname() == place.path if place.path else _is_at(passed, place.host, place.port):
         return passed, ""
     raise ListenError(
-        f"the service manager passed a socket for operators at {url_of(passed)}, but [admin] says {place_name}: "
+        f"the service manager passed a socket for operators at {url_of(passed)}, but [admin] has {place_name}: "
         "make it and ListenStream= of the .socket unit the same"
     )
 

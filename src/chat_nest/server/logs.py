@@ -28,7 +28,7 @@ class LineFormatter(logging.Formatter):
         self._color = color
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, with a traceback on lines of its own."""
+        """Return the line, with the traceback on further lines."""
         at = _time(record)
         message = escape(record.getMessage()).replace("\n", "\\n").replace("\t", "\\t")
         id = _request_id()

@@ -34,7 +34,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 MOST_SECONDS = 366 * 86_400
 
 WHO = (
-    "must be an IP address, 16 hex digits of `chat-nest usage`, or a name with what it is: user:ada for the name in "
+    "must be an IP address, 16 hex digits of `chat-nest usage`, or a name with its kind: user:ada for the name in "
     "caller_header, key:ada for the caller of an API key, jwt:ada for the subject of a token"
 )
 SPAN = "must be a number and s, m, h or d, at most a year: 90s, 30m, 2h, 7d"

@@ -42,7 +42,7 @@ COMPRESSED = (b"text/", b"application/json", b"image/svg+xml")
 CONFIG = b'<script id="config" type="application/json">{}</script>'
 """In index.html. A data block never runs, so the policy does not forbid it."""
 STYLES = re.compile(rb' *<link rel="stylesheet" href="([\w.]+)">\n')
-"""In index.html, each in a line of its own."""
+"""In index.html, each on its own line."""
 
 
 def policy(

@@ -47,7 +47,7 @@ class ParentLink:
         """See Overseer."""
 
     def ended(self) -> None:
-        """Answer those who still wait for a reload."""
+        """Answer the requests that still wait for a reload."""
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_result(refused((DRAINING,), FAILED))

@@ -1,4 +1,4 @@
-"""Metrics and traces of a server process, as its configuration says. Their packages are imported only if one is on."""
+"""Metrics and traces of a server process, from its configuration. Their packages are imported only if one is on."""
 
 from __future__ import annotations
 

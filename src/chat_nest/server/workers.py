@@ -288,7 +288,7 @@ class Workers:
         for place in self._running():
             if place.process is not None:
                 log.error(
-                    "worker %s does not end: killed; what it had reserved is charged when its lease ends",
+                    "worker %s does not end: killed; its reservations are charged when their lease ends",
                     place.process.pid,
                 )
                 place.process.kill()

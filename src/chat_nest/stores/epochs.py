@@ -84,7 +84,7 @@ class Epochs:
         self, why: str = "it was emptied or replaced, and what was spent is not known any more"
     ) -> StoreEmptied:
         """Return the error of a store without the remembered epoch."""
-        return StoreEmptied(f"{why}: restore its data, or let it begin anew with `{self._accept}`")
+        return StoreEmptied(f"{why}: restore its data, or start from zero with `{self._accept}`")
 
     def _load(self) -> None:
         if self.path is not None:

@@ -15,7 +15,7 @@ def place_of(store: Store) -> str:
 
 def remedy_of(store: Store) -> str:
     """Return what to check when the store fails, as the rest of a sentence."""
-    return (store.remedy if isinstance(store, HasRemedy) else "") or "the log of that store says more"
+    return (store.remedy if isinstance(store, HasRemedy) else "") or "see the log of that store"
 
 
 def addresses(found: Iterable[tuple[str, int | str]]) -> str:

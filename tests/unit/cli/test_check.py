@@ -115,7 +115,7 @@ def test_what_a_stranger_can_spend_in_a_day(tmp_path):
     assert title == "stranger can spend in a day, at most"
     assert rows["balanced"] == ["every stranger", "50,000", "$0.031"]
     assert rows["member"] == ["only a caller to whom it is given", "92,224,000", "$55.34"]
-    assert rows["shut"] == ["nobody: a limit is 0", "0", "$0"]
+    assert rows["shut"] == ["no caller: a limit is 0", "0", "$0"]
     assert rows["alone"] == ["one stranger, in any open profile", "50,000", "$0.031"]
     assert rows["together"] == ["all strangers, however many", "unlimited", "unlimited"]
 

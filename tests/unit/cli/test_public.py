@@ -160,7 +160,7 @@ def test_a_profile_that_a_challenge_gives_is_a_profile_of_strangers(tmp_path: Pa
         + "[profiles.meal]\nopen = false\nallow_tools = true"
     )
     _, output = run("check", "--public", "--config", str(file))
-    assert "Strangers: may chat in balanced, meal; they are told apart by a visitor's cookie" in output
+    assert "Strangers: may chat in balanced, meal; they are identified by a visitor's cookie" in output
     assert "[profiles.meal] allow_tools = false" in output
 
 

@@ -92,7 +92,7 @@ def config(port, admin=""):
 
 @pytest.mark.parametrize(
     ("admin", "says"),
-    [("", "name it in [admin] listen"), ("127.0.0.1:1", "[admin] says 127.0.0.1:1"), ("unix:/no", "says unix:/no")],
+    [("", "name it in [admin] listen"), ("127.0.0.1:1", "[admin] has 127.0.0.1:1"), ("unix:/no", "has unix:/no")],
 )
 def test_the_configuration_must_know_the_operators_socket(admin, says):
     with listen("127.0.0.1", 0) as public, listen("127.0.0.1", 0) as operators:
@@ -103,7 +103,7 @@ def test_the_configuration_must_know_the_operators_socket(admin, says):
 def test_the_configuration_must_know_the_public_address_too():
     with (
         listen("127.0.0.1", 0) as public,
-        pytest.raises(ListenError, match=r"but \[server\] says 127\.0\.0\.1 port 1:"),
+        pytest.raises(ListenError, match=r"but \[server\] has 127\.0\.0\.1 port 1:"),
     ):
         open_listeners(config(1), Passed(public))
 

@@ -23,7 +23,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    """What a dialect serves at one method and path: by default a chat whose request is the body."""
+    """What a dialect serves at one method and path: by default a chat, with the request in the body."""
 
     path: str
     method: str = "POST"
@@ -64,7 +64,7 @@ class Dialect(Protocol):
 
 @runtime_checkable
 class ReadsHeld(Protocol):
-    """A Dialect whose `parse` accepts a HeldBody, with images beside the JSON: see `held_text`."""
+    """A Dialect with a `parse` that accepts a HeldBody, with images beside the JSON: see `held_text`."""
 
     @property
     def takes_images(self) -> bool: ...
@@ -87,7 +87,7 @@ class NamesOptions(Protocol):
 
 @runtime_checkable
 class LimitsRetryAfter(Protocol):
-    """A Dialect whose clients sleep for the whole Retry-After: a longer value than this, in seconds, is not sent."""
+    """A Dialect of clients that sleep for the whole Retry-After: longer values than this, in seconds, are not sent."""
 
     @property
     def longest_wait(self) -> float: ...
@@ -102,7 +102,7 @@ class Resumable(Protocol):
 
 @runtime_checkable
 class RefersToAnswers(Protocol):
-    """A Dialect whose requests may continue kept answers: its `parse` then also takes these, by their runs."""
+    """A Dialect with requests that continue kept answers: its `parse` then also takes these, by run."""
 
     def earlier(self, body: bytes) -> Sequence[str]:
         """Return the runs of the answers that the body refers to."""

@@ -41,7 +41,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class TellsInput(Protocol):
-    """An Encoder whose first event states the number of input tokens."""
+    """An Encoder that states the number of input tokens in its first event."""
 
     def expect_input(self, tokens: int) -> None:
         """Take the input count before `start`: the provider's own, else our bound."""
@@ -59,7 +59,7 @@ class TellsPosition(Protocol):
 
 @runtime_checkable
 class Recallable(Protocol):
-    """An Encoder whose answer later requests may refer to."""
+    """An Encoder of answers to which later requests may refer."""
 
     def asked(self) -> str:
         """Return what is kept with the answer, once; nothing if it must not be kept."""

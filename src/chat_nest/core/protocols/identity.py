@@ -34,7 +34,7 @@ class TakesCredentials(Protocol):
 
 @runtime_checkable
 class TakesHeader(Protocol):
-    """An Identify that reads a header of its own, which only some requests have."""
+    """An Identify that reads its own header, which only some requests have."""
 
     def __call__(self, scope: Scope) -> Caller | Awaitable[Caller]: ...
 

@@ -101,7 +101,7 @@ class TakesImages(Protocol):
 
 @runtime_checkable
 class HasContext(Protocol):
-    """A Provider whose models all have one context size: the built-in profiles are fitted to it. None: unknown."""
+    """A Provider with one context size for all models: the built-in profiles are fitted to it. None: unknown."""
 
     @property
     def context_tokens(self) -> int | None: ...
@@ -142,7 +142,7 @@ class PushSource(Protocol):
 
 @runtime_checkable
 class ReadsAhead(Protocol):
-    """An iterator of batches that may have read more than it was asked for, or have stopped reading its provider."""
+    """An iterator of batches that reads ahead, or may have stopped reading its provider."""
 
     def drop(self, count: Callable[[Batch], None]) -> bool:
         """Pass what came and was not taken to `count`, and keep nothing of it; True if more may have been produced.

@@ -31,7 +31,7 @@ log = logging.getLogger("chat_nest.server")
 
 REASON = Field("reason", "why, for the audit trail")
 FOR = Field("for", "how long: 90s, 30m, 2h, 7d; without it until it is ended")
-STOP = Field("stop_running", "also stop the answers that run; each is charged what it used", "boolean")
+STOP = Field("stop_running", "also stop the running answers; each is charged for its tokens so far", "boolean")
 CALLER = Field("caller", "an IP address, an id (key:ada), or the name in `chat-nest usage`")
 GROUP = Field("group", "the callers of a group")
 EVERYTHING = Field("all", "true: every request", "boolean")

@@ -65,7 +65,7 @@ class AdminApp:
             await self._refuse(send, error)
         except Exception as bug:
             log.error("the operators' listener failed: %s", failure_text(bug))  # noqa: TRY400 - no values in logs
-            await self._refuse(send, ChatError("It failed: the log of the server says why"))
+            await self._refuse(send, ChatError("It failed: see the log of the server"))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -22,7 +22,7 @@ EXPIRES = Field(
 )
 FIELDS = (
     Field("caller", "the name of its holder; all keys of a caller share the caller's limits"),
-    Field("group", "the group whose limits the caller shares"),
+    Field("group", "the caller's group, which shares limits"),
     Field("name", "a note to tell the caller's keys apart"),
     Field("scopes", "what it may do: chat, sessions or admin; without it chat", "array"),
     Field("profiles", "the profiles that it may choose, also closed ones; without it the open ones", "array"),

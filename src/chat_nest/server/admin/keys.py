@@ -1,4 +1,4 @@
-"""The keys of operators. A right key is never refused, so nobody can lock an operator out with wrong ones."""
+"""The keys of operators. A correct key is never refused, so wrong ones can't lock an operator out."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Reply(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """A request of an operator whose key was right. `by` names the operator in the audit trail."""
+    """A request of an operator with a correct key. `by` names the operator in the audit trail."""
 
     app: ServerApp
     spend: Spend

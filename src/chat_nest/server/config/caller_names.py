@@ -69,7 +69,7 @@ def kept_secret(config: Config) -> bytes:
     try:
         return caller_secret(config)
     except OSError as error:
-        advice = "set server.caller_secret, else the log names every caller anew at each start"
+        advice = "set server.caller_secret, else the log has new names for all callers after each start"
         log.warning("the secret of the callers' names can't be kept in %s (%s): %s", FILE, error.strerror, advice)
         return token_hex(SECRET_BYTES).encode()
 

@@ -32,7 +32,7 @@ def resolve_dialects(sources: Sources, table: Mapping[str, Any]) -> dict[str, st
     for name, made in zip(paths, make_dialects(paths, blog_get=table.get("blog_get", False)), strict=True):
         dialects.append(made)
         if any((route.path.rstrip("/").lower() or "/") in TAKEN for route in made.routes):
-            sources.problem(("dialects", name), "must be another path: the server has something of its own there")
+            sources.problem(("dialects", name), "must be another path: the server uses this one itself")
         try:
             Routes(dialects)
         except ValueError as error:

@@ -13,7 +13,7 @@ from chat_nest.providers.think_tags import ThinkTags
 
 
 class Secret:
-    """A value that is hidden in a repr, a log line and a traceback, until code asks for it."""
+    """A value that is hidden in reprs, log lines and tracebacks: only `reveal` returns it."""
 
     __slots__ = ("_value",)
 

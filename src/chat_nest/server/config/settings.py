@@ -95,7 +95,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """The source of numbers that the operator did not set."""
     profiles: Mapping[str, Profile]
     default_profile: str
-    """For a caller without a profile of its own."""
+    """For a caller to whom no profile is assigned."""
     limits: Limits
     groups: Mapping[str, Limits]
     prices: Mapping[str, Price]

@@ -60,7 +60,7 @@ def state_directory(sources: Sources, store: StoreSection, journal: str | None) 
     directory = store.state or journal
     if directory is None:
         sources.notes.append(
-            "nothing remembers the store: if it is emptied while no server runs, all budgets begin anew; name a "
+            "nothing remembers the store: if it is emptied while no server runs, all budgets start from zero; name a "
             f"directory with store.state, or turn it {NO_JOURNAL}"
         )
     elif store.state:

@@ -24,7 +24,7 @@ SHARED = ("addresses", "networks")
 
 
 class VisitorConfig(Struct, frozen=True, kw_only=True):
-    """How visitors are told apart, and their limits. `secrets` has the newest first; `challenge` has no secret."""
+    """How visitors are identified, and their limits. `secrets` has the newest first; `challenge` has no secret."""
 
     secrets: tuple[Secret, ...]
     limits: Limits
@@ -80,7 +80,9 @@ def resolve_visitors(
         challenge_secret=secret,
     )
     if found.addresses == found.networks == Limits():
-        said = "needs a limit in [addresses] or [networks], such as tokens_per_day: anybody can be a thousand visitors"
+        said = (
+            "needs a limit in [addresses] or [networks], such as tokens_per_day: one client can be a thousand visitors"
+        )
         sources.problem(("visitors",), said)
     return found
 

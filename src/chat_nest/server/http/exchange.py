@@ -79,7 +79,7 @@ class Exchange:
     # For the connection.
 
     def start(self, client: Address | None, server: Address | None) -> None:
-        """Run the application, in a task of its own."""
+        """Run the application, in a separate task."""
         request = self._request
         scope: Scope = {
             "type": "http",

@@ -34,7 +34,7 @@ _AMOUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_AMOUNT}
 _USD: Schema = {"type": "number", "minimum": LEAST_USD, "maximum": MOST_USD}
 ASKED = table(
     {
-        "caller": described(_NAME, "The user whose limits the session draws on"),
+        "caller": described(_NAME, "The user of the session"),
         "group": described(_NAME, "The user's group"),
         "profile": described(_NAME, "The profile that is its ceiling"),
         "profiles": described(array(_NAME, MAX_PROFILES, 1), "Or those that it may choose"),
@@ -45,7 +45,7 @@ ASKED = table(
                 **table({"usd": _USD, "tokens": _AMOUNT, "requests": _AMOUNT, "concurrent_streams": _AMOUNT}),
                 "additionalProperties": False,
             },
-            "What it may use until it ends",
+            "Its totals until it ends",
         ),
         "conversation": described(_NAME, "The conversation that it belongs to"),
     },

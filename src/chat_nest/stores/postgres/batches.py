@@ -96,7 +96,7 @@ def reserve_values(calls: Sequence[ReserveCall], *, recorded: str, now: str | No
 
 
 def reserve_answers(calls: Sequence[ReserveCall], row: Row) -> list[Granted | Refused | None]:
-    """Return what the row of RESERVE_ALL says of each call; None if it is to be reserved alone."""
+    """Return the result of each call from the row of RESERVE_ALL; None if it is to be reserved alone."""
     outcomes, outputs, rooms, lines, now_us, marks = cast(
         "tuple[list[str], list[int], list[int], list[int], int, list[int | None]]", row
     )

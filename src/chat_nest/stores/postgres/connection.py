@@ -97,7 +97,7 @@ class PostgresLink:
             raise self._unavailable(TimeoutError("no answer in time"))
         return task.result()
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         """Create the schema anew if one of its tables is missing; the rest of the old one is renamed and stays.
 
         Raises LimiterUnavailable.

@@ -67,7 +67,7 @@ def check_version(version: int) -> int:
     if 0 < version < _OLDEST:
         raise NotSupportedError(
             f"the schema chat_nest has version {version}, from before the first release; the oldest that can be"
-            f" updated is {_OLDEST}: drop the schema to begin anew"
+            f" updated is {_OLDEST}: drop the schema to start from zero"
         )
     return version
 

@@ -291,7 +291,7 @@ class PostgresStore:
         """
         link = PostgresLink(self._url, place=self.place, timeout=_REPORTING, max_connections=1)
         try:
-            await link.mend()
+            await link.repair()
             await link.call(_ACCEPT, [_new_epoch()])
         finally:
             await asyncio.shield(link.close())

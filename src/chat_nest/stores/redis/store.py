@@ -328,7 +328,7 @@ class RedisStore:
             servers, partition, script, [1, key, known, fresh, now, self._retention_us, *words]
         )
         if answer[0] == b"doubted":
-            raise self.epochs.emptied("another process says that it was emptied or replaced")
+            raise self.epochs.emptied("another process found that it was emptied or replaced")
         if answer[0] == b"emptied":
             raise self.epochs.emptied()
         epoch = answer.pop(1).decode()

@@ -64,13 +64,13 @@ def test_the_page_needs_the_native_one(tmp_path):
         ),
         (
             'ag_ui = "/healthz"',
-            "chat.toml:2: dialects.ag_ui: must be another path: the server has something of its own there",
+            "chat.toml:2: dialects.ag_ui: must be another path: the server uses this one itself",
         ),
         (
             'blog = "/openapi.json/"',
-            "chat.toml:2: dialects.blog: must be another path: the server has something of its own there",
+            "chat.toml:2: dialects.blog: must be another path: the server uses this one itself",
         ),
-        ('ag_ui = "/"', "chat.toml:2: dialects.ag_ui: must be another path: the server has something of its own there"),
+        ('ag_ui = "/"', "chat.toml:2: dialects.ag_ui: must be another path: the server uses this one itself"),
         (
             "native = false\nopenai = false\nresponses = false\nai_sdk = false\nag_ui = false\nanthropic = false",
             "chat.toml:1: dialects: at least one must be on",
