@@ -295,7 +295,7 @@ async def test_row23_a_key_is_in_no_output_no_file_and_no_refusal(tmp_path: Path
     raw += [served.said, *(f"{out}{errors}".encode() for _, out, errors in said)]
     raw += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert served.said.count(b"finished") == 6
-    assert b"nobody is let in" in served.said
+    assert b"all requests are refused" in served.said
     for secret in (good, gone, wrong, SECRET):
         assert not [piece for piece in raw if secret.encode() in piece], secret
     assert b"canary-caller-8d2e" not in served.said

@@ -23,7 +23,7 @@ from chat_nest.alerts.settings import AlertType, Bounds
 from chat_nest.alerts.spikes import MINUTES, Spikes
 from chat_nest.core.errors import LimiterUnavailable, failure_name
 from chat_nest.core.parts import failure_text
-from chat_nest.core.protocols import Budget, HasFigures, Now, PoolsKeys, Provider, Store
+from chat_nest.core.protocols import Budget, HasFigures, Now, PoolsKeys, Store
 from chat_nest.stores.places import place_of, remedy_of
 
 log = logging.getLogger("chat_nest.alerts")
@@ -45,7 +45,7 @@ class Watch:
         counts: Counts,
         store: Store,
         controls: Rows,
-        providers: Callable[[], Mapping[str, Provider]],
+        providers: Callable[[], Mapping[str, object]],
         post: Post,
         now: Now = time.time,
     ) -> None:

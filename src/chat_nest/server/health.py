@@ -21,7 +21,7 @@ from chat_nest.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from chat_nest.core.protocols import Checkable, CheckableIdentity, Identify, PoolsKeys, Provider, Store
+from chat_nest.core.protocols import Checkable, CheckableIdentity, Identify, PoolsKeys, Store
 from chat_nest.providers.model_list import unlisted
 from chat_nest.stores.places import place_of, remedy_of, sentence
 
@@ -110,7 +110,7 @@ class Health:
     def __init__(
         self,
         store: Store,
-        providers: Mapping[str, Provider],
+        providers: Mapping[str, object],
         key_from: Mapping[str, str],
         *,
         models: Mapping[str, Sequence[str]] | None = None,
@@ -233,7 +233,7 @@ class Health:
         return HealthPart(getattr(error, "code", "upstream_error"), advice)
 
 
-def _keys(provider: Provider) -> Keys | None:
+def _keys(provider: object) -> Keys | None:
     """Return the keys of a provider that has several."""
     count, rests = provider.key_rests() if isinstance(provider, PoolsKeys) else (0, ())
     if count < 2:

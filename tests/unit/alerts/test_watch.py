@@ -87,7 +87,7 @@ class World:
                 self.posted.append(crossing)
             return first
 
-        self.watch = Watch(self.counts, self.store, self.store.controls, lambda: {"p": self.pool}, post, self.clock)  # type: ignore[dict-item]
+        self.watch = Watch(self.counts, self.store, self.store.controls, lambda: {"p": self.pool}, post, self.clock)
         self.watch.adopt(Bounds(**bounds), frozenset(EVENTS), UTC)
 
     async def look(self):

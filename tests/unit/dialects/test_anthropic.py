@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import json
 
 import pytest
@@ -25,8 +27,8 @@ HELLO = {"role": "user", "content": "hello"}
 anthropic: Dialect = Anthropic()
 
 
-def encoder(**fields: object):
-    return anthropic.encoder(ChatRequest(messages=(), **fields), "run-1")  # type: ignore[arg-type]
+def encoder(**fields: Any):
+    return anthropic.encoder(ChatRequest(messages=(), **fields), "run-1")
 
 
 def parse(**fields: object) -> ChatRequest:

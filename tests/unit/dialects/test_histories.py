@@ -155,9 +155,10 @@ def test_in_the_ai_sdk_s_format_as_well() -> None:
 
     done = {"state": "output-available", "output": "1"}
     parts = [part(word, **done), {"type": "step-start"}, part(word, **done), part("y", state="input-available")]
-    body = {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "a"}]}]}
-    body["messages"].append({"role": "assistant", "parts": parts})  # type: ignore[attr-defined]
-    body["messages"].append({"role": "user", "parts": [{"type": "text", "text": "b"}]})  # type: ignore[attr-defined]
+    messages: list[Entry] = [{"role": "user", "parts": [{"type": "text", "text": "a"}]}]
+    messages.append({"role": "assistant", "parts": parts})
+    messages.append({"role": "user", "parts": [{"type": "text", "text": "b"}]})
+    body = {"id": "c", "messages": messages}
     got = [shown(message) for message in named("ai_sdk").parse(json.dumps(body).encode()).messages]
     assert [kind for kind, _ in got] == ["user", "calls", "result", "calls", "result", "user"]
     assert len({got[1][1][0][0], got[3][1][0][0]}) == 2

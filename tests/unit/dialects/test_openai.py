@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import json
 
 import pytest
@@ -28,8 +30,8 @@ HELLO = {"role": "user", "content": "hello"}
 openai = OpenAI(now=lambda: 1_762_000_000.9)
 
 
-def encoder(**fields: object):
-    return openai.encoder(ChatRequest(messages=(), **fields), "run-1")  # type: ignore[arg-type]
+def encoder(**fields: Any):
+    return openai.encoder(ChatRequest(messages=(), **fields), "run-1")
 
 
 def parse(**fields: object) -> ChatRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncio
 import json
 import os
@@ -32,9 +34,9 @@ from chat_nest.core.messages import Caller
 SECRET = b"0123456789abcdef0123456789abcdef"
 
 
-def new_key(file: Path, caller: str = "ada", **more: object) -> tuple[str, str]:
+def new_key(file: Path, caller: str = "ada", **more: Any) -> tuple[str, str]:
     """Its id, and the key."""
-    made, key = create_key(file, SECRET, Rights(caller=caller, **more))  # type: ignore[arg-type]
+    made, key = create_key(file, SECRET, Rights(caller=caller, **more))
     return made.id, key
 
 

@@ -35,8 +35,8 @@ SIGNERS = {"HS256": SECRET, "RS256": RSA_KEY, "ES256": EC_KEY, "EdDSA": ED_KEY}
 ISSUER = "https://login.test/"
 
 
-def token(algorithm: str = "HS256", key: object = None, head: Mapping[str, Any] | None = None, **claims: Any) -> str:
-    held = {"sub": "ada", "aud": "chat", "iss": ISSUER, "exp": int(time()) + 600, **claims}
+def token(algorithm: str = "HS256", key: Any = None, head: Mapping[str, Any] | None = None, **claims: Any) -> str:
+    held: dict[str, Any] = {"sub": "ada", "aud": "chat", "iss": ISSUER, "exp": int(time()) + 600, **claims}
     held = {name: value for name, value in held.items() if value is not None}
     return jwt.encode(held, key or SIGNERS[algorithm], algorithm, headers=dict(head or {}))  # type: ignore[arg-type]
 
@@ -228,9 +228,9 @@ def test_row24_a_key_that_a_token_brings_along_is_not_used(tmp_path):
 
 
 def test_clocks_may_differ_by_the_leeway_only():
-    just_over = {"exp": int(time()) - 20}
-    assert hs256()(asking(token(**just_over))) == Caller(id="jwt:ada")  # type: ignore[arg-type]
-    refuse(hs256(leeway=0), asking(token(**just_over)))  # type: ignore[arg-type]
+    just_over = token(exp=int(time()) - 20)
+    assert hs256()(asking(just_over)) == Caller(id="jwt:ada")
+    refuse(hs256(leeway=0), asking(just_over))
 
 
 def test_a_token_is_refused_for_its_size_before_it_is_looked_into():

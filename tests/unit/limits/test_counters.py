@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from chat_nest.core.claims import MAX_AMOUNT
@@ -51,8 +53,9 @@ def test_a_number_out_of_its_range_is_named_with_the_rule(kind):
 
 @pytest.mark.parametrize("name", [each.name for each in COUNTERS])
 def test_a_limit_of_none_at_all_closes(name):
-    assert is_closed(Limits(**{name: 0}))
-    assert is_closed(Profile(**{name: 0}))  # type: ignore[arg-type]
+    nothing: dict[str, Any] = {name: 0}
+    assert is_closed(Limits(**nothing))
+    assert is_closed(Profile(**nothing))
     assert not is_closed(Limits(**{name: MAX_AMOUNT}))
 
 

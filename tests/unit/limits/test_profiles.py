@@ -217,8 +217,8 @@ def test_the_numbers_of_a_request_lower_the_profile() -> None:
 
 @pytest.mark.parametrize("name", ["tokens_per_day", "tokens_per_request", "max_output_tokens", "temperature"])
 def test_one_number_alone_lowers_the_profile(name: str) -> None:
-    value = 0.25 if name == "temperature" else 20
-    assert built_in().resolve(CALLER, ask(**{name: value})) == replace(BUILT_IN_PROFILES["balanced"], **{name: value})  # type: ignore[arg-type]
+    number: dict[str, Any] = {name: 0.25 if name == "temperature" else 20}
+    assert built_in().resolve(CALLER, ask(**number)) == replace(BUILT_IN_PROFILES["balanced"], **number)
 
 
 def test_the_numbers_of_a_request_do_not_raise_the_profile() -> None:
@@ -273,13 +273,16 @@ def test_a_cap_of_nothing_closes() -> None:
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_limit_of_none_is_no_limit_in_either_spelling(name: str) -> None:
-    assert Profile(**{name: "none"}) == Profile(**{name: None})  # type: ignore[arg-type]
-    profile = replace(Profile(**{name: 5}), **{name: "none"})  # type: ignore[arg-type]
+    word: dict[str, Any] = {name: "none"}
+    nothing: dict[str, Any] = {name: None}
+    five: dict[str, Any] = {name: 5}
+    assert Profile(**word) == Profile(**nothing)
+    profile = replace(Profile(**five), **word)
     assert getattr(profile, name) is None
     rules = Profiles({"balanced": profile}, Limits(), HARD_CAPS, "UTC", prices=OWN)
     assert name not in [line.name for line in rules.lines(CALLER, rules.resolve(CALLER, ask()), 1, NOON)]
     if name not in OWN_LIMITS:
-        assert Limits(**{name: "none"}) == Limits()  # type: ignore[arg-type]
+        assert Limits(**word) == Limits()
 
 
 @pytest.mark.parametrize("where", ["profile", "ceiling", "chosen under a ceiling", "group", "default group", "limits"])
@@ -602,11 +605,13 @@ def test_no_key_holds_the_callers_address() -> None:
 @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
 def test_a_rate_too_high_to_be_exact_is_refused_at_the_start(name):
     too_high = 2**53 // 60_000_000 + 1
-    for profile, limits in ((Profile(), Limits(**{name: too_high})), (Profile(**{name: too_high}), Limits())):  # type: ignore[arg-type]
+    refused: dict[str, Any] = {name: too_high}
+    highest: dict[str, Any] = {name: too_high - 1}
+    for profile, limits in ((Profile(), Limits(**refused)), (Profile(**refused), Limits())):
         caps = HardCaps()
         with pytest.raises(ValueError, match=f"{name} must be a whole number from 0 to {too_high - 1}, or"):
             Profiles({"balanced": profile}, limits, caps, "UTC")
-        Profiles({"balanced": Profile(**{name: too_high - 1})}, Limits(**{name: too_high - 1}), caps, "UTC")  # type: ignore[arg-type]
+        Profiles({"balanced": Profile(**highest)}, Limits(**highest), caps, "UTC")
 
 
 # Every window, for callers, groups and all, in every unit.
@@ -654,10 +659,10 @@ def test_money_is_held_for_the_dearest_model_that_may_answer() -> None:
 @pytest.mark.parametrize("where", ["profile", "limits", "group"])
 def test_a_limit_in_dollars_without_a_price_is_refused_at_once(where: str) -> None:
     dear = Profile(model="openai:gpt-4o-mini", fallbacks=("openai:unknown",))
-    money = {"usd_per_month": 5.0}
+    money: dict[str, Any] = {"usd_per_month": 5.0}
     profile = replace(dear, **money) if where == "profile" else dear
-    limits = Limits(**money) if where == "limits" else Limits()  # type: ignore[arg-type]
-    groups = {"acme": Limits(**money)} if where == "group" else None  # type: ignore[arg-type]
+    limits = Limits(**money) if where == "limits" else Limits()
+    groups = {"acme": Limits(**money)} if where == "group" else None
     with pytest.raises(ValueError, match="profile 'dear'.*price of 'openai:unknown' is not known"):
         Profiles({"dear": replace(profile, name="dear")}, limits, WIDE, "UTC", "dear", groups=groups, prices=OWN)
 
@@ -914,7 +919,8 @@ def test_a_total_of_0_closes(totals: Totals) -> None:
 def test_under_a_ceiling_nothing_gets_more_than_either_profile_gives(
     more: dict[str, Any], field: str, less: object, given: object
 ) -> None:
-    high, low = Profile(name="high", model="a:m", **more), Profile(name="low", model="a:m", **{field: less})  # type: ignore[arg-type]
+    lower: dict[str, Any] = {field: less}
+    high, low = Profile(name="high", model="a:m", **more), Profile(name="low", model="a:m", **lower)
     found = own(high, low, default="high").resolve(Caller(id="a", profile="high"), ask("low"))
     assert getattr(found, field) == given
 

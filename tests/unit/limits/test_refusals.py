@@ -127,8 +127,8 @@ def test_where_not_even_a_short_message_fits_none_is_offered(room: int) -> None:
 )
 @pytest.mark.parametrize("room", [0, 3, 700])
 def test_a_request_over_the_whole_window_is_too_large_and_no_wait_helps(scope: str, name: str, room: int) -> None:
-    limit = 0.05 if name.startswith("usd") else 700
-    error = refused(claim(5_000, scope, **{name: limit}), room)  # type: ignore[arg-type]
+    limit: dict[str, Any] = {name: 0.05 if name.startswith("usd") else 700}
+    error = refused(claim(5_000, scope, **limit), room)
     assert type(error) is RequestTooLarge
     assert (error.limit, error.retry_after, error.retryable) == (name, None, False)
     assert error.message == "Request too large. Please shorten your message."

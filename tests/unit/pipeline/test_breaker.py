@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_nest.pipeline.breaker import CAPACITY, LIMITED_IN_A_ROW, RETRY_COST, STORM, Breaker, RetryBudget
+from chat_nest.pipeline.breaker import CAPACITY, LIMITED_IN_A_ROW, RETRY_COST, STORM, Breaker, RetryBudget, Verdict
 
 
 def storm(breaker: Breaker, now: float = 0.0, times: int = STORM) -> None:
@@ -103,7 +103,7 @@ def test_row_38_a_busy_provider_is_not_a_broken_one_until_it_only_ever_refuses()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["well", "ill", "limited", "unknown"]), st.floats(0, 40)), max_size=80))
-def test_it_never_stays_shut_for_good_and_probes_one_at_a_time(history: list[tuple[str, float]]) -> None:
+def test_it_never_stays_shut_for_good_and_probes_one_at_a_time(history: list[tuple[Verdict, float]]) -> None:
     breaker, now, running = Breaker(), 0.0, []
     for outcome, later in history:
         now += later
@@ -112,9 +112,9 @@ def test_it_never_stays_shut_for_good_and_probes_one_at_a_time(history: list[tup
             assert not was_open or breaker.state == "probing"
             running.append(breaker.era)
         elif running:
-            breaker.ended(running.pop(0), outcome, now)  # type: ignore[arg-type]
+            breaker.ended(running.pop(0), outcome, now)
         if len(running) > 3:
-            breaker.ended(running.pop(), outcome, now)  # type: ignore[arg-type]
+            breaker.ended(running.pop(), outcome, now)
     while running:
         breaker.ended(running.pop(), "unknown", now)
     wait = breaker.admit(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
@@ -43,7 +44,7 @@ class Flaky:
     def __init__(self, *failures, answer=([FinishDelta("stop")],)) -> None:
         self.failures = list(failures)
         self.answer = answer
-        self.before = None
+        self.before: Callable[[], Awaitable[object]] | None = None
         self.prompts = []
         self.closed = 0
 
@@ -510,7 +511,7 @@ async def test_row_38_a_storm_opens_the_breaker_and_one_probe_closes_it(monkeypa
     assert 1 <= refused.retry_after <= 5
     await asyncio.sleep(5)
     waiting = asyncio.Event()
-    provider.before = waiting.wait  # type: ignore[assignment]
+    provider.before = waiting.wait
     probe = asyncio.create_task(asked(upstream))
     await asyncio.sleep(0.01)
     assert (await failure(upstream)).retry_after == 1
@@ -568,7 +569,7 @@ async def test_refusals_and_error_events_do_not_open_it(error) -> None:
 @pytest.mark.parametrize(("seconds", "state"), [(1, "closed"), (30, "open")])
 async def test_only_those_who_waited_long_tell_of_a_silent_provider(seconds, state) -> None:
     provider = Flaky(answer=[])
-    provider.before = asyncio.Event().wait  # type: ignore[assignment]
+    provider.before = asyncio.Event().wait
     upstream = Upstream({"p": provider}, Timeouts())
     tasks = [asyncio.create_task(asked(upstream)) for _ in range(STORM)]
     await asyncio.sleep(seconds)
@@ -585,7 +586,7 @@ async def test_a_probe_whose_client_leaves_does_not_block_the_next() -> None:
     for _ in range(STORM):
         upstream.breakers["p"].ended(0, "ill", 0)
     await asyncio.sleep(5)
-    provider.before = asyncio.Event().wait  # type: ignore[assignment]
+    provider.before = asyncio.Event().wait
     probe = asyncio.create_task(asked(upstream))
     await asyncio.sleep(0.01)
     probe.cancel()

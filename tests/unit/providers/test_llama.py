@@ -31,10 +31,11 @@ async def url() -> AsyncIterator[str]:
 
 @pytest.fixture(params=["openai", "anthropic"])
 async def provider(request: pytest.FixtureRequest, url: str) -> AsyncIterator[OpenAIProvider | AnthropicProvider]:
+    provider: OpenAIProvider | AnthropicProvider
     if request.param == "openai":
         provider = OpenAIProvider(base_url=url, preset=PRESETS["llamacpp"])
     else:
-        provider = AnthropicProvider(base_url=url.removesuffix("/v1"))  # type: ignore[assignment]
+        provider = AnthropicProvider(base_url=url.removesuffix("/v1"))
     yield provider
     await provider.aclose()
 
@@ -59,8 +60,8 @@ async def whole(provider: Provider, tokens: int) -> tuple[str, list[Delta]]:
     return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)), deltas
 
 
-async def test_text_usage_and_finish_arrive(provider: Provider) -> None:
-    await provider.check()  # type: ignore[attr-defined]
+async def test_text_usage_and_finish_arrive(provider: OpenAIProvider | AnthropicProvider) -> None:
+    await provider.check()
     text, deltas = await whole(provider, 40)
     assert len(text) >= 40, "each token has at least one character"
     finishes = [delta for delta in deltas if isinstance(delta, FinishDelta)]

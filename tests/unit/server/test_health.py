@@ -154,7 +154,7 @@ async def test_an_answer_is_given_again_for_a_while():
 async def test_those_who_ask_at_once_share_one_question_and_may_leave():
     provider = Checked()
     provider.may_answer.clear()
-    asked = Health(MemoryStore(), {"a": provider}, {})  # type: ignore[dict-item]
+    asked = Health(MemoryStore(), {"a": provider}, {})
     first, second = asyncio.create_task(asked.readiness()), asyncio.create_task(asked.readiness())
     await asyncio.sleep(0)
     first.cancel()
@@ -173,7 +173,7 @@ async def test_what_is_wrong_is_logged_with_what_to_do(caplog):
 async def test_closing_ends_a_question_that_is_open():
     provider = Checked()
     provider.may_answer.clear()
-    asked = Health(MemoryStore(), {"a": provider}, {})  # type: ignore[dict-item]
+    asked = Health(MemoryStore(), {"a": provider}, {})
     waiting = asyncio.create_task(asked.readiness())
     await asyncio.sleep(0)
     await asked.aclose()
@@ -207,7 +207,7 @@ class Keys:
 
 @pytest.mark.parametrize("broken", [False, True])
 async def test_row24_not_ready_while_nobody_can_be_let_in(broken, caplog):
-    health = Health(MemoryStore(), {"a": Checked()}, {}, identify=Keys(broken=broken), clock=FakeClock())  # type: ignore[dict-item]
+    health = Health(MemoryStore(), {"a": Checked()}, {}, identify=Keys(broken=broken), clock=FakeClock())
     found = await health.readiness()
     assert found.ready is not broken
     assert (b'"identity":{"status":"limiter_unavailable","advice":"The file of keys' in found.body()) is broken
@@ -223,7 +223,7 @@ class Listing(Checked):
 
 
 async def test_a_model_that_the_provider_does_not_list_is_advice_and_not_a_failure(caplog):
-    asked = Health(MemoryStore(), {"a": Listing()}, {}, models={"a": ["gpt-4o-mni"]}, clock=FakeClock())  # type: ignore[dict-item]
+    asked = Health(MemoryStore(), {"a": Listing()}, {}, models={"a": ["gpt-4o-mni"]}, clock=FakeClock())
     found = await asked.readiness()
     assert found.ready
     assert found.providers["a"].status == "ok"
