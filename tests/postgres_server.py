@@ -108,6 +108,19 @@ class PostgresServer:
         self.running.send_signal(signal.SIGQUIT)
         self.running.wait()
 
+    def become_standby(self) -> None:
+        """Restart as a standby, which can be read only. It has no primary, and waits for `promote`."""
+        self.running.send_signal(signal.SIGINT)
+        self.running.wait()
+        (self._directory / "data" / "standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """End being a standby."""
+        run = ["setpriv", *self._as_user] if self._as_user else []
+        command = [*run, self._programs / "pg_ctl", "promote", "-D", self._directory / "data"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
     def signal_all(self, number: int) -> None:
         """Signal the server and its children, which answer for it."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_client import HELLO, JSON, ask, connect, settled, standing
@@ -151,6 +152,7 @@ async def test_row46_on_a_full_disk_nobody_is_admitted_and_what_runs_is_drained_
             resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (1, unlimited[1]))
             refused = await ask(served.port)
             assert (refused.status, json.loads(refused.raw)["code"]) == (503, "limiter_unavailable")
+            assert (await until_ready(served.port, 503))["store"]["status"] == "limiter_unavailable"
             release.set()
             assert (await reply.until("token")).data == '"two"'
             await reply.until("done")
@@ -159,6 +161,18 @@ async def test_row46_on_a_full_disk_nobody_is_admitted_and_what_runs_is_drained_
             resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, unlimited)
         assert (await settled(served.port))["tokens_per_day"]["used"] == SPENT
         assert (await ask(served.port)).status == 200
+        await until_ready(served.port, 200)
+
+
+async def until_ready(port: int, status: int) -> dict[str, Any]:
+    """Wait until /readyz has this status, which takes as long as an answer of it is reused; return what it says."""
+    while True:
+        async with connect(port) as client:
+            reply = await client.request("GET", "/readyz")
+            if reply.status == status:
+                return await reply.json()
+            await reply.body()
+        await asyncio.sleep(0.2)
 
 
 # Rows 23 and 32, as far as there is something to ask: a server knows its callers by their address or a proxy's header.

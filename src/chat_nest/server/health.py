@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from chat_nest.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from chat_nest.core.protocols import Checkable, CheckableIdentity, Identify, PoolsKeys, Store
+from chat_nest.core.protocols import Checkable, CheckableIdentity, HasControls, Identify, PoolsKeys, Store
 from chat_nest.providers.model_list import unlisted
 from chat_nest.stores.places import place_of, remedy_of, sentence
 
@@ -29,6 +30,9 @@ log = logging.getLogger("chat_nest.server")
 
 FRESH_SECONDS = 5.0
 """An answer is reused for this long, so that clients can't use /readyz to flood a provider."""
+PROBE_SECONDS = 1.0
+"""How long the row is kept that each check writes."""
+UNWRITABLE = "check that its disk or its memory has room, and that it is no replica"
 PROVIDER_SECONDS = 5.0
 MOST_RESTS = 20
 """The most resting keys that are listed for a provider."""
@@ -99,7 +103,7 @@ class Readiness(Struct, frozen=True):
 
 
 class Health:
-    """Checks the readiness: the store answers, every provider answers, and callers can be identified.
+    """Checks the readiness: the store can be written to, every provider answers, and callers can be identified.
 
     `models` are the configured ones, by provider. A model that the provider does not list only gives advice: some lists
     are incomplete. `key_from` is where a provider's key is set. A provider without a `check` counts as reachable, and
@@ -178,17 +182,21 @@ class Health:
         return self._known
 
     async def _store_part(self) -> HealthPart:
+        fails, remedy = "does not answer", remedy_of(self._store)
         try:
             async with asyncio.timeout(self._store_seconds):
                 await self._store.ping()
+                if isinstance(self._store, HasControls):  # a ping writes nothing: a full disk and a replica pass it
+                    fails, remedy = "answers, but can't be written to", UNWRITABLE
+                    await self._store.controls.first(f"readyz:{secrets.token_hex(8)}", PROBE_SECONDS)
         except StoreEmptied as error:
             return HealthPart(error.code, f"{sentence(place_of(self._store))}: {error.advice}")
         except Exception as error:
             log.debug("the store does not answer: %s", type(error).__name__)
             if self._draws_on_allowance():
-                said = "does not answer, and requests draw on the allowance of [degraded]"
-                return HealthPart(DEGRADED, f"{sentence(place_of(self._store))} {said}: {remedy_of(self._store)}")
-            advice = f"{sentence(place_of(self._store))} does not answer: {remedy_of(self._store)}"
+                said = f"{fails}, and requests draw on the allowance of [degraded]"
+                return HealthPart(DEGRADED, f"{sentence(place_of(self._store))} {said}: {remedy}")
+            advice = f"{sentence(place_of(self._store))} {fails}: {remedy}"
             return HealthPart("limiter_unavailable", advice)
         return HealthPart("ok")
 
