@@ -129,7 +129,7 @@ async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> 
     with contextlib.suppress(ImportError):  # an older checkout
         from chat_nest.traces import export  # noqa: PLC0415
 
-        export.BATCH_SECONDS = 1e9  # type: ignore[misc]  # what is sent by the clock is sent at the end
+        export.BATCH_SECONDS = 1e9  # what is sent by the clock is sent at the end
     client = Wire()
     connection = ServerConnection(ServerContext(app))
     connection.connection_made(client)
