@@ -23,7 +23,7 @@ class Files:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[Family, Labels], _Total] = {}
-        self._distributions: dict[tuple[Family, Labels], list[_Total]] = {}
+        self._distributions: dict[tuple[Family, Labels], _Totals] = {}
 
     def write(self, counted: Counted) -> None:
         """Write what has changed. Raises OSError if a file can't grow."""
@@ -39,8 +39,14 @@ class Files:
             mode = family.mode if family.kind == "gauge" else ""
             value = _value(family, family.name, family.labels, labels, mode=mode)
             written = self._numbers[key] = _Total(value)
+            if family.kind == "gauge":  # a file of the process before may have another value
+                value.set(number.value)
+                written.written = number.value
+        if number.value == written.written:
+            return
         if family.kind == "gauge":
             written.file.set(number.value)
+            written.written = number.value
         else:
             written.update(number.value)
 
@@ -51,9 +57,11 @@ class Files:
             name = f"{family.name}_bucket"
             buckets = [_value(family, name, (*family.labels, "le"), (*labels, le)) for le in bucket_names(family)]
             total = _value(family, f"{family.name}_sum", family.labels, labels)
-            written = self._distributions[key] = [_Total(each) for each in (*buckets, total)]
-        for each, now in zip(written, (*distribution.counts, distribution.sum), strict=True):
-            each.update(now)
+            written = self._distributions[key] = _Totals([_Total(each) for each in (*buckets, total)])
+        if distribution.counts != written.counts:  # each observation changes one of them
+            for each, now in zip(written.totals, (*distribution.counts, distribution.sum), strict=True):
+                each.update(now)
+            written.counts = distribution.counts.copy()
 
 
 class _Total:
@@ -69,6 +77,16 @@ class _Total:
         if now != self.written:
             self.file.inc(now - self.written)
             self.written = now
+
+
+class _Totals:
+    """The totals of a distribution, and its counts when they were written: most have not changed since."""
+
+    __slots__ = ("counts", "totals")
+
+    def __init__(self, totals: list[_Total]) -> None:
+        self.totals = totals
+        self.counts: list[int] = []
 
 
 def _value(family: Family, name: str, labels: tuple[str, ...], of: Labels, *, mode: str = "") -> Any:
