@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, get_args
 
 from chat_nest.core.deltas import Batch, TextDelta
@@ -248,12 +249,17 @@ def _message(entry: Any, index: int) -> Message:
     said = entry.get("content", MISSING)
     if said is MISSING:
         raise BadRequest("must be a string", field=f"messages[{index}].content")
-    at = f"messages[{index}]"
-    field = f"{at}.content"
+    at, field = _names(index)
     if type(said) is str:
         return Message(role=role, content=read.text(said, field), signature=read.signature(entry, at))
     parts = read_parts("" if said is None else said, field, openai_part)
     return parts.message(role, field, signature=read.signature(entry, at))
+
+
+@lru_cache(maxsize=256)
+def _names(index: int) -> tuple[str, str]:
+    """Return the names of a message and of its content."""
+    return f"messages[{index}]", f"messages[{index}].content"
 
 
 def _profile(fields: dict[str, Any]) -> str | None:

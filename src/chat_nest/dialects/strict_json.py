@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, readbuffer_encode
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
@@ -80,6 +80,8 @@ def _read_fast(body: bytes) -> dict[str, Any] | None:
             if is_object(container):
                 members -= len(container)
                 items = container.values()
+            if _PLAIN.issuperset(map(type, items)):
+                continue
             for item in items:
                 kind = type(item)  # pyright: ignore[reportUnknownVariableType]
                 if kind is dict or kind is list:
@@ -108,7 +110,7 @@ def flaw(text: str) -> str | None:
     """Return why `text` can't be sent on: it holds half of a surrogate pair, which is no character. Else None."""
     if not text.isascii():
         try:
-            text.encode()
+            readbuffer_encode(text)  # unlike `encode`, the string keeps its UTF-8 for who counts and sends it
         except UnicodeEncodeError:
             return "must not contain half of a surrogate pair"
     return None
@@ -139,6 +141,8 @@ def _constant(_: str) -> float:
 _fast = msgspec.json.Decoder().decode
 _SHORT = MAX_VALUES
 """Bytes. A shorter body can't have more values: each has a bracket or a comma."""
+_PLAIN = frozenset((str, bool, type(None)))
+"""Values that break no rule."""
 _LARGE = 10**15
 """An integer below has no more digits than MAX_DIGITS."""
 _KEY_ENDS = re.compile(rb'"[ \t\r\n]*:')

@@ -5,15 +5,17 @@ None is no limit; files and environment variables write it as "none". 0 closes: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import isfinite
 from operator import attrgetter
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
 from chat_nest.core.claims import MAX_AMOUNT
-from chat_nest.core.limits import COUNTERS, NO_LIMIT, Limits
+from chat_nest.core.limits import COUNTERS, NO_LIMIT, Limits, LimitSpec
 from chat_nest.limits.spec import HardCaps, Profile
 from chat_nest.limits.windows import MAX_PER_MINUTE
 
@@ -95,6 +97,13 @@ def check_numbers(where: str, numbers: Profile | Limits | HardCaps) -> None:
         known = ranges.get(name)
         if known is not None and not known.holds(value) and not (value is None and known.optional):
             raise ValueError(f"{where}: {name} must be {known.rule}")
+
+
+@lru_cache(maxsize=256)
+def configured(limits: Profile | Limits) -> Sequence[tuple[LimitSpec, Any]]:
+    """Return the counters that have a limit, with it, in the order of COUNTERS."""
+    limited = zip(COUNTERS, _OF_ALL(limits), strict=True)
+    return tuple((spec, limit) for spec, limit in limited if limit is not None)
 
 
 def is_closed(limits: Profile | Limits) -> bool:

@@ -13,10 +13,10 @@ from msgspec.structs import astuple
 
 from chat_nest.core.claims import Line, LineKind
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
-from chat_nest.core.limits import COUNTERS, Limits, Scope, Share, Unit
+from chat_nest.core.limits import Limits, Scope, Share, Unit
 from chat_nest.core.messages import Caller, ChatRequest, hashed
 from chat_nest.core.usage import most_it_can_cost
-from chat_nest.limits.counters import MONEY, check_numbers, is_closed
+from chat_nest.limits.counters import MONEY, check_numbers, configured, is_closed
 from chat_nest.limits.ladder import check_ladder
 from chat_nest.limits.lowering import asked, capped, lowered
 from chat_nest.limits.prices import Prices, how_to_add, nano_limit
@@ -207,11 +207,8 @@ class Profiles:
         now: float,
     ) -> list[Line]:
         lines: list[Line] = []
-        for spec in COUNTERS:
+        for spec, limit in configured(limits):
             name, unit, span = spec.name, spec.unit, spec.window
-            limit = getattr(limits, name)
-            if limit is None:
-                continue
             kind: LineKind = "gauge" if span is None else "rate" if spec.refills else "window"
             key, period, resets_at = f"{owner}:{name}", MINUTE if kind == "rate" else 0, 0.0
             if kind == "window" and span is not None:
