@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import cast
 
 from msgspec.structs import replace
@@ -21,11 +23,13 @@ log = logging.getLogger("chat_nest.pipeline")
 class OpenedStream:
     """A stream from its beginning, read up to its first delta. `lost` input tokens are part of its usage.
 
+    `opening` is the provider's context, which was entered: leaving this one leaves it, and counts what was not taken.
     `__anext__` is no coroutine of its own: it returns the provider's.
     """
 
-    def __init__(self, held: Reservation, lost: int) -> None:
+    def __init__(self, held: Reservation, lost: int, opening: AbstractAsyncContextManager[object]) -> None:
         self._held = held
+        self._opening = opening
         self._lost = lost
         self._waiting: list[Batch] = []
         self._drop: Callable[[Callable[[Batch], None]], bool] | None = None
@@ -48,7 +52,18 @@ class OpenedStream:
                 self._held.report(delta.usage, last=False)
         raise UpstreamTruncated
 
-    def drop(self) -> None:
+    async def __aenter__(self) -> None:
+        """Do nothing: it is open already."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return await self._opening.__aexit__(kind, error, trace)
+        finally:
+            self._count_rest()  # the provider is closed, which waits for nothing
+
+    def _count_rest(self) -> None:
         """Count what came and was not taken, unless the answer was complete, and keep nothing of it."""
         held, drop, waiting = self._held, self._drop, self._waiting
         self._drop, self._waiting = None, []

@@ -14,7 +14,7 @@ import inspect
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import lru_cache
 
 from msgspec.structs import replace
@@ -108,18 +108,20 @@ class Upstream:
         `prompt.model` is replaced by each of `models` (PROVIDER:MODEL) in turn; those of whose provider `place` gets no
         stream are left out, and those for which `pauses` returns True. Raises the last UpstreamError.
         """
-        async with AsyncExitStack() as stack:
-            if place is not None:
-                stack.callback(place.close)  # once the provider's connection is closed
-            opening = _Opening(self, prompt, held, self._timeouts, self._attempts, place, pauses)
-            del prompt
-            batches = await opening.first_of(models, stack)
+        opening = _Opening(self, prompt, held, self._timeouts, self._attempts, place, pauses)
+        del prompt
+        try:
+            batches = await opening.first_of(models)
             del opening
-            try:
-                yield batches
-            except UpstreamError as error:
-                log_failure(held, held.model, error)
-                raise
+            async with batches:
+                try:
+                    yield batches
+                except UpstreamError as error:
+                    log_failure(held, held.model, error)
+                    raise
+        finally:
+            if place is not None:
+                place.close()  # once the provider's connection is closed
 
 
 def _same(providers: Mapping[str, Provider], before: Mapping[str, Provider]) -> Sequence[str]:
@@ -154,14 +156,14 @@ class _Opening:
         self._lost_at: tuple[str, Usage] | None = None
         """The model of that attempt, and its usage so far: they are charged at its price."""
 
-    async def first_of(self, models: Sequence[str], stack: AsyncExitStack) -> AsyncIterator[Batch]:
+    async def first_of(self, models: Sequence[str]) -> OpenedStream:
         error: UpstreamError | None = None
         for model in models:
             name = split_model(model)[0]
             paid = 0
             for attempt in range(self._attempts):
                 try:
-                    batches = await self._ask(model, stack)
+                    batches = await self._ask(model)
                 except UpstreamPaused as paused:
                     error = error or paused
                     break
@@ -224,7 +226,7 @@ class _Opening:
         room = tuple(room + amount for room, amount in zip(granted.room, less, strict=True))
         return Granted(output_tokens=output, room=room)
 
-    async def _ask(self, model: str, stack: AsyncExitStack) -> AsyncIterator[Batch]:
+    async def _ask(self, model: str) -> OpenedStream:
         provider_name, model_name = split_model(model)
         provider = self._upstream.providers.get(provider_name)
         if provider is None:
@@ -240,7 +242,7 @@ class _Opening:
         era, retry_after = breaker.era, None
         outcome: Verdict = "unknown"
         try:
-            batches = await self._open(provider, model, model_name, stack)
+            batches = await self._open(provider, model, model_name)
             outcome = "well"
         except UpstreamError as error:
             outcome, retry_after = _told_by(error), error.retry_after
@@ -260,9 +262,7 @@ class _Opening:
         except LimiterUnavailable:  # the other workers can't be asked for one
             return False
 
-    async def _open(
-        self, provider: Provider, model: str, model_name: str, stack: AsyncExitStack
-    ) -> AsyncIterator[Batch]:
+    async def _open(self, provider: Provider, model: str, model_name: str) -> OpenedStream:
         held, lost = self._held, self._lost or 0
         output = self._affordable()
         held.model, held.lost = model, self._lost_at
@@ -276,17 +276,18 @@ class _Opening:
         held.stopped = held.unseen = False
         asked = replace(self._prompt, model=model_name, max_output_tokens=output)
         try:
-            async with AsyncExitStack() as attempt:
-                opened = OpenedStream(held, lost)
-                attempt.callback(opened.drop)  # called when the provider is closed, which waits for nothing
-                opening = provider.open(asked, self._timeouts)
-                _check_opening(opening, provider)
-                batches = await attempt.enter_async_context(opening)
-                del asked, opening
+            opening = provider.open(asked, self._timeouts)
+            del asked
+            _check_opening(opening, provider)
+            opened = OpenedStream(held, lost, opening)
+            batches = await opening.__aenter__()
+            try:
                 _check_batches(batches, provider)
                 await opened.begin(aiter(batches))
-                stack.push_async_exit(attempt.pop_all())
-                return opened
+            except BaseException as error:
+                await opened.__aexit__(type(error), error, error.__traceback__)
+                raise
+            return opened
         except UpstreamError as error:
             held.spent_nothing = error.spent_nothing and not lost
             if error.spent_nothing and lost:  # then that is all

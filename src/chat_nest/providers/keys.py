@@ -10,9 +10,10 @@ Time is an argument, in seconds of any clock that does not go back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from msgspec import Struct
@@ -229,3 +230,22 @@ def _checked(keys: Sequence[str], name: str) -> Sequence[str]:
     if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
         raise ValueError(f"{name} must hold keys of printable ASCII characters without blanks")
     return keys
+
+
+class KeyUse:
+    """Counts a key's running answer. An error inside, also during the answer, may start a rest of the key."""
+
+    __slots__ = ("_key", "_keys", "_model", "_now")
+
+    def __init__(self, keys: KeyPool, key: Key, model: str, now: Callable[[], float]) -> None:
+        self._keys, self._key, self._model, self._now = keys, key, model, now
+
+    def __enter__(self) -> None:
+        self._keys.chosen(self._key)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, UpstreamError):
+            self._keys.failed(self._key, self._model, error, self._now())
+        self._keys.left(self._key)

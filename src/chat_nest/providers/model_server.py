@@ -9,15 +9,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, TypedDict
 from urllib.parse import urlsplit
-
-from msgspec import Struct
 
 from chat_nest.core.deltas import Batch
 from chat_nest.core.errors import UpstreamAuth, UpstreamError, UpstreamTimeout, UpstreamUnavailable
@@ -27,7 +25,7 @@ from chat_nest.providers.answer import Batches, beginning, rest
 from chat_nest.providers.codec import Codec
 from chat_nest.providers.credentials import credentials_for
 from chat_nest.providers.http import HTTPSession, HTTPStream
-from chat_nest.providers.keys import EVERY_MODEL, Key, KeyPool
+from chat_nest.providers.keys import EVERY_MODEL, Key, KeyPool, KeyUse
 from chat_nest.providers.model_list import model_names
 from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import refusal
@@ -129,57 +127,52 @@ class ModelServer:
         """
         taken = [call.id for message in prompt.messages for call in message.tool_calls]
         make = partial(make, "", taken)  # the ids of the answer's calls are new
-        asking, tried = _Request(prompt.model, path, [body], timeouts.connect), list[Key]()
+        model, tried = prompt.model, list[Key]()
+        kept: bytes | None = body
         del body, prompt  # the answer may take minutes
-        async with AsyncExitStack() as stack:
-            while (answer := await self._attempt(asking, tried, stack)) is None:
-                pass
-            media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if media_type in (self.preset.media_type, ""):
-                yield Batches(answer, self._decoder(make()))
-            else:
-                first = await beginning(answer, media_type)
-                whole = first.startswith((b"{", b"["))
-                yield Batches(answer, self._decoder(make(whole=whole)), first, made_whole=whole)
+        answered = False
+        while not answered:
+            if self._keys is not None:
+                await self._keys.refresh()
+            key = self._choose(model, tried)
+            assert kept is not None
+            sent_at = asyncio.get_running_loop().time()
+            headers = await self._proven("POST", path, key, kept)
+            request = self._session.request("POST", path, headers=headers, body=kept, connect_timeout=timeouts.connect)
+            if self._keys is None or len(self._keys) < 2:  # no other attempt needs it
+                kept = None
+            try:
+                with self._using(key, model):
+                    async with request as answer:
+                        del request, headers
+                        if answer.status != 200:
+                            raise await self._refused(answer)
+                        if self._keys is not None and key is not None:
+                            self._keys.accepted(key, model, sent_at)
+                        kept, answered = None, True
+                        yield await self._batches(answer, make)
+            except UpstreamUnavailable as lost:
+                # llama.cpp closes kept-alive connections without a word. A model on this machine bills nothing unless
+                # the operator says otherwise, so such a request may be sent again.
+                lost.spent_nothing = lost.spent_nothing or (self._bills_nothing and not answered)
+                raise
+            except UpstreamError as error:
+                if answered or kept is None or not (error.of_key and error.spent_nothing):
+                    raise
+                # That key is refused, at no cost: the next one is tried.
+
+    async def _batches(self, answer: HTTPStream, make: Make) -> Batches:
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if media_type in (self.preset.media_type, ""):
+            return Batches(answer, self._decoder(make()))
+        first = await beginning(answer, media_type)
+        whole = first.startswith((b"{", b"["))
+        return Batches(answer, self._decoder(make(whole=whole)), first, made_whole=whole)
 
     def _decoder(self, codec: Codec) -> Codec | Thoughts:
         if self._think_tags == "off":
             return codec
         return Thoughts(codec, self.preset.think_tag, opened=self._think_tags == "opened")
-
-    async def _attempt(self, asking: _Request, tried: list[Key], stack: AsyncExitStack) -> HTTPStream | None:
-        """Send the request with the next key. Returns None if that key is refused, at no cost, and there are others."""
-        if self._keys is not None:
-            await self._keys.refresh()
-        key = self._choose(asking.model, tried)
-        # Kept only if another attempt may need it.
-        body = asking.body.pop() if self._keys is None or len(self._keys) < 2 else asking.body[0]
-        now = asyncio.get_running_loop().time
-        sent_at = now()
-        headers = await self._proven("POST", asking.path, key, body)
-        request = self._session.request("POST", asking.path, headers=headers, body=body, connect_timeout=asking.connect)
-        del body
-        try:
-            async with AsyncExitStack() as attempt:
-                if key is not None:
-                    attempt.enter_context(self._using(key, asking.model))
-                answer = await attempt.enter_async_context(request)
-                if answer.status != 200:
-                    raise await self._refused(answer)
-                if self._keys is not None and key is not None:
-                    self._keys.accepted(key, asking.model, sent_at)
-                stack.push_async_exit(attempt.pop_all())
-                asking.body.clear()
-                return answer
-        except UpstreamUnavailable as lost:
-            # llama.cpp closes kept-alive connections without a word. A model on this machine bills nothing unless
-            # the operator says otherwise, so such a request may be sent again.
-            lost.spent_nothing = lost.spent_nothing or self._bills_nothing
-            raise
-        except UpstreamError as error:
-            if not (error.of_key and error.spent_nothing):
-                raise
-            return None
 
     def _choose(self, model: str, tried: list[Key]) -> Key | None:
         """Return the next key, which is then `tried`; None for a server without keys.
@@ -195,18 +188,10 @@ class ModelServer:
         tried.append(key)
         return key
 
-    @contextmanager
-    def _using(self, key: Key, model: str) -> Generator[None]:
-        """Count the key's running answer. An error inside, also during the answer, may start a rest of the key."""
-        assert self._keys is not None
-        self._keys.chosen(key)
-        try:
-            yield
-        except UpstreamError as error:
-            self._keys.failed(key, model, error, asyncio.get_running_loop().time())
-            raise
-        finally:
-            self._keys.left(key)
+    def _using(self, key: Key | None, model: str) -> AbstractContextManager[object]:
+        if self._keys is None or key is None:
+            return nullcontext()
+        return KeyUse(self._keys, key, model, asyncio.get_running_loop().time)
 
     async def _proven(self, method: str, path: str, key: Key | None, body: bytes = b"") -> Mapping[str, str]:
         """Return the headers of a request, with the credentials."""
@@ -287,15 +272,6 @@ class ModelServer:
     async def aclose(self) -> None:
         """Close every connection. A later request opens new ones."""
         await self._session.aclose()
-
-
-class _Request(Struct):
-    """A request to send; `body` is empty once it is not needed again."""
-
-    model: str
-    path: str
-    body: list[bytes]
-    connect: float
 
 
 def _key_pool(key: str | None, keys: Sequence[str], file: str | Path | None, name: str) -> KeyPool | None:
