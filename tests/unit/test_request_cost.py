@@ -26,9 +26,9 @@ from chat_nest.providers.http_connection import ClientConnection
 from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.protocol import ServerConnection
 
-MOST_STEPS = 856
+MOST_STEPS = 760
 """Python functions entered or gone on with, a request with five messages."""
-MOST_HANDLES = 15
+MOST_HANDLES = 14
 """Callbacks, timers and tasks together."""
 REQUESTS = 10
 ANSWER = head() + piece(chunk("Hi")) + piece(finish()) + piece(usage(100, 1)) + piece(DONE) + END

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, Self
@@ -236,7 +237,7 @@ class ChatHandler:
     async def _answer(
         self, id: str, found: Found, headers: Headers, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if found.is_kept:
+        if found.below and found.is_kept:
             await self._kept(id, found, headers, scope, receive, send)
             return
         route = found.of(scope["method"])
@@ -292,7 +293,6 @@ class ChatHandler:
         name, began_at = name_of(dialect), asyncio.get_running_loop().time()
         self._chat.observing.arrived(id, name, scope)
         try:
-            self._cors.check(scope)
             self._admit()
             arrival = Arrival(id=id, dialect=dialect, name=name, scope=scope, key=idempotency_key(scope))
             body = await self._body(dialect, scope, receive) if route.body is None else route.body(scope)
@@ -308,9 +308,8 @@ class ChatHandler:
         stream = ResponseStream(send, life, dialect, headers, self._timeouts, extensions)
         self._chat.logs.attend()
         self._runs[id] = life
-        story = life.begin(self._chat.serve(arrival, body, stream, life))
+        story = life.begin(self._chat.serve(arrival, body, stream, life), partial(self._forget, life, stream))
         del body  # only the pipeline holds it, until it is parsed
-        story.add_done_callback(lambda _: self._forget(life, stream))
         attached = await attend(life, story, extensions, receive)
         if attached is not None and not life.lost:
             await self._run_routes.attach(attached, dialect, headers, scope, receive, send)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from chat_nest.core.claims import OWN, Line, Quota
-from chat_nest.core.limits import UNITS
+from chat_nest.core.limits import UNITS, Scope, Unit
 
 _LARGEST = 10**15 - 1
 """The largest integer in a structured field (RFC 9651)."""
@@ -21,9 +22,13 @@ _UNITS = {unit: f';qu="{spec.quota}"' if spec.quota else "" for unit, spec in UN
 def quota_headers(lines: Iterable[Line], quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
     """Return the headers: the policies of a request's limits, and the known states of them."""
     refused = {id(quota.line) for quota in quotas} if len(quotas) == 1 else set[int]()
-    policies = [_policy(line) for line in lines if line.kind != "request" and _is_told(line, refused)]
+    policies = [
+        _policy(line.scope, line.name, line.limit, line.period, line.unit)
+        for line in lines
+        if line.kind != "request" and _is_told(line, refused)
+    ]
     standings = [
-        f'"{_name(quota.line)}";r={min(quota.room, _LARGEST)}{_reset(quota)}'
+        f'"{_name(quota.line.scope, quota.line.name)}";r={min(quota.room, _LARGEST)}{_reset(quota)}'
         for quota in quotas
         if quota.line.kind != "request" and _is_told(quota.line, refused)
     ]
@@ -39,13 +44,14 @@ def _is_told(line: Line, refused: set[int]) -> bool:
     return line.scope in OWN or id(line) in refused
 
 
-def _name(line: Line) -> str:
-    return line.name if line.scope == "caller" else f"{line.scope}/{line.name}"
+def _name(scope: Scope, name: str) -> str:
+    return name if scope == "caller" else f"{scope}/{name}"
 
 
-def _policy(line: Line) -> str:
-    window = f";w={line.period}" if line.period else ""
-    return f'"{_name(line)}";q={min(line.limit, _LARGEST)}{window}{_UNITS[line.unit]}'
+@lru_cache(1024)
+def _policy(scope: Scope, name: str, limit: int, period: int, unit: Unit) -> str:
+    window = f";w={period}" if period else ""
+    return f'"{_name(scope, name)}";q={min(limit, _LARGEST)}{window}{_UNITS[unit]}'
 
 
 def _reset(quota: Quota) -> str:

@@ -87,6 +87,7 @@ def encoding_of(model: str) -> Encoding | None:
     return "cl100k_base" if _CL100K.match(name) else None
 
 
+@lru_cache(256)
 def is_reasoning_model(model: str) -> bool:
     """Return whether `model` bills hidden reasoning tokens, so that its output can't be counted."""
     return _REASONING.match(base_name(model)) is not None

@@ -6,6 +6,7 @@ The rules are the vendors' own, with their sources. If an image's pixels are unk
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from math import ceil
 from typing import Final, Literal
 
@@ -90,6 +91,7 @@ def image_rule(model: str) -> ImageRule:
     return next((rule for pattern, rule in _PATTERNS if pattern.search(name)), UNKNOWN_IMAGES)
 
 
+@lru_cache(256)
 def is_text_only(model: str) -> bool:
     """Return whether `model` is known to accept no images. For an unknown model the operator's profile decides."""
     return _TEXT_ONLY.match(base_name(model)) is not None

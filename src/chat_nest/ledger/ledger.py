@@ -107,6 +107,7 @@ class Ledger:
             raise
         finally:
             del self._live[claim.id]
+            held.charged = held.spent()
             held.record = None if conclude is None else _concluded(conclude, held, failure)
             ending = self._end(held)
             failure = None  # its traceback refers to this frame
@@ -171,7 +172,7 @@ class Ledger:
         claim, record = held.claim, held.record
         if not held.asked:
             return self._deliver(Entry(ending="release", claim=claim, record=record))
-        usage, source = held.spent()
+        usage, source = held.charged or held.spent()
         if held.reported is not None:
             if is_absurd(held.reported):
                 log.error("request %s: the provider reported more than 2**50 tokens: 2**50 are charged", claim.id)

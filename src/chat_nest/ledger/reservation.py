@@ -19,6 +19,7 @@ class Reservation:
     __slots__ = (
         "abort_bills",
         "asked",
+        "charged",
         "claim",
         "countable",
         "finished",
@@ -55,6 +56,8 @@ class Reservation:
         """True once the provider's own completion signal came."""
         self.unseen = False
         """True if the provider may have produced more than came, as it was not being read."""
+        self.charged: tuple[Usage, Source] | None = None
+        """What `spent` returned at the end."""
         self.record: Record | None = None
         """The request's record, once it has ended."""
         self.reported: Usage | None = None

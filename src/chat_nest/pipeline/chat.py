@@ -112,10 +112,13 @@ class Chat:
         Returns the run to follow instead if this request repeats one that is still kept.
         """
         try:
-            with self.terms.held() as terms:
+            terms = self.terms.take()
+            try:
                 story = self._story(arrival, body, client, life, terms)
                 del body
                 outcome = await story
+            finally:
+                self.terms.leave(terms)
             life.settle()
             return await self._tell(outcome, arrival, client, life)
         except asyncio.CancelledError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, Literal, TypeVar
@@ -118,12 +118,18 @@ class Lifecycle:
         self.finished: asyncio.Future[None] = loop.create_future()
         """Done when its task is."""
         self._task: asyncio.Task[Any] | None = None
+        self._forget: Callable[[], object] | None = None
         self._grace: asyncio.TimerHandle | None = None
 
-    def begin(self, story: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run the pipeline in a separate task: a server may cancel the caller's task at any time, repeatedly."""
-        task = asyncio.create_task(story)
-        self._task = task
+    def begin(
+        self, story: Coroutine[Any, Any, Result], forget: Callable[[], object] | None = None
+    ) -> asyncio.Task[Result]:
+        """Run the pipeline in a separate task: a server may cancel the caller's task at any time, repeatedly.
+
+        `forget` is called once it has ended.
+        """
+        task = asyncio.get_running_loop().create_task(story)
+        self._task, self._forget = task, forget
         task.add_done_callback(self._finished)
         return task
 
@@ -216,6 +222,8 @@ class Lifecycle:
             self._grace.cancel()
         self._release()
         self.finished.set_result(None)
+        if self._forget is not None:
+            self._forget()
 
     def _wait_for_readers(self, alone_at: float, grace: float, why: ChatError) -> None:
         """End the request after `grace` seconds without a follower; `alone_at` is when the last one left."""

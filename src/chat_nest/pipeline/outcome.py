@@ -48,7 +48,7 @@ def make_record(
     prices: Prices,
 ) -> Record:
     """Return the record of a request that has ended, and its charge."""
-    usage, source = held.spent()
+    usage, source = held.charged or held.spent()
     price = prices.of(held.model) if held.model else None
     return Record(
         run=admission.run,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -40,16 +39,15 @@ class CurrentTerms:
         """The running requests of each terms."""
         self._closing: set[asyncio.Task[None]] = set()
 
-    @contextlib.contextmanager
-    def held(self) -> Generator[Terms]:
-        """Return the terms in force, which stay usable while the context is open."""
-        terms = self.now
-        self._users[terms] += 1
-        try:
-            yield terms
-        finally:
-            self._users[terms] -= 1
-            self._drop_if_unused(terms)
+    def take(self) -> Terms:
+        """Return the terms in force, which stay usable until they are left."""
+        self._users[self.now] += 1
+        return self.now
+
+    def leave(self, terms: Terms) -> None:
+        """Note that a request that took these terms is over."""
+        self._users[terms] -= 1
+        self._drop_if_unused(terms)
 
     def replace(self, terms: Terms) -> None:
         """Put other terms in force, from the next request on. Needs a running loop if a provider is to be closed."""

@@ -16,6 +16,7 @@ import logging
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Never
 
@@ -142,6 +143,8 @@ class _Pool:
     def __init__(self, route: HttpRoute) -> None:
         self.loop = asyncio.get_running_loop()
         self.route = route
+        fields = {"host": route.authority, "accept": "*/*", "accept-encoding": "identity", **route.fields}
+        self.fields = tuple(fields.items())
         self.busy: set[ClientConnection] = set()
         self.closed = False
         self._idle: list[tuple[ClientConnection, float]] = []
@@ -184,6 +187,17 @@ class _Pool:
         self._sweeper = self.loop.call_at(self._idle[0][1] + KEEP_SECONDS, self._sweep) if self._idle else None
 
 
+@lru_cache(maxsize=64)  # of headers that are signed anew for each request, it keeps 64 in vain
+def _fixed_lines(
+    method: str, target: str, own: tuple[tuple[str, str], ...], given: tuple[tuple[str, str], ...], traced: bool
+) -> bytes:
+    """Return the lines of a head that most requests of an origin share; `given` overrides `own`."""
+    fields = {**dict(own), **{name.lower(): value for name, value in given}}
+    if traced:
+        fields.pop("traceparent", None)
+    return request_head(method, target, fields).removesuffix(b"\r\n")
+
+
 class _Exchange:
     """One request and its response. At any end, its connection is back in the pool or closed."""
 
@@ -199,14 +213,14 @@ class _Exchange:
         self._pool = pool
         self._method = method
         self._connect_timeout = connect_timeout
-        fields = {"host": pool.route.authority, "accept": "*/*", "accept-encoding": "identity", **pool.route.fields}
-        for name, value in headers.items():
-            fields[name.lower()] = value
-        if traceparent := TRACEPARENT.get():
-            fields["traceparent"] = traceparent
+        traceparent = TRACEPARENT.get()
+        head = _fixed_lines(method, pool.route.prefix + path, pool.fields, tuple(headers.items()), bool(traceparent))
+        if traceparent:
+            head += b"traceparent: %b\r\n" % traceparent.encode("ascii")
         if body is not None or method in _WITH_BODY:
-            fields["content-length"] = str(len(body or b""))
-        self._parts = [request_head(method, pool.route.prefix + path, fields), *([body] if body else [])]
+            head += b"content-length: %d\r\n" % len(body or b"")
+        head += b"\r\n"
+        self._parts = [head, body] if body else [head]
         self._stream: HTTPStream | None = None
         self._connection: ClientConnection | None = None
 

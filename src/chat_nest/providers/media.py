@@ -5,7 +5,7 @@ The base64 of an image is put into a request unchanged, without a search for cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -34,10 +34,18 @@ def taken(model: str, *words: str) -> frozenset[str]:
 
 
 def moved_to_user(messages: Iterable[Message]) -> Iterable[Message]:
-    """Yield the messages, with the images of tool results moved to a user's message after these results.
+    """Return the messages, with the images of tool results moved to a user's message after these results.
 
     For formats in which such a result is only text.
     """
+    messages = tuple(messages)
+    for message in messages:
+        if message.role == "tool" and message.attachments:
+            return _moved(messages)
+    return messages
+
+
+def _moved(messages: Iterable[Message]) -> Iterator[Message]:
     images: list[Attachment] = []
     for message in messages:
         if images and message.role != "tool":

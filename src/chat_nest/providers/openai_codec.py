@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -35,11 +36,13 @@ _VERBOSE = re.compile(r"gpt-(?:[5-9]|1\d)(?!\d)(?!.*-chat)")
 _NEWER = re.compile(r"(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d))")  # gpt-35 is Azure's 3.5
 
 
+@lru_cache(256)
 def token_limit_field(model: str) -> str:
     """Return the field for the limit of output tokens. OpenAI's models since o1 refuse `max_tokens`; others need it."""
     return "max_completion_tokens" if _NEWER.match(base_name(model)) else "max_tokens"
 
 
+@lru_cache(256)
 def takes_temperature(model: str) -> bool:
     """Return whether a model takes a temperature.
 
@@ -296,19 +299,29 @@ class OpenAIReader:
             self._calls.piece(as_index(call.index), as_name(call.id), name, arguments, deltas)
 
 
+_OPENAI_NAMES = frozenset(
+    ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details")
+)
+
+
 def _usage(counts: object, known: Usage | None) -> Usage | None:
     """Return the provider's totals; None if the counts that matter are missing or impossible."""
+    fields: Any = counts
+    # Of OpenAI's own names only: then no other name needs a look.
+    plain = type(fields) is dict and _OPENAI_NAMES.issuperset(fields)  # pyright: ignore[reportUnknownArgumentType]
     details = field(counts, "prompt_tokens_details")
     cached = number(details, "cached_tokens")
-    if not cached:  # DeepSeek's and Moonshot's names, and Anthropic's, which gateways carry over
+    if not (cached or plain):  # DeepSeek's and Moonshot's names, and Anthropic's, which gateways carry over
         cached = number(counts, "prompt_cache_hit_tokens") or number(counts, "cached_tokens")
         cached = cached or number(counts, "cache_read_input_tokens")
-    written = number(details, "cache_write_tokens")  # OpenRouter's name, LiteLLM's and Anthropic's
-    written = written or number(details, "cache_creation_tokens") or number(counts, "cache_creation_input_tokens")
+    written: object = None
+    if not plain or details is not None:
+        written = number(details, "cache_write_tokens")  # OpenRouter's name, LiteLLM's and Anthropic's
+        written = written or number(details, "cache_creation_tokens") or number(counts, "cache_creation_input_tokens")
     # The names of OpenAI's Responses, which gateways carry over.
     prompt = _either(counts, "prompt_tokens", "input_tokens")
     answer = _either(counts, "completion_tokens", "output_tokens")
-    thoughts = number(counts, "reasoning_tokens")  # SGLang's and Perplexity's place
+    thoughts = None if plain else number(counts, "reasoning_tokens")  # SGLang's and Perplexity's place
     usage = read_usage(
         prompt,
         answer,
@@ -318,7 +331,7 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
         cache_write=written,
         known=known,
     )
-    cited = read_count(number(counts, "citation_tokens"))
+    cited = None if plain else read_count(number(counts, "citation_tokens"))
     if usage is None or cited is None:
         return usage
     # Perplexity's deep research bills the pages it read, and its reasoning, in addition to the total:

@@ -20,24 +20,33 @@ _LATEST = 2**33
 
 def check_claim(claim: Claim) -> None:
     """Raise ValueError, which names the field and the rule, unless every store can hold the claim exactly."""
-    check_text(claim.id, "claim.id")
-    check_text(claim.fingerprint, "claim.fingerprint")
-    check_owner(claim.owner)
+    # Together, since each text costs a call; alone only to name the field.
+    texts = (claim.id, claim.fingerprint, claim.owner or "-", *[line.key for line in claim.lines])
+    if not (all(texts) and len(together := "".join(texts)) <= _LONGEST_TEXT and together.isprintable()):
+        check_text(claim.id, "claim.id")
+        check_text(claim.fingerprint, "claim.fingerprint")
+        check_owner(claim.owner)
+        for index, line in enumerate(claim.lines):
+            check_text(line.key, f"lines[{index}].key")
     if not 0 <= claim.min_output_tokens <= claim.max_output_tokens <= MAX_AMOUNT:
         raise ValueError("claim: 0 <= min_output_tokens <= max_output_tokens <= 2**50 must hold")
     if len({line.key for line in claim.lines}) != len(claim.lines):
         raise ValueError("claim.lines must not name the same key twice")
     check_record(claim.record)
     for index, line in enumerate(claim.lines):
-        check_line(line, index)
+        _check_amounts(line, index)
         if line.fixed + (line.per_million * claim.max_output_tokens // 1_000_000) > MAX_AMOUNT:
             raise ValueError(f"lines[{index}] must not amount to more than 2**50 at claim.max_output_tokens")
 
 
 def check_line(line: Line, index: int) -> None:
+    check_text(line.key, f"lines[{index}].key")
+    _check_amounts(line, index)
+
+
+def _check_amounts(line: Line, index: int) -> None:
     if not (0 <= line.limit <= MAX_AMOUNT and 0 <= line.fixed <= MAX_AMOUNT and 0 <= line.per_million <= MAX_AMOUNT):
         raise ValueError(f"lines[{index}]: limit, fixed and per_million must be between 0 and 2**50")
-    check_text(line.key, f"lines[{index}].key")
     if line.kind == "rate":
         check_rate(line.limit, line.period)
     elif line.kind == "window" and not 0 < line.resets_at <= _LATEST:

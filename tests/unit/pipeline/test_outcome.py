@@ -52,6 +52,7 @@ def held(model: str = "p:m", *, spent_nothing: bool = False) -> Any:
         model=model,
         lost=None,
         spent_nothing=spent_nothing,
+        charged=None,
         spent=lambda: (USAGE, "reported"),
         remaining=lambda usage, cost: {"requests_per_day": 3} if (usage, cost) == (USAGE, 20_000) else {},
     )
