@@ -385,16 +385,31 @@ async def test_the_conversation_that_is_sent_keeps_within_one_body_and_what_was_
 
 
 async def test_an_answer_that_comes_at_once_is_followed_to_its_end(provider, visit):
-    """Also after its end, when it is laid out again so that it costs nothing out of sight."""
     provider.scripts = [answer("\n\n".join(f"Line {number}" for number in range(60)))]
     page = await visit()
     await say(page, "Count")
-    await expect(page.locator(".assistant.still")).to_be_visible()
+    await expect(page.locator(".cost")).to_be_visible()
     await page.evaluate(
         "() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(next))))"
     )
     await expect(page.locator(".cost")).to_be_in_viewport(ratio=1)
     await expect(page.get_by_role("button", name="To the end")).to_be_hidden()
+
+
+async def test_only_what_is_near_of_a_long_answer_is_laid_out_and_all_of_it_is_found_and_printed(provider, visit):
+    """While it is written, too: the work of a token does not grow with the answer."""
+    provider.scripts = [stream(*[chunk(f"Line {number} of many\n\n") for number in range(900)], HANG)]
+    page = await visit(**PHONE)
+    await say(page, "Count")
+    await expect(words(page)).to_contain_text("Line 899 of many")
+    await page.evaluate("new Promise((next) => requestAnimationFrame(() => setTimeout(next)))")
+    is_laid_out = "node => node.checkVisibility({ contentVisibilityAuto: true })"
+    paragraphs = words(page).locator("p")
+    assert await paragraphs.last.evaluate(is_laid_out)
+    assert not await paragraphs.first.evaluate(is_laid_out)
+    assert await page.evaluate("find('Line 3 of many', true, false, true)")
+    await page.emulate_media(media="print")
+    assert await paragraphs.first.evaluate(is_laid_out)
 
 
 async def test_it_follows_the_answer_only_while_its_end_is_in_sight(provider, visit):

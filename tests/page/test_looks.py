@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,26 @@ async def stays_inside(page, width):
         box = await button.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.in_firefox_too
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_what_is_seen_first_waits_for_no_code(visit, held, width):
+    opened: asyncio.Future = asyncio.get_running_loop().create_future()
+
+    async def before(page):
+        await held.hold("**/chat.js")(page)
+        opened.set_result(page)
+
+    opening = asyncio.create_task(visit(before=before, viewport={"width": width, "height": 740}))
+    page = await opened
+    await expect(page.locator("#greeting")).to_be_visible()
+    for place in ("#menu", "#send"):
+        await expect(page.locator(f"{place} path")).to_have_attribute("d", re.compile("^M"))
+    await expect(page.locator("#side")).to_be_visible(visible=width == 1280)
+    held.release.set()
+    await opening
+    await expect(page.locator("#side")).to_be_visible(visible=width == 1280)
 
 
 @pytest.mark.in_firefox_too

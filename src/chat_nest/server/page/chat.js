@@ -4,7 +4,7 @@ import * as answers from "./answers.js";
 import * as attachments from "./attachments.js";
 import { visit } from "./challenge.js";
 import { Conversation, withImages } from "./conversation.js";
-import { byId, element, icon } from "./dom.js";
+import { byId, element } from "./dom.js";
 import * as money from "./money.js";
 import { toEnd } from "./scrolling.js";
 import * as settings from "./settings.js";
@@ -355,7 +355,6 @@ settings.start({
 
 prompt.value ||= unsent.get();
 prompt.enterKeyHint = onScreen.matches ? "enter" : "send";
-for (const place of document.querySelectorAll("[data-icon]")) place.append(icon(/** @type {any} */ (place).dataset.icon));
 await load();
 drawWords();
 byId("demo").hidden = !config.demo;

@@ -154,17 +154,7 @@ export class Turn {
       if (this.drawn) this.grow();
       else this.draw();
       this.settle();
-      idle().then(() => this.rest());
     }
-  }
-
-  /** From now on, it costs nothing out of sight. That lays it out again: in a frame of its own, and as high as it is. */
-  rest() {
-    if (this.isWriting) return;
-    const { paddingTop, paddingBottom } = getComputedStyle(this.words);
-    const height = this.words.getBoundingClientRect().height - parseFloat(paddingTop) - parseFloat(paddingBottom);
-    this.words.style.containIntrinsicBlockSize = `auto ${height}px`;
-    this.node.classList.add("still");
   }
 
   /** Show the end: the cost, and what is missing. */
