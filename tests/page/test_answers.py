@@ -225,6 +225,8 @@ async def test_a_used_up_budget_is_named_with_the_time_at_which_it_is_renewed(pr
     page = await visit(profile="small_day")
     await say(page, "Hi")
     await expect(page.locator("#left-text")).to_have_text("0 of 700 tokens left today")
+    another = page.get_by_role("button", name="Write another answer: Your tokens for today are used up.")
+    await expect(another).to_be_disabled()
     await say(page, "Again")
     problem = page.locator(".problem")
     await expect(problem).to_have_text(
@@ -232,7 +234,25 @@ async def test_a_used_up_budget_is_named_with_the_time_at_which_it_is_renewed(pr
     )
     await expect(page.get_by_role("status").first).to_contain_text("used up")
     await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+    await expect(another).to_have_count(2)
+    await page.select_option("#profile", "balanced")
+    await expect(page.get_by_role("button", name="Write another answer", exact=True).last).to_be_enabled()
     assert len(provider.requests) == 1
+
+
+async def test_a_budget_that_is_too_small_for_any_message_offers_no_other_answer(provider, visit):
+    provider.scripts = [answer("Hello", input_tokens=400, output_tokens=260)]
+    page = await visit(profile="small_day")
+    await say(page, "Hi")
+    await expect(page.locator("#left-text")).to_have_text("40 of 700 tokens left today")
+    await expect(page.get_by_role("button", name="Write another answer", exact=True)).to_be_enabled()
+    await say(page, "Again, and at some length")
+    await expect(page.locator(".problem")).to_contain_text("used up")
+    await expect(
+        page.get_by_role("button", name="Write another answer: Your tokens for today are used up.")
+    ).to_have_count(2)
+    for button in await page.get_by_role("button", name="Write another answer").all():
+        await expect(button).to_be_disabled()
 
 
 async def test_a_used_up_budget_of_dollars_is_named(provider, visit):

@@ -96,6 +96,8 @@ async def test_nothing_sticks_out_on_a_phone_and_the_composer_stays_in_sight(pro
     page = await visit(**PHONE)
     welcome = "document.getElementById('scroller').scrollHeight - document.getElementById('scroller').clientHeight"
     assert await page.evaluate(welcome) == 0, "there is nothing to scroll"
+    title = page.locator("h1 span")
+    assert await title.evaluate("node => node.scrollWidth - node.clientWidth") == 0, "the name is there as a whole"
     for text in (None, LONG):
         if text is not None:
             await say(page, text)

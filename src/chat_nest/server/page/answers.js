@@ -15,9 +15,11 @@ import { word } from "./words.js";
 /** @typedef {import("./store.js").Message} Message */
 /** @typedef {{conversation: Conversation, turn: Turn, run: Run, isDeleted?: boolean}} Writing */
 /**
- * What the page does when an answer changes. `refused`: question and answer are removed, `text` returns to the box.
+ * What the page does when an answer changes. `refused`: question and answer are removed, `text` returns to the box;
+ * `spent`: the profile of this conversation answers nothing for so many seconds.
  * @typedef {{changed: (conversation: Conversation) => void,
- *   refused: (conversation: Conversation, turn: Turn, text: string, problem: string) => void}} View
+ *   refused: (conversation: Conversation, turn: Turn, text: string, problem: string) => void,
+ *   spent: (conversation: Conversation, problem: string, seconds: number) => void}} View
  */
 
 const SAVE_MS = 1_000;
@@ -211,6 +213,7 @@ function failed(conversation, turn, kept, failure) {
   message.problem = text;
   if (goesOn) unfinished.set(message, kept);
   turn.settle();
+  if (then === "nothing" && seconds) view.spent(conversation, text, seconds);
   if (then === "retry") turn.offerRetry(seconds);
   if (then === "key") turn.button(word("key.enter"), () => turn.acts.enterKey(turn), "retry");
 }

@@ -35,6 +35,8 @@ let opening = 0;
 let isNext = false;
 /** When Send was clicked. */
 let sent = -Infinity;
+/** Why a profile answers nothing until then: its budget is spent. @type {Map<string, {problem: string, until: number}>} */
+const spent = new Map();
 let draft = { text: "", images: /** @type {import("./images.js").Picture[]} */ ([]) };
 
 const profile = () => config.profiles.find(({ name }) => name === byId("profile").value) ?? config.profiles[0];
@@ -77,12 +79,20 @@ function setComposer() {
   if (document.activeElement === document.body || (hadFocus && !writing)) prompt.focus();
 }
 
+const setActions = () => turns.forEach((turn) => turn.setActions());
+money.onUsage(setActions);
+
 answers.start({
   changed: (changed) => {
     if (changed === conversation) render();
     side.draw();
   },
   refused: takeBack,
+  spent: ({ talk }, problem, seconds) => {
+    spent.set(talk.profile, { problem, until: Date.now() + seconds * 1000 });
+    setActions();
+    if (seconds < 2_000_000) setTimeout(setActions, seconds * 1000 + 1_000);
+  },
 });
 
 /** The question was refused: it returns to the box, unless other messages depend on it. */
@@ -170,6 +180,10 @@ const acts = {
     store.write(conversation.talk);
     render();
     turns.get(message.id)?.node.querySelector(".branch button:enabled")?.focus();
+  },
+  spent() {
+    const { problem, until } = spent.get(profile().name) ?? { problem: "", until: 0 };
+    return until > Date.now() ? problem : money.usedUp();
   },
   enterKey(turn) {
     waiting = turn;
@@ -317,6 +331,7 @@ byId("new").addEventListener("click", () => open(""));
 byId("profile").addEventListener("change", () => {
   conversation.talk.profile = byId("profile").value;
   attachments.draw();
+  setActions();
   money.readUsage();
 });
 addEventListener("pagehide", () => unsent.set(editing ? draft.text : prompt.value));

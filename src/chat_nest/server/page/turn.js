@@ -7,8 +7,9 @@ import { number, word } from "./words.js";
 
 /** @typedef {import("./store.js").Message} Message */
 /**
- * The actions of a turn.
+ * The actions of a turn. `spent` returns why no answer can be asked for now, or nothing.
  * @typedef {{edit: (turn: Turn) => void, again: (turn: Turn) => void, goOn: (turn: Turn) => void, retry: (turn: Turn) => void,
+ *   spent: () => string,
  *   version: (message: Message) => void, enterKey: () => void}} Acts
  */
 
@@ -199,6 +200,7 @@ export class Turn {
     };
     setTimeout(count);
     count();
+    this.setActions(); // a retry of nothing is what another answer would be
   }
 
   /** Show how much of a proof of work is done. @param {number | null} share null: it is over */
@@ -245,7 +247,14 @@ export class Turn {
       this.actions.append(copy);
     }
     if (this.isMine) this.actions.append(iconButton("edit", word("edit"), () => this.acts.edit(this)));
-    else this.actions.append(iconButton("again", word("regenerate"), () => this.acts.again(this)));
+    else if (this.message.content || !this.notes.querySelector(".retry")) this.actions.append(this.regenerate());
+  }
+
+  regenerate() {
+    const button = iconButton("again", word("regenerate"), () => this.acts.again(this));
+    const reason = this.acts.spent();
+    if (reason) Object.assign(button, { disabled: true, title: reason, ariaLabel: `${word("regenerate")}: ${reason}` });
+    return button;
   }
 
   branch() {
