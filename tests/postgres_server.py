@@ -118,7 +118,7 @@ class PostgresServer:
     def promote(self) -> None:
         """End being a standby."""
         run = ["setpriv", *self._as_user] if self._as_user else []
-        command = [*run, self._programs / "pg_ctl", "promote", "-D", self._directory / "data"]
+        command: list[str | Path] = [*run, self._programs / "pg_ctl", "promote", "-D", self._directory / "data"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
     def signal_all(self, number: int) -> None:
