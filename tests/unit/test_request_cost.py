@@ -26,7 +26,7 @@ from chat_nest.providers.http_connection import ClientConnection
 from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.protocol import ServerConnection
 
-MOST_STEPS = 760
+MOST_STEPS = 749
 """Python functions entered or gone on with, a request with five messages."""
 MOST_HANDLES = 14
 """Callbacks, timers and tasks together."""

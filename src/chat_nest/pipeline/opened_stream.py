@@ -23,7 +23,7 @@ log = logging.getLogger("chat_nest.pipeline")
 class OpenedStream:
     """A stream from its beginning, read up to its first delta. `lost` input tokens are part of its usage.
 
-    `opening` is the provider's context, which was entered: leaving this one leaves it, and counts what was not taken.
+    `opening` is the provider's context, which was entered: `leave` leaves it, and counts what was not taken.
     `__anext__` is no coroutine of its own: it returns the provider's.
     """
 
@@ -52,10 +52,7 @@ class OpenedStream:
                 self._held.report(delta.usage, last=False)
         raise UpstreamTruncated
 
-    async def __aenter__(self) -> None:
-        """Do nothing: it is open already."""
-
-    async def __aexit__(
+    async def leave(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         try:

@@ -13,14 +13,14 @@ import asyncio
 import inspect
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
+from types import TracebackType
 
 from msgspec.structs import replace
 
 from chat_nest.core.claims import Granted
-from chat_nest.core.deltas import Batch
 from chat_nest.core.errors import (
     LimiterUnavailable,
     UpstreamAuth,
@@ -94,38 +94,60 @@ class Upstream:
         provider = self.providers.get(provider_name)
         return frozenset(provider.takes(model_name)) if offers(provider, TakesImages) else frozenset()
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self,
         prompt: Prompt,
         models: Sequence[str],
         held: Reservation,
         place: Place | None = None,
         pauses: Callable[[str], bool] = lambda _: False,
-    ) -> AsyncGenerator[AsyncIterator[Batch], None]:
-        """Yield the first stream with a delta; leaving the context closes its connection at once.
+    ) -> AbstractAsyncContextManager[OpenedStream]:
+        """Return a context of the first stream with a delta; leaving the context closes its connection at once.
 
         `prompt.model` is replaced by each of `models` (PROVIDER:MODEL) in turn; those of whose provider `place` gets no
         stream are left out, and those for which `pauses` returns True. Raises the last UpstreamError.
         """
         opening = _Opening(self, prompt, held, self._timeouts, self._attempts, place, pauses)
-        del prompt
-        try:
-            batches = await opening.first_of(models)
-            del opening
-            async with batches:
-                try:
-                    yield batches
-                except UpstreamError as error:
-                    log_failure(held, held.model, error)
-                    raise
-        finally:
-            if place is not None:
-                place.close()  # once the provider's connection is closed
+        return _Streaming(opening, models, held, place)
 
 
 def _same(providers: Mapping[str, Provider], before: Mapping[str, Provider]) -> Sequence[str]:
     return [name for name, provider in providers.items() if before.get(name) is provider]
+
+
+class _Streaming:
+    """The context of `Upstream.open`: a class, since a generator costs more steps, and 500 bytes while it streams."""
+
+    __slots__ = ("_held", "_opened", "_opening", "_place")
+
+    def __init__(self, opening: _Opening, models: Sequence[str], held: Reservation, place: Place | None) -> None:
+        self._opening: Coroutine[object, object, OpenedStream] | None = opening.first_of(models)
+        self._held = held
+        self._place = place
+
+    async def __aenter__(self) -> OpenedStream:
+        opening, self._opening = self._opening, None  # which has the prompt
+        assert opening is not None
+        try:
+            self._opened = opened = await opening
+        except BaseException:
+            self._free()
+            raise
+        return opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            if isinstance(error, UpstreamError):
+                log_failure(self._held, self._held.model, error)
+            return await self._opened.leave(kind, error, trace)
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        if self._place is not None:
+            self._place.close()  # once the provider's connection is closed
 
 
 class _Opening:
@@ -285,7 +307,7 @@ class _Opening:
                 _check_batches(batches, provider)
                 await opened.begin(aiter(batches))
             except BaseException as error:
-                await opened.__aexit__(type(error), error, error.__traceback__)
+                await opened.leave(type(error), error, error.__traceback__)
                 raise
             return opened
         except UpstreamError as error:
