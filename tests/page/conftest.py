@@ -29,6 +29,12 @@ QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+FIREFOX_PREFERENCES = {
+    ("color_scheme", "dark"): {"layout.css.prefers-color-scheme.content-override": 0},
+    ("forced_colors", "active"): {"browser.display.document_color_use": 2},
+    ("reduced_motion", "reduce"): {"ui.prefersReducedMotion": 1},
+}
+"""What Firefox has to be launched with, to be what a context in Chromium is told to be: its driver can't tell it."""
 ADDRESSES = (f"10.{number // 250}.{number % 250}.7" for number in itertools.count(1))
 
 CONFIG = """
@@ -110,17 +116,19 @@ def pytest_generate_tests(metafunc):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browsers():
-    """`await browsers("firefox")`: Debian's browser, the same for all modules."""
+    """`await browsers("firefox")`: Debian's browser, the same for all modules; with preferences, one more of its own."""
     started = {}
     async with async_playwright() as playwright:
 
-        async def browsers(name):
+        async def browsers(name, **preferences):
             path = {"chromium": CHROMIUM, "firefox": FIREFOX}[name]
             if not Path(path).exists():
                 missing(f"{path} is not installed; on Debian: apt-get install {Path(path).name}")
+            # Playwright's own Firefox is a patched one. Any other is driven by WebDriver BiDi: "moz-firefox".
+            kind = {"channel": "moz-firefox"} if name == "firefox" else {"args": QUIET}
+            if preferences:
+                return await playwright.firefox.launch(executable_path=path, firefox_user_prefs=preferences, **kind)
             if name not in started:
-                # Playwright's own Firefox is a patched one. Any other is driven by WebDriver BiDi: "moz-firefox".
-                kind = {"channel": "moz-firefox"} if name == "firefox" else {"args": QUIET}
                 started[name] = await getattr(playwright, name).launch(executable_path=path, **kind)
             return started[name]
 
@@ -204,12 +212,22 @@ async def provider(shared):
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def visit(browser, served):
+async def visit(browser, browsers, served):
     """`page = await visit(profile="kept", **the browser's context)`; what a page must never do fails the test.
 
     `await before(page)` is done before the page is opened.
     """
-    wrong, contexts = [], []
+    wrong, contexts, own = [], [], []
+
+    async def begin(options):
+        preferences = {}
+        if browser.browser_type.name == "firefox":
+            for (option, value), wanted in FIREFOX_PREFERENCES.items():
+                preferences |= wanted if options.get(option) == value else {}
+        if not preferences:
+            return await browser.new_context(**options)
+        own.append(await browsers("firefox", **preferences))
+        return await own[-1].new_context(**options)
 
     async def watch(context, url, before):
         page = await context.new_page()
@@ -228,7 +246,7 @@ async def visit(browser, served):
     async def visit(url=None, profile=None, beside=None, before=None, **options):
         if beside is None:
             options = {"extra_http_headers": {"x-forwarded-for": next(ADDRESSES)}, "locale": "en-US", **options}
-            context = await browser.new_context(**options)
+            context = await begin(options)
             contexts.append(context)
         else:
             context = beside.context
@@ -238,8 +256,8 @@ async def visit(browser, served):
         return page
 
     yield visit
-    for context in contexts:
-        await context.close()
+    for each in (*contexts, *own):
+        await each.close()
     assert wrong == []
 
 

@@ -166,15 +166,18 @@ async def test_each_paragraph_has_the_direction_of_its_own_words(provider, visit
     assert await paragraphs.nth(1).evaluate(edges) == "left"
 
 
+@pytest.mark.in_firefox_too
 async def test_with_forced_colours_everything_is_told_apart(provider, visit):
     provider.scripts = [answer(RICH)]
     page = await visit(forced_colors="active")
+    assert await page.evaluate("matchMedia('(forced-colors: active)').matches")
     await say(page, "Rich")
     await expect(page.locator(".cost")).to_be_visible()
     for place in (".user .words", "#send", ".code", ".talk[aria-current]", "#meter"):
         assert await page.locator(place).first.evaluate("node => getComputedStyle(node).borderTopStyle") == "solid"
 
 
+@pytest.mark.in_firefox_too
 async def test_motion_is_reduced_for_those_who_want_so(provider, visit):
     provider.scripts = [forever("one")]
     page = await visit(reduced_motion="reduce")
@@ -216,6 +219,18 @@ async def test_every_language_can_be_chosen_and_is_remembered(visit):
     await page.reload()
     await page.wait_for_selector("html[data-ready]")
     await expect(page.locator("#new")).to_have_text("محادثة جديدة")
+
+
+@pytest.mark.in_firefox_too
+async def test_in_the_dark_the_page_is_dark(provider, visit):
+    provider.scripts = [answer(RICH)]
+    page = await visit(color_scheme="dark")
+    await say(page, "Rich")
+    await expect(page.locator(".cost")).to_be_visible()
+    light = "node => getComputedStyle(node).{}.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0) / 765"
+    assert await page.locator("body").evaluate(light.format("backgroundColor")) < 0.2
+    for place in (".assistant p >> nth=0", ".user .words", ".code-head", "#prompt"):
+        assert await page.locator(place).evaluate(light.format("color")) > 0.5, place
 
 
 async def test_on_paper_there_is_the_conversation_only(provider, visit):
