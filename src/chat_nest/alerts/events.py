@@ -1,4 +1,4 @@
-"""Alerts: what they say, and the once-only key that makes each one an alert of the whole fleet.
+"""Alerts: their content, and the once-only key that makes each one an alert of the whole fleet.
 
 An alert holds no text of a chat and no caller, only names of the configuration: limits, groups, providers.
 """
@@ -101,7 +101,7 @@ def _left(line: Line, now: float) -> float:
 
 
 def owner(budget: Budget) -> str:
-    """Return whose limit it is."""
+    """Return the owner of the limit."""
     return f"group {budget.group}" if budget.group else "all callers"
 
 

@@ -46,7 +46,7 @@ Part = TypeVar("Part")
 def create_chat_handler(settings: HandlerSettings) -> ChatHandler:
     """Make the chat endpoint: an ASGI application to mount, or to run by itself.
 
-    `api_key` and `base_url` are those of an OpenAI-compatible provider (default: OPENAI_API_KEY and OPENAI_BASE_URL).
+    `api_key` and `base_url` belong to an OpenAI-compatible provider (default: OPENAI_API_KEY and OPENAI_BASE_URL).
     `model` is the model of every built-in profile. With `providers`, by name, `model` is PROVIDER:MODEL, or a model of
     the first provider. `profiles`, by name, replace the built-in constrained, balanced and expanded, which every caller
     may choose; `preset="npm"` gives those, and the `hard_caps`, the numbers of chat-nest-server. `default_profile` is
@@ -56,8 +56,8 @@ def create_chat_handler(settings: HandlerSettings) -> ChatHandler:
     `store` is a URL (`memory://`, `sqlite:///chat-nest.db`) or a Store. If a process dies, its holds are charged after
     `lease` seconds. `identify` returns the Caller of an ASGI scope; by default callers are identified by the peer's IP
     address. `sessions` accepts the session tokens that it mints, before `identify`, or instead of IP addresses (see
-    `chat_nest.Sessions`). With `visitors`, callers without an account are told apart by a signed id in a cookie or a
-    token, and `challenge` is what they must pass: see docs/visitors.md. `limits` are for all callers together.
+    `chat_nest.Sessions`). With `visitors`, callers without an account are identified by a signed id in a cookie or
+    a token, and `challenge` is what they must pass: see docs/visitors.md. `limits` are for all callers together.
     `groups`, by name, are for the callers of each group together (`default` is for groups without limits of their
     own). Windows begin at midnight in `time_zone`. `prices`, by PROVIDER:MODEL or PROVIDER:* (see `chat_nest.price`),
     override those of genai-prices. `counting`, by provider, is how prompts are counted before the model answers: "auto"
@@ -70,7 +70,7 @@ def create_chat_handler(settings: HandlerSettings) -> ChatHandler:
 
     `journal` is a directory on this machine. It keeps settlements that the store did not accept, so that they outlive
     the process, and a note of each Redis or PostgreSQL store that was seen, so that an emptied store is not used.
-    `degraded` is what this process may spend while the store is down; it is held in `limits` beforehand.
+    `degraded` is what this process may spend while the store is down; until then it is reserved in `limits`.
 
     `logs` keeps runs for readers that reconnect: a URL (see `chat_nest.runs.urls.open_runs`) or RunLogs.
 
@@ -86,8 +86,7 @@ def create_chat_handler(settings: HandlerSettings) -> ChatHandler:
     identified by IP address. `cors_origins` is the old name of `origins`. `allowed_hosts` are the names that a request
     may have in Host, without a port (`example.com`, `*.example.com`). A server on loopback should allow only
     `localhost`, `127.0.0.1` and `[::1]`; it then lets in programs with any `origins`.
-    `trusted_proxies` are those whose `X-Forwarded-For` counts for the default `identify`, and for networks that an
-    operator blocks.
+    `trusted_proxies` may set `X-Forwarded-For`, for the default `identify` and for networks that an operator blocks.
 
     The handler owns its providers, store and logs: `aclose()` closes them. Raises ValueError for a missing key; a
     profile, price or `counting` with an unknown provider; a default profile that is missing or closed; a limit in

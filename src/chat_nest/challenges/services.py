@@ -54,7 +54,7 @@ _decode = msgspec.json.Decoder(_Verdict).decode
 
 
 class Service:
-    """Asks one of the services whether a token is valid. Its errors never hold the token or the secret."""
+    """Verifies a token with one of the services. Its errors never hold the token or the secret."""
 
     def __init__(self, challenge: Challenge) -> None:
         url = urlsplit(challenge.verify_url or VERIFY[challenge.kind])

@@ -25,7 +25,7 @@ SCOPES = ("provider", "model", "group", "caller", "profile")
 STOP_SECONDS = 300.0
 """How long the row of a stop stays: a worker that is stalled for less obeys it."""
 RETRY_SECONDS = 60.0
-"""Retry-After of a pause whose end is far or not known."""
+"""Retry-After of a pause with a late or unknown end."""
 
 Address = IPv4Address | IPv6Address
 

@@ -19,7 +19,7 @@ EVERY_SECONDS = 0.75
 PATIENCE_SECONDS = 1.0
 """The longest look, and the longest wait of a request for one."""
 AGAIN_SECONDS = 0.1
-"""The shortest time between two looks, however many requests wait: one that is down is not asked all the time."""
+"""The shortest time between two reads, however many requests wait: a store that is down is not called all the time."""
 RECENT_SECONDS = 1.0
 """The maximum age of a copy for readers to whom an old one is useless."""
 

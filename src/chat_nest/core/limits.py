@@ -106,7 +106,7 @@ NO_TOTALS = Totals()
 
 
 class Share(Struct, frozen=True, kw_only=True):
-    """A further owner whose limits each request of a caller draws on, together with the caller's own."""
+    """Further limits that each request of a caller draws on, together with the caller's own, and their owner."""
 
     scope: Scope
     id: str

@@ -105,7 +105,7 @@ class Tool(Struct, frozen=True, kw_only=True):
     strict: bool | None = None
     """True if the model's arguments must match the schema, for providers that can guarantee it."""
     namespace: str = ""
-    """The tool group whose name begins `name`, for client formats with groups."""
+    """The tool group, as the beginning of `name`, for client formats with groups."""
 
     def __repr__(self) -> str:
         """See Message."""
@@ -232,7 +232,7 @@ class Caller(Struct, frozen=True, kw_only=True, gc=False):
 
     `group` is the caller's tenant or team; its members share the group's limits. `profiles` are the names of the
     profiles that it may choose, if they are others than those that are open to all; the first is its default.
-    `shares` are further owners whose limits each of its requests draws on.
+    `shares` are further limits that each of its requests draws on.
     """
 
     id: str

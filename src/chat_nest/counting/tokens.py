@@ -52,7 +52,7 @@ _CHEAP = _DIGITS + b" \n\"',:.;(){}[]="
 """Characters that make many tokens of a text, but are fast to count."""
 
 _LEARN_FROM = 128
-"""The least counted tokens of a prompt whose report measures the text, not the template around it."""
+"""The fewest counted tokens of a prompt for which a report measures the text, not the template around it."""
 _LEARN_UP_TO = 6
 """The most times the count that a report can be true: no text has more, so a higher report counts something else."""
 _LEARNED_MARGIN = 5

@@ -14,7 +14,7 @@ from chat_nest.identity.peer import PeerAddress
 from chat_nest.limits.caller_rates import CallerRates
 
 REFUSED_PER_MINUTE = 300
-"""For one IP address: enough for a client whose token has expired, and for an office full of them."""
+"""For one IP address: enough for a client with an expired token, and for an office full of them."""
 
 
 class Guarded:

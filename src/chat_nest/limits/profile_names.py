@@ -11,7 +11,7 @@ OLD_NAMES = {"budget": "constrained", "moderate": "balanced", "free": "expanded"
 
 
 def default_name(profiles: Mapping[str, Profile], named: str | None = None) -> str:
-    """Return the lower-case name of the default profile, which a caller without a profile of its own gets.
+    """Return the lower-case name of the default profile, for a caller to whom no profile is assigned.
 
     It is `named`, else `balanced`, else the only profile, else the only one with `open=True`. Raises ValueError, which
     names `default_profile`, if that is no profile, or is closed while another profile is open.

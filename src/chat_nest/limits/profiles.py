@@ -30,7 +30,7 @@ TOKEN = 1_000_000
 """Units per million output tokens of a line that counts tokens."""
 _NOTHING: Mapping[Unit, tuple[int, int]] = dict.fromkeys(get_args(Unit), (0, 0))
 OTHERS = "default"
-"""The group whose limits apply to each group without limits of its own."""
+"""The name of the limits for each group without its own limits."""
 
 NO_PRICE = "You have a limit in dollars, and the price of this model is not known here"
 CLOSED_TO_STRANGERS = "This chat is not open to you"
@@ -91,7 +91,7 @@ class Profiles:
 
     @property
     def open(self) -> tuple[Profile, ...]:
-        """The profiles that a caller without a profile of its own may choose, under the hard caps."""
+        """The profiles that a caller to whom no profile is assigned may choose, under the hard caps."""
         return tuple(self._open.values())
 
     def named(self, name: str | None) -> Profile:
@@ -102,7 +102,7 @@ class Profiles:
         return self._default if found is None else self._profiles[found]
 
     def offered(self, caller: Caller) -> tuple[Profile, ...]:
-        """Return the profiles whose models this caller may choose: its own, or the open ones.
+        """Return the profiles of the models that this caller may choose: its own, or the open ones.
 
         Raises Forbidden if one of the caller's own does not exist, or if it has none and no profile is open.
         """

@@ -1,4 +1,4 @@
-"""Errors for requests that a limit refused: what is left, whose limit it is, and what the user can do."""
+"""Errors for requests that a limit refused: the room left, the owner of the limit, and the user's options."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Calls:
         self._by_id: dict[str, _Call] = {}
 
     def __len__(self) -> int:
-        """Return the number of calls, with those whose name is still missing."""
+        """Return the number of calls, also of those without a name yet."""
         return len(self._calls)
 
     def piece(self, index: Index, id: str, name: str, arguments: str, deltas: list[Delta]) -> None:

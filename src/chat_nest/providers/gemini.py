@@ -39,7 +39,7 @@ from chat_nest.providers.tools import as_object, names_by_id
 # The request.
 
 NO_SIGNATURE: Final = "skip_thought_signature_validator"
-"""Gemini 3 accepts this on an earlier call whose own signature was not kept."""
+"""Gemini 3 accepts this in place of the signature of an earlier call."""
 
 
 MAX_STOPS: Final = 5
@@ -238,7 +238,7 @@ class GeminiReader:
                 raise event_failure(chunk.error)
             before = len(deltas)
             for candidate in chunk.candidates or ():
-                if not candidate.index or candidate.index == "0":  # the request asks for one answer
+                if not candidate.index or candidate.index == "0":  # one answer was requested
                     self._read_candidate(candidate, deltas)
             blocked = chunk.prompt_feedback is not None and chunk.prompt_feedback.block_reason
             if blocked and blocked != "BLOCK_REASON_UNSPECIFIED":

@@ -42,7 +42,7 @@ _CANT_CONNECT = (UpstreamError, OSError, UnicodeError)  # TimeoutError and ssl.S
 
 
 class HTTPStream:
-    """A response whose body is still to be read, piece by piece."""
+    """A response; its body is still to be read, piece by piece."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection

@@ -249,7 +249,7 @@ class OpenAIReader:
                 if len(chunk.choices) > 1:
                     self._several = True
                 for choice in chunk.choices:
-                    if not (choice.index and self._several) or choice.index == "0":  # the request asks for one answer
+                    if not (choice.index and self._several) or choice.index == "0":  # one answer was requested
                         self._read_choice(choice, deltas)
                         if choice.usage is not None:  # Moonshot's place for it
                             counts = counts or choice.usage

@@ -37,7 +37,7 @@ class Preset(Struct, frozen=True, kw_only=True):
     proxy: bool = False
     """Passes requests on to providers that bill, so its answers are not free on this machine either."""
     cloud: Literal["", "aws", "google"] = ""
-    """The cloud whose own credentials it also takes; see `providers.credentials`."""
+    """The cloud of the credentials that it also takes; see `providers.credentials`."""
     key_env: str = ""
     """The variable in which this vendor's users keep their key."""
     key_header: str = "authorization"
@@ -135,7 +135,7 @@ OLLAMA = Preset(
 )
 
 OPENROUTER_LIST: Final = "https://openrouter.ai/docs/api-reference/streaming"
-"""The router's list of providers whose answers, and billing, stop. The vendors' own pages do not mention it."""
+"""The router's list of providers that stop an abandoned answer and its billing. The vendors' own pages do not mention it."""
 
 PRESETS: Final[Mapping[str, Preset]] = {
     "openai": OPENAI,

@@ -22,8 +22,19 @@ from msgspec import Struct
 
 from chat_nest.core.deltas import Batch
 from chat_nest.core.errors import RunsUnavailable
-from chat_nest.core.protocols import Finale, FollowedRun
-from chat_nest.runs.codec import Ended, Said, reader, write
+from chat_nest.core.protocols import FollowedRun
+from chat_nest.runs.codec import Ended, Said, write
+from chat_nest.runs.local_messages import (
+    Done,
+    Find,
+    Follow,
+    Forget,
+    FoundRun,
+    Nothing,
+    Stop,
+    read_answer,
+    read_question,
+)
 from chat_nest.runs.memory import MemoryRun, MemoryRuns
 
 log = logging.getLogger("chat_nest.runs")
@@ -36,43 +47,6 @@ WRITE_SECONDS = 30.0
 """How long a following process may read nothing; it can come back, by number."""
 CLOSE_SECONDS = 1.0
 
-
-class Find(Struct, frozen=True, array_like=True, tag="find"):
-    name: str
-
-
-class Stop(Struct, frozen=True, array_like=True, tag="stop"):
-    name: str
-    owner: str
-
-
-class Forget(Struct, frozen=True, array_like=True, tag="forget"):
-    id: str
-    owner: str
-
-
-class Follow(Struct, frozen=True, array_like=True, tag="follow"):
-    id: str
-    after: int
-
-
-class FoundRun(Struct, frozen=True, array_like=True, tag="found"):
-    id: str
-    owner: str
-    model: str
-    finale: Finale | None
-
-
-class Done(Struct, frozen=True, array_like=True, tag="done"):
-    """The run was stopped or forgotten."""
-
-
-class Nothing(Struct, frozen=True, array_like=True, tag="nothing"):
-    """The run is not here, or no longer here."""
-
-
-_read_question = reader(Find | Stop | Forget | Follow)
-_read_answer = reader(FoundRun | Done | Nothing | Said | Ended)
 _FAILURES = (OSError, IncompleteReadError, msgspec.DecodeError)
 
 
@@ -180,7 +154,7 @@ class LocalRuns:
                 stream, writer = await asyncio.open_unix_connection(path)
                 try:
                     writer.write(_frame(question))
-                    answer = _read_answer(await _receive(stream))
+                    answer = read_answer(await _receive(stream))
                 finally:
                     writer.close()
             self._silent.discard(path)
@@ -201,7 +175,7 @@ class LocalRuns:
 
     async def _answer(self, stream: StreamReader, writer: StreamWriter) -> None:
         try:
-            question = _read_question(await _receive(stream))
+            question = read_question(await _receive(stream))
             run = None if isinstance(question, Stop | Forget) else await self._here.find(_named(question))
             if isinstance(question, Stop):
                 writer.write(_frame(Done() if self._stop(question.name, question.owner) else Nothing()))
@@ -244,7 +218,7 @@ class RunElsewhere:
         try:
             writer.write(_frame(Follow(self.id, after)))
             while True:
-                said = _read_answer(await _receive(stream))
+                said = read_answer(await _receive(stream))
                 if isinstance(said, Ended):
                     self.finale = said.finale
                     return

@@ -59,7 +59,7 @@ class PageFacts(Struct, frozen=True):
     cookie: Callable[[Scope], bytes] | None = None
     """Returns the cookie for a visitor without one; None if visitors have no cookies."""
     challenge: str = ""
-    """The service whose challenge the page may show."""
+    """The service of the challenge that the page may show."""
     max_upload_bytes: int = 0
     """Of a request with its images."""
 

@@ -44,9 +44,9 @@ class ProviderConfig(Struct, frozen=True, kw_only=True):
     api_keys_file: str = ""
     """The file of several keys, which may change."""
     credentials: Cloud | None = None
-    """The cloud whose library finds credentials, instead of a key."""
+    """The cloud that gives the credentials, instead of a key."""
     key_from: str = "api_key"
-    """Where the operator sets the key."""
+    """The place of the key, for messages."""
     abort_bills: Literal["stops", "full", "unknown"] | None = None
     """The cost of an answer after its reader has left; None is the provider's default."""
     counting: Counting = "auto"

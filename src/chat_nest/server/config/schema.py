@@ -97,7 +97,7 @@ class ServerSection(Struct, frozen=True, kw_only=True):
     port: int = 8000
     """0 takes any free port."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses, networks in CIDR notation, or `unix`, whose X-Forwarded-For is trusted."""
+    """The proxies that may set X-Forwarded-For: addresses, networks in CIDR notation, or `unix`."""
     origins: tuple[str, ...] = ("*",)
     """Default on loopback without a proxy: none, so only pages of the same origin may send requests."""
     cors_origins: tuple[str, ...] = ()
@@ -194,7 +194,7 @@ class PageSection(Struct, frozen=True, kw_only=True):
     notice: str = ""
     """Shown above every conversation."""
     accent: str = ""
-    """The colour of buttons and links, #rrggbb; `accent_dark` is for visitors whose system is dark."""
+    """The colour of buttons and links, #rrggbb; `accent_dark` is for dark themes."""
     accent_dark: str = ""
     logo: str = ""
     """A file: SVG, PNG, WebP or JPEG."""

@@ -64,7 +64,7 @@ class ServerContext:
         self.draining = False
         self.connections: set[Open] = set()
         self.running: set[object] = set()
-        """Exchanges whose application has not returned."""
+        """Exchanges of applications that have not returned."""
         self._second = -1
         self._date = b""
 

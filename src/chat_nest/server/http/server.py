@@ -46,7 +46,7 @@ class HttpServer:
 
     @property
     def expecting(self) -> int:
-        """Return the number of connections whose first request is yet to come."""
+        """Return the number of connections without a first request."""
         return sum(connection.expects_request for connection in self._context.connections)
 
     async def stop_accepting(self) -> None:
