@@ -135,7 +135,7 @@ OLLAMA = Preset(
 )
 
 OPENROUTER_LIST: Final = "https://openrouter.ai/docs/api-reference/streaming"
-"""The router's list of providers that stop an abandoned answer and its billing. The vendors' own pages do not mention it."""
+"""The router's list of providers that stop an abandoned answer and its billing. Vendors' pages do not mention it."""
 
 PRESETS: Final[Mapping[str, Preset]] = {
     "openai": OPENAI,
