@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from raw_client import HELLO, ask, connect
 from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
 
-from chat_nest import BALANCED, Caller, Limits, create_chat_handler
+from chat_nest import BALANCED, Caller, Limits, Rung, create_chat_handler
 from chat_nest.controls import Control
 from chat_nest.controls.grants import BudgetGrant, grant_row
 from chat_nest.core.deltas import FinishDelta, TextDelta
@@ -156,6 +156,19 @@ async def test_an_answer_is_clamped_to_the_granted_room(tmp_path):
         assert (await ask(port)).status == 200
         asked = json.loads(provider.requests[0].body)
         assert 200 < (asked.get("max_tokens") or asked["max_completion_tokens"]) < 300
+
+
+async def test_a_grant_lifts_its_caller_to_a_dearer_rung(tmp_path):
+    ladder = (Rung(below=0.6, model="openai:gpt-4o-mini"),)
+    async with chat(tmp_path, requests_per_day=4, ladder=ladder) as (provider, port, operator, handler):
+        for _ in range(3):
+            assert (await ask(port)).status == 200
+        lines = window_lines(f"caller:{ADA.key}", ZoneInfo("UTC"), time.time())
+        [line] = [each for each in lines if each.name == "requests_per_day"]
+        await seen(handler, operator.grant(line, 6))
+        assert (await ask(port)).headers.get("x-ladder-below") is None
+        asked = [json.loads(request.body)["model"] for request in provider.requests]
+        assert asked == ["main", "main", "gpt-4o-mini", "main"]
 
 
 @pytest.mark.parametrize("scope", ["caller", "all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ from raw_client import HELLO, ask
 from scripted_provider import ScriptedProvider, answer
 
 from chat_nest import BALANCED, Rung, create_chat_handler
+from chat_nest.ledger.store_queue import FEWEST
 from chat_nest.limits.prices import price
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.stores.memory import MemoryStore
@@ -121,6 +123,28 @@ async def test_a_profile_without_a_ladder_does_not_read_the_store_and_one_with_a
         assert (await collect(handler, HELLO)).status == 200
         assert store.peeked == expected
         await handler.aclose()
+
+
+async def test_many_requests_at_once_look_and_reserve_in_one_turn_each():
+    class Slow(MemoryStore):
+        """Answers a look only once as many requests have come as may use the store at a time."""
+
+        def __init__(self):
+            super().__init__()
+            self.full = asyncio.Barrier(FEWEST)
+
+        async def peek(self, lines):
+            await self.full.wait()
+            return await super().peek(lines)
+
+    handler = create_chat_handler(
+        providers={"openai": Scripted(said("hi"))},
+        profiles={"balanced": replace(BALANCED, ladder=LADDER)},
+        store=Slow(),
+    )
+    answers = await asyncio.gather(*(collect(handler, HELLO) for _ in range(FEWEST)))
+    assert [each.status for each in answers] == [200] * FEWEST
+    await handler.aclose()
 
 
 async def test_a_store_that_is_down_still_refuses_with_503():
