@@ -275,6 +275,26 @@ async def test_keys_in_a_file_change_without_a_restart(tmp_path: Path, monkeypat
         assert server.asked[3:] == [B, C], "what it held stays in force"
 
 
+async def test_the_only_key_is_refused_while_another_joins_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chat_nest.core.watched_file.LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text(f"{A}\n")
+    async with Vendor() as server, chat(server, api_keys_file=file) as handler:
+        keys = handler._chat.upstream.providers["p"]._keys  # type: ignore[attr-defined]
+
+        async def refuse_later(connection: Connection) -> None:
+            file.write_text(f"{A}\n{B}\n")
+            await keys.refresh()  # as another request does
+            await connection.send(LIMITED)
+
+        server.by_key[A] = refuse_later
+        assert (await ask(handler)).status == 503
+        assert (await ask(handler)).status == 200
+        assert server.asked == [A, B]
+
+
 async def test_readyz_counts_the_keys_that_rest_and_until_when_but_names_none() -> None:
     clock = FakeClock(0.0)
     async with Vendor(a=BROKE, b=LIMITED) as server, chat(server, api_keys=[A, B, C]) as handler:
