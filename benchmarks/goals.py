@@ -69,7 +69,8 @@ GOALS = (
          why="the tables and modules are shared, 95 MB in all; each worker's 15 MB are pages that CPython's reference"
              " counts have written to, and what it keeps itself"),
     Goal("a held stream, kB", "memory: kB a held stream", "value", 25.0, None,
-         why="two bare connections of uvloop are 3 kB of it; the rest, an answer's objects, has not been taken apart"),
+         why="two bare connections of uvloop are 3 kB of it; 5 kB are 16 coroutines that wait for each other, the rest"
+             " some 150 small objects, none over 0.6 kB: docs/performance.md has a table"),
     Goal("a held stream with TLS to the provider, kB", "memory, TLS: kB a held stream", "value", 40.0, None,
          why="a TLS connection alone holds 39 kB with uvloop, 1.5 kB without TLS: 29 kB of it are OpenSSL's, with its"
              " buffers released"),
