@@ -225,8 +225,7 @@ async def test_a_used_up_budget_is_named_with_the_time_at_which_it_is_renewed(pr
     page = await visit(profile="small_day")
     await say(page, "Hi")
     await expect(page.locator("#left-text")).to_have_text("0 of 700 tokens left today")
-    another = page.get_by_role("button", name="Write another answer: Your tokens for today are used up.")
-    await expect(another).to_be_disabled()
+    another = page.get_by_role("button", name="Write another answer")
     await say(page, "Again")
     problem = page.locator(".problem")
     await expect(problem).to_have_text(
@@ -234,7 +233,9 @@ async def test_a_used_up_budget_is_named_with_the_time_at_which_it_is_renewed(pr
     )
     await expect(page.get_by_role("status").first).to_contain_text("used up")
     await expect(page.get_by_role("button", name="Retry")).to_have_count(0)
-    await expect(another).to_have_count(2)
+    for button in (another.first, another.last):
+        await expect(button).to_be_disabled()
+        await expect(button).to_have_attribute("title", re.compile("^Your tokens for today are used up"))
     await page.select_option("#profile", "balanced")
     await expect(page.get_by_role("button", name="Write another answer", exact=True).last).to_be_enabled()
     assert len(provider.requests) == 1
@@ -248,9 +249,7 @@ async def test_a_budget_that_is_too_small_for_any_message_offers_no_other_answer
     await expect(page.get_by_role("button", name="Write another answer", exact=True)).to_be_enabled()
     await say(page, "Again, and at some length")
     await expect(page.locator(".problem")).to_contain_text("used up")
-    await expect(
-        page.get_by_role("button", name="Write another answer: Your tokens for today are used up.")
-    ).to_have_count(2)
+    await expect(page.get_by_role("button", name="Write another answer.")).to_have_count(2)
     for button in await page.get_by_role("button", name="Write another answer").all():
         await expect(button).to_be_disabled()
 

@@ -80,7 +80,6 @@ function setComposer() {
 }
 
 const setActions = () => turns.forEach((turn) => turn.setActions());
-money.onUsage(setActions);
 
 answers.start({
   changed: (changed) => {
@@ -183,7 +182,7 @@ const acts = {
   },
   spent() {
     const { problem, until } = spent.get(profile().name) ?? { problem: "", until: 0 };
-    return until > Date.now() ? problem : money.usedUp();
+    return until > Date.now() ? problem : "";
   },
   enterKey(turn) {
     waiting = turn;

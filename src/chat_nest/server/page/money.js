@@ -30,18 +30,6 @@ let profiles = null;
 /** @param {() => string} chosen */
 export const start = (chosen) => void (profiles = chosen);
 
-let changed = () => {};
-
-/** @param {() => void} listener called when `usedUp` may have changed */
-export const onUsage = (listener) => void (changed = listener);
-
-/** @returns {string} that a limit is used up, and until when; or nothing */
-export function usedUp() {
-  if (!shown?.resets_at || shown.used < shown.limit || shown.resets_at * 1000 < Date.now()) return "";
-  const used = word("limit.caller", { unit: word(`limit.${shown.unit}`), window: word(`window.${windowOf(shown)}`) });
-  return `${used} ${word("again_at", { when: moment(shown.resets_at * 1000) })}`;
-}
-
 /** Read and show what is left. @returns {Promise<boolean>} whether it could be read: the chat works without it */
 export async function readUsage() {
   const mine = (reading += 1);
@@ -59,13 +47,8 @@ export async function readUsage() {
   }
 }
 
-/** @type {Limit | undefined} */
-let shown;
-
 /** @param {Limit | undefined} limit */
 function show(limit) {
-  shown = limit;
-  changed();
   const line = byId("left");
   line.hidden = !limit;
   if (!limit) return;

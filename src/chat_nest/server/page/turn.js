@@ -253,7 +253,7 @@ export class Turn {
   regenerate() {
     const button = iconButton("again", word("regenerate"), () => this.acts.again(this));
     const reason = this.acts.spent();
-    if (reason) Object.assign(button, { disabled: true, title: reason, ariaLabel: `${word("regenerate")}: ${reason}` });
+    if (reason) Object.assign(button, { disabled: true, title: reason });
     return button;
   }
 
