@@ -249,7 +249,7 @@ async def test_a_budget_that_is_too_small_for_any_message_offers_no_other_answer
     await expect(page.get_by_role("button", name="Write another answer", exact=True)).to_be_enabled()
     await say(page, "Again, and at some length")
     await expect(page.locator(".problem")).to_contain_text("used up")
-    await expect(page.get_by_role("button", name="Write another answer.")).to_have_count(2)
+    await expect(page.get_by_role("button", name="Write another answer")).to_have_count(2)
     for button in await page.get_by_role("button", name="Write another answer").all():
         await expect(button).to_be_disabled()
 
