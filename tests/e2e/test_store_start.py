@@ -107,14 +107,21 @@ async def test_a_signal_ends_a_server_that_waits_for_its_store(tmp_path, store, 
         assert b"can't be used" not in said
 
 
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://127.0.0.1:{port}", "the Redis store at 127.0.0.1:{port}: ConnectionRefusedError: "),
+        ("postgresql://x@127.0.0.1:{port}/x", "the PostgreSQL store at 127.0.0.1:{port}: OperationalError: "),
+    ],
+)
 @pytest.mark.parametrize("words", [("serve", "--port", "0"), ("pause", "--all")])
-async def test_a_store_that_stays_away_is_an_error_that_says_what_to_do(tmp_path, words) -> None:
+async def test_a_store_that_stays_away_is_an_error_that_says_what_to_do(tmp_path, words, url, named) -> None:
     port = free_port()
-    async with started(tmp_path, f"redis://127.0.0.1:{port}", *words) as process:
+    async with started(tmp_path, url.format(port=port), *words) as process:
         said = (await process.communicate())[0].decode()
         assert process.returncode == 1, said
     assert said.count("trying again") == 1
-    assert f"the Redis store at 127.0.0.1:{port}: ConnectionRefusedError: " in said.splitlines()[-1]
+    assert named.format(port=port) in said.splitlines()[-1]
     assert "redis-server" in said.splitlines()[-1] or "store" in said.splitlines()[-1]
 
 
