@@ -168,7 +168,7 @@ class ResponseStream:
 
         For a failure that may have been billed a stream is opened: clients retry some statuses, but not an error event.
         """
-        if not self._life.has_reader or isinstance(error, ClientGone):
+        if not self._life.has_reader:
             return
         if quotas is not None:
             self._quotas = quotas
