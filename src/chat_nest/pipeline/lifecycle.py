@@ -222,8 +222,9 @@ class Lifecycle:
             self._grace.cancel()
         self._release()
         self.finished.set_result(None)
-        if self._forget is not None:
-            self._forget()
+        forget, self._forget = self._forget, None  # which refers to the response, and the response to this
+        if forget is not None:
+            forget()
 
     def _wait_for_readers(self, alone_at: float, grace: float, why: ChatError) -> None:
         """End the request after `grace` seconds without a follower; `alone_at` is when the last one left."""
