@@ -199,9 +199,9 @@ def main() -> int:
     if not shutil.which("valgrind"):
         raise Missing("Instructions are counted by valgrind: apt-get install -y valgrind")
     with collector() as endpoint:
-        telemetry = (PRICED + METRICS if asked.metrics else "") + (
-            traces(endpoint, asked.traces) if asked.traces else ""
-        )
+        telemetry = (
+            PRICED + METRICS * asked.metrics + (traces(endpoint, asked.traces) if asked.traces else "")
+        )  # metrics count what an answer cost, so that it has a price without them, too
         for checkout in (ROOT, *([asked.beside.resolve()] if asked.beside else [])):
             request, token = figures(checkout, telemetry)
             print(f"{checkout}: {request:,.0f} instructions a request of 1 token, {token:,.0f} each further token")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chat_nest.providers.presets import PRESETS, Preset
+from chat_nest.providers import PRESETS
+from chat_nest.providers.presets import Preset
 
 HEAD = """\
 | `kind` | `base_url` | key | usual model | limit on output | usage in a stream | reasoning | JSON schema | images | abandoned answers |

@@ -27,7 +27,7 @@ from chat_nest.core.timeouts import Timeouts
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.credentials import AWSCredentials, GoogleCredentials, credentials_for
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 
 ID, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 """Those of AWS's test suite."""

@@ -40,7 +40,7 @@ from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.testing import Answer, collect
 

@@ -19,7 +19,8 @@ from chat_nest import Profile, create_chat_handler
 from chat_nest.asgi.handler import ChatHandler
 from chat_nest.core.errors import UpstreamAuth
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS, Preset
+from chat_nest.providers import PRESETS
+from chat_nest.providers.presets import Preset
 from chat_nest.testing import Answer, collect
 
 KEY = "sk-canary-2f7c"

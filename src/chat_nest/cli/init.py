@@ -61,7 +61,7 @@ def _check_kind(kind: str | None) -> None:
 
 def _choose(found: list[FoundProvider], provider: str | None, model: str | None, *, ask: bool) -> Choices:
     from chat_nest.cli.starter_config import DEMO, Choices, key_variable, usual_model  # noqa: PLC0415 - as above
-    from chat_nest.providers.presets import PRESETS  # noqa: PLC0415 - as above
+    from chat_nest.providers import PRESETS  # noqa: PLC0415 - as above
     from chat_nest.server.config.schema import PROVIDER_KINDS  # noqa: PLC0415 - as above
 
     best = found[0]

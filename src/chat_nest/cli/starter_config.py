@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.server.config.models import DEMO_MODEL, OPENAI_MODEL
 from chat_nest.server.config.sources import MODEL_VARIABLE
 from chat_nest.server.local_servers import LocalServer

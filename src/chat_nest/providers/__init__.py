@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import Wire
+from chat_nest.providers.presets import OPENAI_COMPATIBLE, Preset
 from chat_nest.providers.responses import ResponsesProvider
 
 __all__ = [
@@ -22,8 +23,8 @@ __all__ = [
 ]
 
 
-PROVIDERS: Mapping[
-    Wire, type[OpenAIProvider | ResponsesProvider | AnthropicProvider | GeminiProvider | OllamaProvider]
+PROVIDERS: Final[
+    Mapping[str, type[OpenAIProvider | ResponsesProvider | AnthropicProvider | GeminiProvider | OllamaProvider]]
 ] = {
     "openai": OpenAIProvider,
     "responses": ResponsesProvider,
@@ -31,4 +32,10 @@ PROVIDERS: Mapping[
     "gemini": GeminiProvider,
     "ollama": OllamaProvider,
 }
-"""By the wire format of a Preset. A new format is a file here, a row of this table, and a Wire with its Preset."""
+"""By the wire format of a Preset. A new format is a file here and a row of this table."""
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    **{wire: provider.preset for wire, provider in PROVIDERS.items()},
+    **OPENAI_COMPATIBLE,
+}
+"""Every kind of server, by the name of its `kind` in the config file."""

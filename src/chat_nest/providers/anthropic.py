@@ -29,7 +29,7 @@ from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer
-from chat_nest.providers.presets import ANTHROPIC
+from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import event_failure
 from chat_nest.providers.tools import as_object
 
@@ -424,7 +424,17 @@ class AnthropicProvider(ModelServer):
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    preset = ANTHROPIC
+    preset = Preset(
+        wire="anthropic",
+        imitated=True,  # by llama.cpp, Ollama, LM Studio and Jan
+        base_url="https://api.anthropic.com",
+        key_env="ANTHROPIC_API_KEY",
+        key_header="x-api-key",
+        key_prefix="",
+        headers={"anthropic-version": "2023-06-01"},
+        check_path="/v1/models?limit=1000",
+        abort_bills="stops",
+    )
     lacks = staticmethod(lacks)
     takes = staticmethod(takes)
 

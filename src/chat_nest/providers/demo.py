@@ -31,7 +31,7 @@ from chat_nest.providers import demo_server
 from chat_nest.providers.demo_process import DemoFailure, DemoServer
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.openai_codec import lacks
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers.presets import OPENAI_COMPATIBLE
 
 log = logging.getLogger("chat_nest.providers")
 
@@ -52,7 +52,7 @@ class DemoProvider:
 
     def lacks(self, prompt: Prompt) -> Sequence[str]:
         """See Provider. llama.cpp supports every option."""
-        return lacks(prompt, PRESETS["llamacpp"])
+        return lacks(prompt, OPENAI_COMPATIBLE["llamacpp"])
 
     def __init__(
         self,

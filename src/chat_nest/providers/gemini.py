@@ -32,7 +32,7 @@ from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer
-from chat_nest.providers.presets import GEMINI
+from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import event_failure
 from chat_nest.providers.tools import as_object, names_by_id
 
@@ -329,7 +329,14 @@ class GeminiProvider(ModelServer):
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    preset = GEMINI
+    preset = Preset(
+        wire="gemini",
+        base_url="https://generativelanguage.googleapis.com/v1beta",
+        key_env="GEMINI_API_KEY",
+        key_header="x-goog-api-key",  # the other way, ?key=, ends up in the logs of every proxy
+        key_prefix="",
+        check_path="/models?pageSize=1000",
+    )
     lacks = staticmethod(lacks)
     takes = staticmethod(takes)
 

@@ -22,7 +22,7 @@ from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.media import base64, moved_to_user, taken
 from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.ndjson import LineDecoder
-from chat_nest.providers.presets import OLLAMA
+from chat_nest.providers.presets import NDJSON, Preset
 from chat_nest.providers.refusals import event_failure
 from chat_nest.providers.tools import as_object, names_by_id
 
@@ -207,7 +207,16 @@ class OllamaProvider(ModelServer):
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    preset = OLLAMA
+    preset = Preset(
+        wire="ollama",
+        think_tags="on",
+        base_url="http://localhost:11434",
+        hosted=False,
+        key_env="OLLAMA_API_KEY",
+        media_type=NDJSON,
+        check_path="/api/tags",
+        abort_bills="stops",
+    )
     lacks = staticmethod(lacks)
     takes = staticmethod(takes)
 

@@ -1,8 +1,8 @@
-"""Presets of known servers, as data: the URL of each, how it takes its key, and how it differs from others.
+"""Presets of the servers with OpenAI's wire format, as data: URL, how each takes its key, how it differs from others.
 
-A preset describes a kind of server; each of the four wire formats has its own file. `kind` in the config file is a name
-in PRESETS. The file is long because it is one table. Each fact has its source beside it, and a fact without a source
-keeps its default. The table in docs/providers.md is printed from here.
+The presets of the other wire formats stand with their codecs, and `chat_nest.providers.PRESETS` has them all: `kind` in
+the config file is a name there. The file is long because it is one table. Each fact has its source beside it, and one
+without a source keeps its default. The table in docs/providers.md is printed from PRESETS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from chat_nest.providers.think_tags import ThinkTags
 
-Wire = Literal["openai", "responses", "anthropic", "gemini", "ollama"]
 Known = Literal["yes", "no", "unknown"]
 LimitField = Literal["by model", "max_tokens", "max_completion_tokens"]
 
@@ -23,7 +22,8 @@ NDJSON: Final = "application/x-ndjson"
 
 
 class Preset(Struct, frozen=True, kw_only=True):
-    wire: Wire = "openai"
+    wire: str = "openai"
+    """The name of its wire format in PROVIDERS."""
     base_url: str = ""
     """Empty if only the operator knows it. Paths begin where it ends."""
     url_form: str = ""
@@ -94,55 +94,11 @@ OPENAI = Preset(
     files=True,
     reasoning_effort="reasoning models",
 )
-RESPONSES = Preset(
-    wire="responses",
-    imitated=True,
-    base_url="https://api.openai.com/v1",
-    key_env="OPENAI_API_KEY",
-    abort_bills="stops",
-    abort_source="https://platform.openai.com/docs/guides/background",  # "terminate the connection" cancels
-    images="yes",
-    files=True,
-)
-ANTHROPIC = Preset(
-    wire="anthropic",
-    imitated=True,  # by llama.cpp, Ollama, LM Studio and Jan
-    base_url="https://api.anthropic.com",
-    key_env="ANTHROPIC_API_KEY",
-    key_header="x-api-key",
-    key_prefix="",
-    headers={"anthropic-version": "2023-06-01"},
-    check_path="/v1/models?limit=1000",
-    abort_bills="stops",
-)
-GEMINI = Preset(
-    wire="gemini",
-    base_url="https://generativelanguage.googleapis.com/v1beta",
-    key_env="GEMINI_API_KEY",
-    key_header="x-goog-api-key",  # the other way, ?key=, ends up in the logs of every proxy
-    key_prefix="",
-    check_path="/models?pageSize=1000",
-)
-OLLAMA = Preset(
-    wire="ollama",
-    think_tags="on",
-    base_url="http://localhost:11434",
-    hosted=False,
-    key_env="OLLAMA_API_KEY",
-    media_type=NDJSON,
-    check_path="/api/tags",
-    abort_bills="stops",
-)
 
 OPENROUTER_LIST: Final = "https://openrouter.ai/docs/api-reference/streaming"
 """The router's list of providers that stop an abandoned answer and its billing. Vendors' pages do not mention it."""
 
-PRESETS: Final[Mapping[str, Preset]] = {
-    "openai": OPENAI,
-    "responses": RESPONSES,
-    "anthropic": ANTHROPIC,
-    "gemini": GEMINI,
-    "ollama": OLLAMA,
+OPENAI_COMPATIBLE: Final[Mapping[str, Preset]] = {
     "ollama_v1": Preset(
         think_tags="on",
         base_url="http://localhost:11434/v1",

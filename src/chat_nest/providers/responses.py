@@ -29,7 +29,7 @@ from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, taken
 from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.openai_codec import takes_temperature, takes_verbosity
-from chat_nest.providers.presets import RESPONSES
+from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import event_failure
 
 # The request.
@@ -386,7 +386,16 @@ class ResponsesProvider(ModelServer):
     For the other arguments see ModelServer. Raises ValueError, which names the argument and never holds its value.
     """
 
-    preset = RESPONSES
+    preset = Preset(
+        wire="responses",
+        imitated=True,
+        base_url="https://api.openai.com/v1",
+        key_env="OPENAI_API_KEY",
+        abort_bills="stops",
+        abort_source="https://platform.openai.com/docs/guides/background",  # "terminate the connection" cancels
+        images="yes",
+        files=True,
+    )
     lacks = staticmethod(lacks)
     takes = staticmethod(takes)
 

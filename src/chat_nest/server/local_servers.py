@@ -11,9 +11,10 @@ from typing import Final
 from msgspec import Struct
 
 from chat_nest.core.errors import UpstreamError
+from chat_nest.providers import PRESETS
 from chat_nest.providers.http import HTTPSession
 from chat_nest.providers.model_list import listed_names
-from chat_nest.providers.presets import PRESETS, Preset
+from chat_nest.providers.presets import Preset
 
 SECONDS: Final = 0.3
 """Seconds for all servers together. If nothing listens, the answer comes at once."""

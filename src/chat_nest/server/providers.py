@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from chat_nest.core.protocols import Provider
-from chat_nest.providers import PROVIDERS, DemoProvider, OpenAIProvider
+from chat_nest.providers import PRESETS, PROVIDERS, DemoProvider, OpenAIProvider
 from chat_nest.providers.model_server import ServerArguments
 from chat_nest.providers.openai import AZURE_API_VERSION
-from chat_nest.providers.presets import PRESETS
 from chat_nest.server.config.provider import ProviderConfig
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from chat_nest.cli import init as command
 from chat_nest.cli.commands import chat_nest
 from chat_nest.cli.starter_config import Choices, find_providers, key_variable, starter_config
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.server import local_servers
 from chat_nest.server.config.settings import load
 from chat_nest.server.local_servers import LocalServer

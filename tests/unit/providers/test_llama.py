@@ -19,7 +19,7 @@ from chat_nest.core.protocols import Prompt, Provider
 from chat_nest.providers.anthropic import AnthropicProvider
 from chat_nest.providers.http import HTTPSession
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.testing import collect
 
 

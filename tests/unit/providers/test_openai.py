@@ -18,7 +18,7 @@ from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTrunc
 from chat_nest.core.messages import Message, Tool, ToolCall, Role
 from chat_nest.core.protocols import Prompt
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.providers.openai_codec import openai_codec, request_body, takes_temperature, token_limit_field
 from chat_nest.core.usage import Usage
 

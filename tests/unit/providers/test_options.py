@@ -13,7 +13,7 @@ from msgspec import Raw
 from chat_nest.core.messages import Format, Message, Options, Tool
 from chat_nest.core.protocols import Prompt
 from chat_nest.providers import anthropic, gemini, ollama, openai_codec
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 
 RAW = Raw(b'{"type":"object"}')
 SCHEMA = {"type": "object"}

@@ -10,7 +10,8 @@ import pytest
 from provider_table import table
 
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS, Preset
+from chat_nest.providers import PRESETS
+from chat_nest.providers.presets import Preset
 from chat_nest.providers.model_server import ModelServer
 
 every_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

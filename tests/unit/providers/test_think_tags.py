@@ -22,7 +22,7 @@ from chat_nest.core.timeouts import Timeouts
 from chat_nest.providers.ollama import ollama_codec
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers.openai_codec import openai_codec
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.providers.answer import Batches
 from chat_nest.providers.think_tags import Thoughts
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from scripted_provider import CLOSE, HANG, Script, ScriptedProvider, failure, head, http, piece
 
 from chat_nest.cli.commands import chat_nest
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.server import local_servers
 from chat_nest.server.providers import make_provider
 from chat_nest.server.config.settings import Config, load

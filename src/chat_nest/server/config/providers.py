@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
+from chat_nest.providers import PRESETS
 from chat_nest.providers.credentials import Cloud, credentials_for
 from chat_nest.providers.keys import KeyPool
 from chat_nest.providers.model_server import LOCAL_HOSTS, is_in_clear
-from chat_nest.providers.presets import PRESETS, Preset
+from chat_nest.providers.presets import Preset
 from chat_nest.providers.think_tags import ThinkTags
 from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.schema import ABORT_BILLS, COUNTING, PROVIDER_KINDS

@@ -22,8 +22,8 @@ from chat_nest.ledger.ledger import LEASE_SECONDS
 from chat_nest.limits.counters import RANGES, Range
 from chat_nest.limits.numbers import MAX_BODY_BYTES, PresetName
 from chat_nest.limits.spec import Allowance, HardCaps, OnDisconnect, Profile, Queue, Rung
+from chat_nest.providers import PRESETS
 from chat_nest.providers.credentials import Cloud
-from chat_nest.providers.presets import PRESETS
 from chat_nest.providers.think_tags import ThinkTags
 from chat_nest.server.config.ways import IdentitySection
 

@@ -12,7 +12,7 @@ from chat_nest.providers.demo import DemoProvider
 from chat_nest.providers.gemini import GeminiProvider
 from chat_nest.providers.ollama import OllamaProvider
 from chat_nest.providers.openai import OpenAIProvider
-from chat_nest.providers.presets import PRESETS
+from chat_nest.providers import PRESETS
 from chat_nest.providers.responses import ResponsesProvider
 from chat_nest.server.config.provider import ProviderConfig, Secret
 from chat_nest.server.config.settings import Config, load
