@@ -21,6 +21,7 @@ from chat_nest import (
     LogObserver,
     MemoryStore,
     Observer,
+    Report,
     PeerAddress,
     Profile,
     Prompt,
@@ -112,6 +113,13 @@ create_chat_handler(identify=nobody)  # type: ignore[arg-type]
 create_chat_handler(identify=name_only)  # type: ignore[arg-type]
 create_chat_handler(limits=Limits(tokens_per_day="5"))  # type: ignore[arg-type]
 create_chat_handler(providers={"p": Mute()})  # type: ignore[dict-item]
+
+
+class Reporting:
+    def reported(self, report: Report) -> None: ...
+
+
+create_chat_handler(observers=[Reporting(), LogObserver()])
 create_chat_handler(observers=[object()])  # type: ignore[list-item]
 create_chat_handler(prices={"p:m": 0.15})  # type: ignore[dict-item]
 create_chat_handler(store=5)  # type: ignore[arg-type]

@@ -17,12 +17,14 @@ from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.parts import kind_of
 from chat_nest.core.protocols import (
+    AnyObserver,
     BatchesCalls,
     BillsAborts,
     Checkable,
     Choosy,
     Closable,
     Dialect,
+    FollowsSteps,
     HasBaseUrl,
     HasContext,
     HasQuotaHeaders,
@@ -33,6 +35,7 @@ from chat_nest.core.protocols import (
     Observer,
     Provider,
     RefersToAnswers,
+    Reported,
     Resumable,
     RunLogs,
     SendsKey,
@@ -100,7 +103,8 @@ def check_arguments(settings: HandlerSettings) -> None:
     for index, value in enumerate(_each("dialects", given["dialects"])):
         _check_part(f"dialects[{index}]", value, Dialect, or_text=True)
     for index, value in enumerate(_each("observers", given["observers"])):
-        _check_part(f"observers[{index}]", value, Observer, is_async=False)
+        for kind in _observes(value):
+            _check_part(f"observers[{index}]", value, kind, is_async=False)
     for name in ("origins", "cors_origins"):
         for index, value in enumerate(() if given[name] is None else _each(name, given[name])):
             _check(f"{name}[{index}]", value, str)
@@ -222,6 +226,16 @@ def _check_part(where: str, part: object, protocol: type, *, or_text: bool = Fal
     for member in () if is_async else vars(protocol):
         if not member.startswith("_") and inspect.iscoroutinefunction(inspect.getattr_static(part, member, None)):
             raise TypeError(f"{where}.{member} must be a plain function, not an async one: nothing awaits it")
+
+
+def _observes(part: object) -> list[type[AnyObserver]]:
+    """Return which of the Protocols of AnyObserver an observer has to keep: those that it has begun, or Observer."""
+    begun = [
+        kind
+        for kind in (Observer, Reported, FollowsSteps)
+        if any(not member.startswith("_") and _has(part, member) for member in vars(kind))
+    ]
+    return begun or [Observer]
 
 
 def _check_spelling(where: str, part: object, protocol: type) -> None:

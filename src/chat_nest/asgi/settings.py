@@ -18,7 +18,7 @@ from msgspec import Struct
 from chat_nest.asgi.hosts import ANY_HOST
 from chat_nest.challenges.settings import Challenge
 from chat_nest.core.limits import Limits
-from chat_nest.core.protocols import Dialect, Identify, Now, Observer, Provider, RunLogs, Store
+from chat_nest.core.protocols import AnyObserver, Dialect, Identify, Now, Provider, RunLogs, Store
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Price
 from chat_nest.counting.tokens import Counting
@@ -87,7 +87,7 @@ class HandlerSettings(ChangeableSettings, frozen=True, kw_only=True):
 
     # the rest
     logs: RunLogs | str = "memory://"
-    observers: Sequence[Observer] = ()
+    observers: Sequence[AnyObserver] = ()
     timeouts: Timeouts = Timeouts()
     now: Now = time.time
 

@@ -13,15 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from msgspec import Struct
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import Metric
 
-from chat_nest.core.errors import ChatError
-from chat_nest.core.messages import Caller
 from chat_nest.core.protocols import Budget, Ending, HasFigures, Report
 from chat_nest.core.usage import NANO
 from chat_nest.metrics import families as of
-from chat_nest.metrics.counted import Counted, Distribution
+from chat_nest.metrics.counted import Counted, Distribution, Number
 from chat_nest.metrics.exposition import Exposition
 from chat_nest.metrics.files import Files, in_use
 from chat_nest.observers.gen_ai import CHAT, INPUT, OUTPUT, provider_name
@@ -60,20 +59,9 @@ class Metrics:
         self._files = Files() if in_use() else None
         self._fails = False
         self._keeps_sampling = False
-        self._calls: dict[tuple[str, str], _Call] = {}
+        self._ended: dict[tuple[str, str, str, str, str], _Ended] = {}
         self._exposition = Exposition(self)
         self.registry.register(self)
-
-    # An observer's.
-
-    def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
-        """Count nothing: see `reported`."""
-
-    def refused(self, id: str, caller: Caller | None, error: ChatError) -> None:
-        """Count nothing: see `reported`."""
-
-    def finished(self, ending: Ending) -> None:
-        """Count nothing: see `reported`."""
 
     def watch(self, handler: HasFigures) -> None:
         """Read the figures of this handler, too."""
@@ -84,17 +72,18 @@ class Metrics:
     def reported(self, report: Report) -> None:
         """Count one request that is over."""
         steps, ending, error = report.steps, report.ending, report.error
-        self._counted.number(of.REQUESTS, report.dialect, report.profile, report.code).value += 1
         if steps.reserve_at is not None:
             until = steps.ended_at if steps.reserved_at is None else steps.reserved_at
             if until is not None:
                 self._reserve.observe(until - steps.reserve_at)
         if ending is not None:
             self._count_ending(report, ending)
-        elif report.code not in _NOT_REFUSED:
-            limit = getattr(error, "limit", "")
-            scope = getattr(error, "scope", "") if limit else ""
-            self._counted.number(of.REFUSED, report.code, limit, scope).value += 1
+        else:
+            self._counted.number(of.REQUESTS, report.dialect, report.profile, report.code).value += 1
+            if report.code not in _NOT_REFUSED:
+                limit = getattr(error, "limit", "")
+                scope = getattr(error, "scope", "") if limit else ""
+                self._counted.number(of.REFUSED, report.code, limit, scope).value += 1
         if not self._keeps_sampling:
             self._share()
 
@@ -111,15 +100,19 @@ class Metrics:
             self._write()
 
     def _count_ending(self, report: Report, ending: Ending) -> None:
-        steps = report.steps
+        steps, error = report.steps, report.error
+        key = (report.dialect, report.profile, report.code, ending.model, "" if error is None else error.code)
+        ended = self._ended.get(key)
+        if ended is None:
+            ended = self._ended[key] = _Ended(self._counted.number(of.REQUESTS, *key[:3]))
+        ended.requests.value += 1
         if steps.asked_at is None:
             return
-        self._counted.distribution(of.OVERHEAD, report.profile).observe(steps.asked_at - steps.began_at)
         provider, _, model = ending.model.partition(":")
-        key = (ending.model, "" if report.error is None else report.error.code)
-        call = self._calls.get(key)
+        call = ended.call
         if call is None:
-            call = self._calls[key] = self._call(provider, model, key[1])
+            call = ended.call = self._call(report.profile, provider, model, key[-1])
+        call.overhead.observe(steps.asked_at - steps.began_at)
         if ending.cost:
             self._counted.number(of.COST, provider, model, ending.source).value += ending.cost / NANO
         if ending.usage.input_tokens:
@@ -137,10 +130,11 @@ class Metrics:
         if steps.gone_at is not None:
             self._counted.distribution(of.CLOSE, provider).observe(max(0.0, steps.closed_at - steps.gone_at))
 
-    def _call(self, provider: str, model: str, code: str) -> _Call:
+    def _call(self, profile: str, provider: str, model: str, code: str) -> _Call:
         named = (CHAT, provider_name(self._kinds.get(provider, provider)), model)
         values = self._counted.distribution
         return _Call(
+            overhead=values(of.OVERHEAD, profile),
             seconds=values(of.CALL, *named, code),
             first_token=values(of.FIRST_TOKEN, provider, model),
             first_chunk=values(of.CALL_FIRST, *named),
@@ -223,20 +217,23 @@ class Metrics:
         await self._exposition.serve(scope, send)
 
 
-class _Call:
-    """The histograms of calls of one model that ended alike."""
+class _Ended:
+    """What counts the requests of one kind that ended alike; `call` only if their provider was called."""
 
-    __slots__ = ("first_chunk", "first_token", "input", "output", "per_chunk", "seconds")
+    __slots__ = ("call", "requests")
 
-    def __init__(
-        self,
-        *,
-        seconds: Distribution,
-        first_token: Distribution,
-        first_chunk: Distribution,
-        per_chunk: Distribution,
-        input: Distribution,
-        output: Distribution,
-    ) -> None:
-        self.seconds, self.first_token, self.first_chunk = seconds, first_token, first_chunk
-        self.per_chunk, self.input, self.output = per_chunk, input, output
+    def __init__(self, requests: Number) -> None:
+        self.requests = requests
+        self.call: _Call | None = None
+
+
+class _Call(Struct, kw_only=True, gc=False):
+    """The histograms of their provider's calls."""
+
+    overhead: Distribution
+    seconds: Distribution
+    first_token: Distribution
+    first_chunk: Distribution
+    per_chunk: Distribution
+    input: Distribution
+    output: Distribution

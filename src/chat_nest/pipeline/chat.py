@@ -33,11 +33,11 @@ from chat_nest.core.errors import (
 from chat_nest.core.messages import Caller, ChatRequest
 from chat_nest.core.parts import failure_text, offers
 from chat_nest.core.protocols import (
+    AnyObserver,
     Dialect,
     Encoder,
     NamesOptions,
     Now,
-    Observer,
     Prompt,
     Recallable,
     RefersToAnswers,
@@ -87,7 +87,7 @@ class Chat:
         gate: Gate,
         grants: Grants,
         logs: RunLogs,
-        observers: Sequence[Observer] = (),
+        observers: Sequence[AnyObserver] = (),
         shared: SharedControls | None = None,
         now: Now = time.time,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import cast
 from chat_nest.core.errors import ChatError
 from chat_nest.core.messages import Caller
 from chat_nest.core.parts import KnownBugs
-from chat_nest.core.protocols import Ending, FollowsSteps, Observer, Report, Reported, Scope
+from chat_nest.core.protocols import AnyObserver, Ending, FollowsSteps, Observer, Report, Reported, Scope
 from chat_nest.core.steps import Steps
 from chat_nest.limits.spec import Profile
 from chat_nest.pipeline.admission import Admission
@@ -20,13 +20,16 @@ log = logging.getLogger("chat_nest.pipeline")
 
 
 class Observing:
-    """Calls every observer, and those with more methods also at each step and with the report at the end."""
+    """Calls each observer for what it observes: requests that start and end, their reports, their steps."""
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
+    def __init__(self, observers: Sequence[AnyObserver]) -> None:
         # By their classes: an observer's attributes may raise anything.
         self._reported = [cast(Reported, each) for each in observers if issubclass(type(each), Reported)]
         self._follow = [cast(FollowsSteps, each) for each in observers if issubclass(type(each), FollowsSteps)]
+        only: list[AnyObserver] = [*self._reported, *self._follow]
+        self._observers = [
+            cast(Observer, each) for each in observers if each not in only or issubclass(type(each), Observer)
+        ]
         self._bugs = KnownBugs()
 
     def arrived(self, id: str, dialect: str, scope: Scope) -> None:

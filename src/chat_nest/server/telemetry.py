@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from chat_nest.core.protocols import Observer
+from chat_nest.core.protocols import AnyObserver
 from chat_nest.identity.peer import PeerAddress
 from chat_nest.server.config.schema import TracesSection
 from chat_nest.server.config.settings import Config
@@ -26,7 +26,7 @@ class Telemetry:
     def __init__(self, config: Config) -> None:
         self._kinds = kinds = dict[str, str]()
         self.name(config)
-        observers: list[Observer] = []
+        observers: list[AnyObserver] = []
         self.metrics: Metrics | None = None
         self._exporter: Exporter | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,7 +79,7 @@ def _metrics(kinds: dict[str, str]) -> Metrics:
     return Metrics(registry, kinds=kinds)
 
 
-def _traces(section: TracesSection, peers: PeerAddress, kinds: dict[str, str]) -> tuple[Observer, Exporter]:
+def _traces(section: TracesSection, peers: PeerAddress, kinds: dict[str, str]) -> tuple[AnyObserver, Exporter]:
     from chat_nest.traces.export import Exporter  # noqa: PLC0415 - an extra
     from chat_nest.traces.otlp import OtlpTraces  # noqa: PLC0415 - an extra
 

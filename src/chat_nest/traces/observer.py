@@ -28,8 +28,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chat_nest.core.errors import ChatError
-from chat_nest.core.messages import Caller
-from chat_nest.core.protocols import Ending, Report, Scope
+from chat_nest.core.protocols import Report, Scope
 from chat_nest.core.trace_headers import TRACEPARENT
 from chat_nest.core.usage import NANO
 from chat_nest.observers import gen_ai
@@ -57,15 +56,6 @@ class Traces:
         self._tracer = get_tracer(NAME, tracer_provider=tracer_provider)
         self._accepts = accepts
         self._kinds: Mapping[str, str] = {} if kinds is None else kinds  # not a copy: a reload may add some
-
-    def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
-        """Do nothing: see `asking`."""
-
-    def refused(self, id: str, caller: Caller | None, error: ChatError) -> None:
-        """Do nothing: see `reported`."""
-
-    def finished(self, ending: Ending) -> None:
-        """Do nothing: see `reported`."""
 
     def arrived(self, id: str, dialect: str, scope: Scope) -> None:
         """Begin the request's span."""

@@ -15,8 +15,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from chat_nest.core.errors import ChatError
-from chat_nest.core.messages import Caller
-from chat_nest.core.protocols import Ending, Report, Scope
+from chat_nest.core.protocols import Report, Scope
 from chat_nest.core.trace_headers import TRACEPARENT
 from chat_nest.core.usage import NANO
 from chat_nest.observers import gen_ai
@@ -64,15 +63,6 @@ class OtlpTraces:
         self._encoded: dict[tuple[str, ...], bytes] = {}
         self.on_full: Callable[[], None] | None = None
         """Called when the spans should be taken before their time."""
-
-    def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
-        """Do nothing: see `reported`."""
-
-    def refused(self, id: str, caller: Caller | None, error: ChatError) -> None:
-        """Do nothing: see `reported`."""
-
-    def finished(self, ending: Ending) -> None:
-        """Do nothing: see `reported`."""
 
     def arrived(self, id: str, dialect: str, scope: Scope) -> None:
         """Decide whether the request is traced."""

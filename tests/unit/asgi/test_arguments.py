@@ -45,6 +45,15 @@ class AsyncObserver:
     def finished(self, ending): ...
 
 
+class HalfReporter:
+    def reported(self, report): ...
+    def arrived(self, id, dialect, scope): ...
+
+
+class AsyncReporter:
+    async def reported(self, report): ...
+
+
 P = {"p": ScriptedProvider(answer("a"))}
 OWN = {"providers": P, "model": "p:m"}
 
@@ -58,6 +67,8 @@ WRONG = [
     ({"providers": {1: NoOpen()}, "model": "p:m"}, "the names in providers must be strings, not an int"),
     ({"observers": [object()]}, "observers[0] must be an Observer (chat_nest.Observer), not an object, which has no started, refused, finished"),
     ({"observers": [AsyncObserver()]}, "observers[0].started must be a plain function, not an async one"),
+    ({"observers": [HalfReporter()]}, "observers[0] must be a FollowsSteps (chat_nest.FollowsSteps), not a HalfReporter, which has no asking"),
+    ({"observers": [AsyncReporter()]}, "observers[0].reported must be a plain function, not an async one"),
     ({"observers": LogObserver()}, "observers must be a list, not a LogObserver"),
     ({"dialect": object()}, "dialect must be a string or a Dialect (chat_nest.Dialect), not an object, which has no routes, parse, encoder, refuse"),
     ({"dialect": Native}, "dialect must be a Dialect, not the class Native: call the class"),

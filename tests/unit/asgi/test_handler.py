@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from chat_nest.counting import tokens
 from chat_nest import (
+    Report,
     BALANCED,
     Caller,
     ChatHandler,
@@ -544,6 +545,20 @@ async def test_an_observer_that_breaks_breaks_nothing(caplog):
     assert got.events[-1][0] == "done"
     assert "ZeroDivisionError" in caplog.text
     assert "terces" not in caplog.text
+    await handler.aclose()
+
+
+async def test_an_observer_may_have_reported_alone():
+    reports: list[Report] = []
+
+    class Reporter:
+        def reported(self, report: Report) -> None:
+            reports.append(report)
+
+    handler = make(observers=[Reporter()])
+    await collect(handler, BODY)
+    await collect(handler, {"messages": 1})
+    assert [report.code for report in reports] == ["ok", "bad_request"]
     await handler.aclose()
 
 

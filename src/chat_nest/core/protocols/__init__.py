@@ -22,6 +22,7 @@ from chat_nest.core.protocols.identity import (
     TakesHeader,
 )
 from chat_nest.core.protocols.observer import (
+    AnyObserver,
     Budget,
     Figures,
     FollowsSteps,
@@ -55,6 +56,7 @@ from chat_nest.core.protocols.store import BatchesCalls, HasRemedy, ListsRunning
 __all__ = [
     "AcceptsStrangers",
     "Answer",
+    "AnyObserver",
     "BatchEncoder",
     "BatchesCalls",
     "BillsAborts",

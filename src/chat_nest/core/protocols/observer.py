@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ from chat_nest.core.protocols.shared import Scope
 from chat_nest.core.steps import Steps
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Receives at most two calls a request, none a token. Must not block; its exceptions are logged and dropped."""
 
@@ -41,14 +42,14 @@ class Report(Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Reported(Protocol):
-    """An Observer that also gets a Report of each request at its end: a third call a request."""
+    """An observer that gets a Report of each request at its end."""
 
     def reported(self, report: Report) -> None: ...
 
 
 @runtime_checkable
 class FollowsSteps(Protocol):
-    """An Observer that hears of a request when it arrives and when its provider is called, in the request's context.
+    """An observer that hears of a request when it arrives and when its provider is called, in the request's context.
 
     A report follows each arrival, unless the server cancels the request before its body was read.
     """
@@ -57,6 +58,10 @@ class FollowsSteps(Protocol):
     def asking(self, id: str, model: str) -> None:
         """Note that PROVIDER:MODEL is about to be called: headers for it go into `core.trace_headers`."""
         ...
+
+
+AnyObserver: TypeAlias = Observer | Reported | FollowsSteps
+"""What `create_chat_handler(observers=[...])` takes. One object can be several of them."""
 
 
 class Figures(Struct, frozen=True, kw_only=True):
