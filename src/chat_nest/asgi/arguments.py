@@ -228,7 +228,7 @@ def _check_part(where: str, part: object, protocol: type, *, or_text: bool = Fal
             raise TypeError(f"{where}.{member} must be a plain function, not an async one: nothing awaits it")
 
 
-def _observes(part: object) -> list[type[AnyObserver]]:
+def _observes(part: object) -> Sequence[type[AnyObserver]]:
     """Return which of the Protocols of AnyObserver an observer has to keep: those that it has begun, or Observer."""
     begun = [
         kind
