@@ -30,7 +30,7 @@ CLIENTS = Path(__file__).parent.parent / "clients"
 PLACE = Path(os.environ.get("CODING_CLIENTS") or CLIENTS / "coding")
 INSTALLED = pytest.mark.skipif(not (PLACE / "node_modules").exists(), reason="scripts/heavy-clients installs them")
 EACH = pytest.mark.parametrize("name", [name for name, client in HEAVY.items() if client.file == "coding"])
-SHOWN = {"claude": "It resets at", "codex": "last status: 429 Too Many Requests"}
+SHOWN = {"claude": "it will reset at", "codex": "last status: 429 Too Many Requests"}
 """Of a rate or a budget. Codex shows no message of a server but OpenAI's own."""
 TOO_LONG = {"claude": "Prompt is too long", "codex": "ran out of room in the model's context window"}
 """At these words the clients shorten the conversation, if it has more than one turn."""

@@ -16,6 +16,9 @@ from raw_client import JSON, ask, connect, settled
 
 from chat_nest import BALANCED, create_chat_handler
 from chat_nest.core.messages import Caller
+from chat_nest.dialects.anthropic import Anthropic
+from chat_nest.dialects.openai import OpenAI
+from chat_nest.dialects.responses import Responses
 from chat_nest.testing import FakeClock, ScriptedProvider, answer
 
 USER = {"role": "user", "content": "Hello"}
@@ -27,17 +30,18 @@ OFFICIAL = pytest.mark.parametrize(
     ("path", "body"), [OPENAI, RESPONSES, ANTHROPIC], ids=["openai", "responses", "anthropic"]
 )
 DIALECTS = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic")
+WITH_402 = [kind(budget_status=402) for kind in (OpenAI, Responses, Anthropic)]
 
 
 @asynccontextmanager
-async def chat(now: Any = None, **limits: Any):
+async def chat(now: Any = None, dialects: Any = DIALECTS, **limits: Any):
     provider = ScriptedProvider(answer("Hi", input_tokens=300, output_tokens=300))
     profile = replace(BALANCED, model="p:gpt-4o-mini", **limits)
     clock = {"now": now} if now else {}
     handler = create_chat_handler(
         providers={"p": provider},
         profiles={"balanced": profile},
-        dialects=DIALECTS,
+        dialects=dialects,
         identify=lambda scope: Caller(id=dict(scope["headers"]).get(b"x-who", b"ada").decode()),
         max_body_bytes=20_000,
         **clock,
@@ -69,12 +73,27 @@ async def test_a_day_is_told_as_a_date_and_no_client_sleeps_until_then(path, bod
     assert "retry-after" not in reply.headers
     assert reply.headers["x-should-retry"] == "false"
     assert said["resets_at"].startswith("2027-01-16T00:00:0")
-    assert said["resets_at"] in said["message"]
+    assert said["message"].endswith(f" Quota exceeded; it will reset at {said['resets_at']}."), "clients search for it"
 
 
 @OFFICIAL
-async def test_a_minute_is_told_as_seconds(path, body):
-    async with chat(requests_per_minute=1) as (_, port):
+@pytest.mark.parametrize("limits", [{"tokens_per_day": 650}, {"requests_per_day": 1}], ids=["tokens", "requests"])
+async def test_a_day_s_refusal_has_the_configured_status_which_clients_do_not_repeat(path, body, limits):
+    async with chat(dialects=WITH_402, requests_per_minute=None, **limits) as (_, port):
+        assert (await ask(port, body, path=path)).status == 200
+        await settled(port)
+        reply = await ask(port, body, path=path)
+        refused = (await reply.json())["error"]
+    assert reply.status == 402
+    kinds = {"/v1/messages": "billing_error"}
+    kind = "insufficient_quota" if "tokens_per_day" in limits else "rate_limit_error"
+    assert (refused["type"], "it will reset at" in refused["message"]) == (kinds.get(path, kind), True)
+
+
+@OFFICIAL
+@pytest.mark.parametrize("dialects", [DIALECTS, WITH_402], ids=["429", "402"])
+async def test_a_minute_is_told_as_seconds(path, body, dialects):
+    async with chat(dialects=dialects, requests_per_minute=1) as (_, port):
         await ask(port, body, path=path)
         reply = await ask(port, body, path=path)
     assert (reply.status, 0 < int(reply.headers["retry-after"]) <= 60) == (429, True)

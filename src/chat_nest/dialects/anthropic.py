@@ -21,7 +21,17 @@ from chat_nest.dialects import options as asked
 from chat_nest.dialects.anthropic_stream import AnthropicEncoder, AnthropicWhole, error_object
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
-from chat_nest.dialects.frames import FAILED_DEPENDENCY, JSON, LONGEST_WAIT, as_json, reset_date, retry_headers
+from chat_nest.dialects.frames import (
+    FAILED_DEPENDENCY,
+    JSON,
+    LONGEST_WAIT,
+    BudgetStatus,
+    as_json,
+    limit_status,
+    reset_date,
+    reset_text,
+    retry_headers,
+)
 from chat_nest.dialects.media_parts import (
     MessageParts,
     file_name,
@@ -202,7 +212,7 @@ class Anthropic:
     takes_images = True
     longest_wait = LONGEST_WAIT
 
-    def __init__(self, path: str = "/v1/messages") -> None:
+    def __init__(self, path: str = "/v1/messages", *, budget_status: BudgetStatus = 429) -> None:
         path = path.rstrip("/")
         models = f"{path.rstrip('/').rpartition('/')[0]}/models"
         self.routes: Sequence[Route] = (
@@ -210,6 +220,7 @@ class Anthropic:
             Route(path=f"{path}/count_tokens", count=counted),
             Route(path=models, method="GET", models=_models, header=b"anthropic-version"),
         )
+        self._budget_status: BudgetStatus = budget_status
 
     def parse(self, body: bytes) -> ChatRequest:
         """Parse a body.
@@ -239,12 +250,12 @@ class Anthropic:
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:
         too_long = isinstance(error, RequestTooLarge | BodyTooLarge)
-        status = FAILED_DEPENDENCY if error.billed else 400 if too_long else error.status
+        status = FAILED_DEPENDENCY if error.billed else 400 if too_long else limit_status(error, self._budget_status)
         body = error_object(error, status)
         if isinstance(error, ChallengeRequired):
             body["error"] |= {"code": error.code, "challenge": error.challenge}
         if date := reset_date(error):
-            body["error"]["message"] += f" It resets at {date}."
+            body["error"]["message"] += reset_text(date)
             body["error"]["resets_at"] = date
         return Answer(
             status=status, body=as_json({**body, "request_id": request_id}), headers=(*JSON, *retry_headers(error))

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from chat_nest.core.deltas import Batch, TextDelta
-from chat_nest.core.errors import ChatError, LimitExceeded
+from chat_nest.core.errors import BudgetExceeded, ChatError, LimitExceeded
 from chat_nest.core.usage import NANO
 
 EVENT_STREAM = (
@@ -22,6 +22,9 @@ EVENT_STREAM = (
 JSON = ((b"content-type", b"application/json"),)
 PING = b": ping\n"
 """A comment with one LF: OpenAI's official Python client takes a blank line after it for an empty event."""
+
+BudgetStatus = Literal[402, 429]
+"""Every client takes 429 for a limit, and many repeat the request. No client repeats it after a 402, except aider."""
 
 LONGEST_WAIT = 60.0
 """Seconds. The longest wait in Retry-After; for a longer wait the client gets the date."""
@@ -83,8 +86,18 @@ def retry_headers(error: ChatError) -> tuple[tuple[bytes, bytes], ...]:
     return ()
 
 
+def limit_status(error: ChatError, budget_status: BudgetStatus) -> int:
+    """Return the error's status: `budget_status` for a budget, and for a limit that resets later than in a minute."""
+    return budget_status if isinstance(error, BudgetExceeded) or reset_date(error) else error.status
+
+
 def reset_date(error: ChatError) -> str:
     """Return when the limit that refused resets, if that is too late for Retry-After: RFC 3339, UTC; else nothing."""
     if not isinstance(error, LimitExceeded) or (error.retry_after or 0.0) <= LONGEST_WAIT or not error.resets_at:
         return ""
     return datetime.fromtimestamp(math.ceil(error.resets_at), UTC).isoformat().replace("+00:00", "Z")
+
+
+def reset_text(date: str) -> str:
+    """Return the sentence with the date. qwen-code and LangChain search a 429 for its words, and give up at once."""
+    return f" Quota exceeded; it will reset at {date}."

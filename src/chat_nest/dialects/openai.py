@@ -23,7 +23,17 @@ from chat_nest.dialects import options as asked
 from chat_nest.dialects.collected import NO_ARGUMENTS, Collected
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_TOOLS
-from chat_nest.dialects.frames import EVENT_STREAM, JSON, LONGEST_WAIT, PING, as_json, data, template, texts
+from chat_nest.dialects.frames import (
+    EVENT_STREAM,
+    JSON,
+    LONGEST_WAIT,
+    PING,
+    BudgetStatus,
+    as_json,
+    data,
+    template,
+    texts,
+)
 from chat_nest.dialects.openai_refusals import error_body, quota_headers, refusal
 from chat_nest.dialects.schemas import (
     COUNT,
@@ -181,12 +191,13 @@ class OpenAI:
     takes_images = True
     longest_wait = LONGEST_WAIT
 
-    def __init__(self, path: str = "/v1", *, now: Now = time.time) -> None:
+    def __init__(self, path: str = "/v1", *, budget_status: BudgetStatus = 429, now: Now = time.time) -> None:
         path = path.rstrip("/")
         self.routes: Sequence[Route] = (
             Route(path=f"{path}/chat/completions"),
             Route(path=f"{path}/models", method="GET", models=self._models),
         )
+        self._budget_status: BudgetStatus = budget_status
         self._now = now
 
     def parse(self, body: bytes) -> ChatRequest:
@@ -221,7 +232,7 @@ class OpenAI:
         return OpenAIWhole(run_id, created)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - OpenAI sends it in a header
-        return refusal(error)
+        return refusal(error, self._budget_status)
 
     def quota_headers(self, quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
         return quota_headers(quotas)

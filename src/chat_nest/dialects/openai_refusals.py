@@ -21,19 +21,29 @@ from chat_nest.core.errors import (
     Unauthorized,
 )
 from chat_nest.core.protocols import Answer
-from chat_nest.dialects.frames import FAILED_DEPENDENCY, JSON, as_json, reset_date, retry_headers
+from chat_nest.dialects.frames import (
+    FAILED_DEPENDENCY,
+    JSON,
+    BudgetStatus,
+    as_json,
+    limit_status,
+    reset_date,
+    reset_text,
+    retry_headers,
+)
 
 
-def refusal(error: ChatError, *, param: str | None = None) -> Answer:
+def refusal(error: ChatError, budget_status: BudgetStatus, *, param: str | None = None) -> Answer:
     """Return the refusal of a request; `param` is the error's field if no field is at fault."""
-    status = FAILED_DEPENDENCY if error.billed else 400 if isinstance(error, RequestTooLarge) else error.status
+    too_large = isinstance(error, RequestTooLarge)
+    status = FAILED_DEPENDENCY if error.billed else 400 if too_large else limit_status(error, budget_status)
     body = error_body(error)
     if body["error"]["param"] is None:
         body["error"]["param"] = param
     if isinstance(error, ChallengeRequired):
         body["error"]["challenge"] = error.challenge
     if date := reset_date(error):
-        body["error"]["message"] += f" It resets at {date}."
+        body["error"]["message"] += reset_text(date)
         body["error"]["resets_at"] = date
     return Answer(status=status, body=as_json(body), headers=(*JSON, *retry_headers(error)))
 

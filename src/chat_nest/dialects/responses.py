@@ -25,7 +25,7 @@ from chat_nest.dialects import options as asked
 from chat_nest.dialects import responses_items as items
 from chat_nest.dialects.facts import Facts
 from chat_nest.dialects.fields import MAX_PARTS, MAX_TOOLS
-from chat_nest.dialects.frames import LONGEST_WAIT, as_json
+from chat_nest.dialects.frames import LONGEST_WAIT, BudgetStatus, as_json
 from chat_nest.dialects.openai_refusals import quota_headers, refusal
 from chat_nest.dialects.responses_request import (
     INCLUDED,
@@ -241,7 +241,14 @@ class Responses:
     takes_images = True
     longest_wait = LONGEST_WAIT
 
-    def __init__(self, path: str = "/v1/responses", *, store: bool = True, now: Now = time.time) -> None:
+    def __init__(
+        self,
+        path: str = "/v1/responses",
+        *,
+        store: bool = True,
+        budget_status: BudgetStatus = 429,
+        now: Now = time.time,
+    ) -> None:
         path = path.rstrip("/")
         self.routes: Sequence[Route] = (
             Route(path=path),
@@ -249,6 +256,7 @@ class Responses:
             Route(path=path, method="GET", kept=True),
         )
         self._store = store
+        self._budget_status: BudgetStatus = budget_status
         self._now = now
 
     def parse(self, body: bytes, earlier: Mapping[str, Kept] | None = None) -> ChatRequest:
@@ -320,7 +328,7 @@ class Responses:
         return ResponsesEncoder(run_id, None, after=after)
 
     def refuse(self, error: ChatError, request_id: str) -> Answer:  # noqa: ARG002 - OpenAI sends it in a header
-        return refusal(error, param="")  # Open Responses' clients require a string
+        return refusal(error, self._budget_status, param="")  # Open Responses' clients require a string
 
     def quota_headers(self, quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
         return quota_headers(quotas)

@@ -14,7 +14,12 @@ from chat_nest.server.identification import Identification
 def changes_of(config: Config, providers: Mapping[str, Provider], ways: Identification) -> ChangeableSettings:
     """Return the handler's arguments that a reload can change."""
     return ChangeableSettings(
-        dialects=make_dialects(config.dialects, blog_get=config.blog_get, responses_store=config.responses_store),
+        dialects=make_dialects(
+            config.dialects,
+            blog_get=config.blog_get,
+            responses_store=config.responses_store,
+            budget_status=config.budget_status,
+        ),
         providers=providers,
         profiles=config.profiles,
         default_profile=config.default_profile,

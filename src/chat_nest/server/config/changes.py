@@ -12,9 +12,9 @@ from chat_nest.server.config.settings import Config
 
 CHANGED_WHOLE = frozenset(
     {
-        "admin_keys", "alerts", "blog_get", "default_profile", "dialects", "file", "groups", "hard_caps", "identity",
-        "limits", "notes", "page", "preset", "prices", "profiles", "providers", "queue", "responses_store", "sessions",
-        "turn_secrets", "visitors",
+        "admin_keys", "alerts", "blog_get", "budget_status", "default_profile", "dialects", "file", "groups",
+        "hard_caps", "identity", "limits", "notes", "page", "preset", "prices", "profiles", "providers", "queue",
+        "responses_store", "sessions", "turn_secrets", "visitors",
     }
 )  # fmt: skip
 """The fields of Config that a running server can change. Any other one takes a restart."""
@@ -32,6 +32,7 @@ _KEYS: Mapping[str, str] = {
     "admin_keys": "admin.key",
     "admin_listen": "admin.listen",
     "blog_get": "dialects.blog_get",
+    "budget_status": "dialects.budget_status",
     "journal": "store.journal",
     "lease": "store.lease",
     "records_days": "store.records_days",

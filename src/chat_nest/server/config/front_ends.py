@@ -10,7 +10,10 @@ from chat_nest.asgi.routing import Routes
 from chat_nest.asgi.usage_route import USAGE_PATHS
 from chat_nest.core.protocols import Dialect
 from chat_nest.dialects import DIALECTS
+from chat_nest.dialects.anthropic import Anthropic
 from chat_nest.dialects.blog import Blog
+from chat_nest.dialects.frames import BudgetStatus
+from chat_nest.dialects.openai import OpenAI
 from chat_nest.dialects.responses import Responses
 from chat_nest.server.config.sources import Sources
 
@@ -43,11 +46,19 @@ def resolve_dialects(sources: Sources, table: Mapping[str, Any]) -> dict[str, st
     return paths
 
 
-def make_dialects(paths: Mapping[str, str], *, blog_get: bool, responses_store: bool = True) -> list[Dialect]:
+def make_dialects(
+    paths: Mapping[str, str],
+    *,
+    blog_get: bool,
+    responses_store: bool = True,
+    budget_status: BudgetStatus = 429,
+) -> list[Dialect]:
     """Return a dialect for each name, at its path."""
     made: dict[str, Callable[[str], Dialect]] = {
         **DIALECTS,
         "blog": partial(Blog, get=blog_get),
-        "responses": partial(Responses, store=responses_store),
+        "openai": partial(OpenAI, budget_status=budget_status),
+        "responses": partial(Responses, store=responses_store, budget_status=budget_status),
+        "anthropic": partial(Anthropic, budget_status=budget_status),
     }
     return [made[name](path) for name, path in paths.items()]

@@ -17,6 +17,7 @@ from chat_nest.core.limits import Limits
 from chat_nest.core.records import RECORDS_DAYS
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.dialects import DIALECTS
+from chat_nest.dialects.frames import BudgetStatus
 from chat_nest.identity.sessions import EXPIRES_IN
 from chat_nest.ledger.ledger import LEASE_SECONDS
 from chat_nest.limits.counters import RANGES, Range
@@ -52,6 +53,7 @@ LEASE = Rule(Annotated[float, Meta(ge=5, le=3_600)], "a number of seconds from 5
 USD = Rule(Annotated[float, Meta(ge=0.000_000_001, le=1_000_000)], "a number of dollars above 0 and at most 1000000")
 PRICE = Rule(Annotated[float, Meta(ge=0, le=1_000_000)], "a number of dollars from 0 to 1000000")
 DAYS = Rule(Annotated[float, Meta(ge=0, le=36_500)], "a number of days from 0, which keeps none, to 36500")
+BUDGET_STATUS = Rule(BudgetStatus, "402 or 429")
 FRONT_END = Rule(
     bool | Annotated[str, Meta(pattern=r"^(/[!-~]*|true|false)$")], "true, false, or a path that begins with /"
 )
@@ -364,7 +366,12 @@ SECTIONS: Mapping[str, Keys] = {
     "addresses": NUMBERS[Limits],
     "networks": NUMBERS[Limits],
     "challenge": CHALLENGE,
-    "dialects": {**dict.fromkeys(DIALECTS, FRONT_END), "blog_get": SWITCH, "responses_store": SWITCH},
+    "dialects": {
+        **dict.fromkeys(DIALECTS, FRONT_END),
+        "blog_get": SWITCH,
+        "responses_store": SWITCH,
+        "budget_status": BUDGET_STATUS,
+    },
     "queue": keys_of(Queue, length=Rule(Annotated[int, Meta(ge=1, le=10_000)], "a whole number from 1 to 10000")),
     "signatures": keys_of(SignaturesSection),
     "store": STORE,

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from chat_nest.core.limits import Limits
 from chat_nest.core.timeouts import Timeouts
 from chat_nest.core.usage import Price
+from chat_nest.dialects.frames import BudgetStatus
 from chat_nest.limits.numbers import PresetName
 from chat_nest.limits.prices import FREE, Prices, price
 from chat_nest.limits.profiles import Profiles
@@ -69,6 +70,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """The path of each enabled wire format, by name."""
     blog_get: bool = False
     responses_store: bool = True
+    budget_status: BudgetStatus = 429
     store: str
     records_days: float
     journal: str | None
@@ -217,6 +219,7 @@ def load(
         dialects=dialects,
         blog_get=values["dialects"].get("blog_get", False),
         responses_store=values["dialects"].get("responses_store", True),
+        budget_status=values["dialects"].get("budget_status", 429),
         store=store.url,
         state=state,
         records_days=store.records_days,

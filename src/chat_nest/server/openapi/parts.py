@@ -28,6 +28,7 @@ HEADERS: Mapping[str, Schema] = {
 }
 RETRY: Mapping[int, tuple[str, ...]] = {
     401: ("www-authenticate",),
+    402: ("ratelimit", "ratelimit-policy"),
     429: ("retry-after", "ratelimit", "ratelimit-policy"),
     **dict.fromkeys((409, 502, 503, 504), ("retry-after",)),
 }

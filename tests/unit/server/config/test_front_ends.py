@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chat_nest.cli.check import table
+from chat_nest.core.errors import BudgetExceeded
 from chat_nest.server.config.settings import Config, load
 from chat_nest.server.config.front_ends import PATHS, make_dialects
 from chat_nest.server.config.sources import ConfigError
@@ -45,6 +46,19 @@ def test_each_can_be_moved_switched_off_or_switched_on(tmp_path):
     ]
 
 
+def test_a_budget_s_refusal_has_the_configured_status(tmp_path):
+    assert loaded(tmp_path).budget_status == 429
+    config = loaded(tmp_path, "[dialects]\nbudget_status = 402\n")
+    made = make_dialects(config.dialects, blog_get=False, budget_status=config.budget_status)
+    statuses = {dialect.routes[0].path: dialect.refuse(BudgetExceeded(), "id").status for dialect in made}
+    assert {path for path, status in statuses.items() if status == 402} == {
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+    }
+    assert loaded(tmp_path, CHAT_NEST_DIALECTS_BUDGET_STATUS="402").budget_status == 402
+
+
 def test_the_page_needs_the_native_one(tmp_path):
     for text in ("native = false", 'native = "/talk"'):
         assert "the page at / can chat only" in loaded(tmp_path, f"[dialects]\n{text}\n").notes[0]
@@ -54,6 +68,7 @@ def test_the_page_needs_the_native_one(tmp_path):
     ("line", "problem"),
     [
         ('openai = "v1"', "chat.toml:2: dialects.openai: must be true, false, or a path that begins with /"),
+        ("budget_status = 400", "chat.toml:2: dialects.budget_status: must be 402 or 429"),
         ("openai = 1", "chat.toml:2: dialects.openai: must be true, false, or a path that begins with /"),
         ('openai = "/a b"', "chat.toml:2: dialects.openai: must be true, false, or a path that begins with /"),
         ("opanai = true", "chat.toml:2: dialects.opanai: there is no such key; did you mean openai?"),
