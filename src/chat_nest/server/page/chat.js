@@ -31,6 +31,8 @@ let waiting = null;
 /** What is in the box outlives a reload. */
 const unsent = keptForTab("chat-nest-unsent");
 let opening = 0;
+/** The conversation in which an answer is about to begin. @type {Conversation | null} */
+let beginning = null;
 /** Whether the answer is stopped for what is in the box. */
 let isNext = false;
 /** When Send was clicked. */
@@ -119,7 +121,10 @@ async function takeBack(from, turn, before, problem) {
   toEnd();
 }
 
-/** Request an answer to `question`, or the rest of one. @param {Message} question @param {{turn?: Turn, goOn?: boolean, isNew?: boolean}} [how] */
+/**
+ * Request an answer to `question`, or the rest of one, in a task of its own: what was clicked is shown first.
+ * @param {Message} question @param {{turn?: Turn, goOn?: boolean, isNew?: boolean}} [how]
+ */
 function answer(question, { turn, goOn = false, isNew = false } = {}) {
   const message = turn ? turn.message : conversation.add(question.id, "assistant", "");
   const { messages, left_out } = conversation.request(goOn ? message : question, profile());
@@ -131,11 +136,20 @@ function answer(question, { turn, goOn = false, isNew = false } = {}) {
   const kept = { id: "", key: resumable ? store.newId() : "", body: "", before: goOn ? message.content : "", asked, resumable };
   message.left_out = left_out;
   conversation.talk.profile = name;
-  render();
-  const shown = turns.get(message.id);
-  shown.isNew = isNew;
-  toEnd();
-  return answers.write(conversation, shown, kept, async () => JSON.stringify({ messages: await withImages(messages, images), ...rest }));
+  const into = conversation;
+  beginning = into;
+  setTimeout(() => {
+    beginning = null;
+    const isOpen = into === conversation;
+    if (isOpen) render();
+    const shown = turns.get(message.id) ?? turn ?? new Turn(message, [message], acts);
+    shown.isNew = isNew;
+    if (isOpen) {
+      history.replaceState(null, "", `#${conversation.talk.id}`);
+      toEnd();
+    }
+    answers.write(into, shown, kept, async () => JSON.stringify({ messages: await withImages(messages, images), ...rest }));
+  });
 }
 
 /** @param {string} content @param {import("./images.js").Picture[]} [images] @param {string} [parent] */
@@ -143,11 +157,12 @@ function say(content, images = [], parent = conversation.talk.head) {
   for (const button of log.querySelectorAll(".retry, .refused")) button.remove();
   loadMarkdown();
   const question = conversation.add(parent, "user", content, images);
-  history.replaceState(null, "", `#${conversation.talk.id}`);
-  return answer(question, { isNew: true });
+  render();
+  toEnd();
+  answer(question, { isNew: true });
 }
 
-const isBusy = () => Boolean(answers.writingIn(conversation));
+const isBusy = () => beginning === conversation || Boolean(answers.writingIn(conversation));
 
 /** @type {import("./turn.js").Acts & Record<string, any>} */
 const acts = {

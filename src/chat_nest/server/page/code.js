@@ -5,7 +5,8 @@ import { element } from "./dom.js";
 import { answering } from "./workers.js";
 
 const MAX_CHARACTERS = 50_000;
-const SLICE_MS = 4;
+/** The coloured pieces of one frame, and the time to make them: their layout takes longer than that. */
+const SLICE = { pieces: 100, ms: 4 };
 /** Lines that are laid out together: a new line costs the layout of these, not of the whole block. */
 const TOGETHER = 10;
 
@@ -34,15 +35,18 @@ export async function colour(code) {
   if (!language || code.dataset.coloured || text.length > MAX_CHARACTERS) return;
   code.dataset.coloured = language;
   const pieces = await highlighted({ language, text });
-  if (pieces) await fill(code, pieces);
+  if (pieces) await (filling = filling.then(() => fill(code, pieces)));
 }
 
-/** Elements cost more layout than they take to make: of both, each frame has one slice only. */
-const nextFrame = () => new Promise((next) => (document.hidden ? setTimeout(next) : requestAnimationFrame(next)));
+/** One block after the other: a stored conversation opens with many. */
+let filling = Promise.resolve();
+/** A task after the next frame: the frame's own task has the layout of what the last slice made. */
+const afterFrame = () => new Promise((next) => (document.hidden ? setTimeout(next) : requestAnimationFrame(() => setTimeout(next))));
 
 /** Put the pieces where their text is, some lines at a time. @param {HTMLElement} code @param {[string, string][]} pieces */
 async function fill(code, pieces) {
-  let until = performance.now() + SLICE_MS;
+  let until = performance.now() + SLICE.ms;
+  let most = SLICE.pieces;
   let next = 0;
   let [name, rest] = pieces[0] ?? ["", ""];
   for (const block of [...code.children]) {
@@ -55,8 +59,9 @@ async function fill(code, pieces) {
       if (!rest) [name, rest] = pieces[(next += 1)] ?? ["", ""];
     }
     block.replaceChildren(coloured);
-    if (performance.now() < until) continue;
-    await nextFrame();
-    until = performance.now() + SLICE_MS;
+    if (next < most && performance.now() < until) continue;
+    await afterFrame();
+    until = performance.now() + SLICE.ms;
+    most = next + SLICE.pieces;
   }
 }

@@ -50,6 +50,13 @@ export async function prepare() {
   number(1_000);
   await idle();
   word("unit.tokens", { count: 1 });
+  const acts = /** @type {any} */ ({ spent: () => "" });
+  for (const role of /** @type {("user" | "assistant")[]} */ (["user", "assistant"])) {
+    await idle();
+    const turn = new Turn({ id: "", talk: "", parent: "", created: 0, role, content: "" }, [], acts);
+    turn.setWriting(true);
+    nearby.unobserve(turn.node);
+  }
 }
 
 /** A stored or resumed answer comes all at once, and a busy page gets much of one at once: a task makes some of it. */
