@@ -39,6 +39,8 @@ WARM_UP, FEW, MANY = 20, 5, 25
 """Requests."""
 TOKENS = 200
 """Of the longer answers, whose tokens come one by one."""
+FIRST, LAST, OVER = "the client's bytes", "the provider's bytes", "the answer is over"
+"""What this program sees of a request."""
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 CHUNK = (
     '{"id":"chatcmpl-BqGk2","object":"chat.completion.chunk","created":1751000000,"model":"gpt-4o-mini-2024-07-18",'
@@ -105,8 +107,19 @@ async def until(true: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
-async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> None:
-    """Answer `requests` requests, after the first ones that fill what is computed once."""
+async def serve(
+    requests: int,
+    tokens: int,
+    directory: Path,
+    telemetry: str,
+    *,
+    mark: Callable[[str], None] = lambda _: None,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer `requests` requests, after the first ones that fill what is computed once.
+
+    `mark` gets FIRST, LAST and OVER of each of them, `done` is called when all are answered.
+    """
     from chat_nest.server.app import build  # noqa: PLC0415 - of the checkout that is counted
     from chat_nest.server.config.settings import load  # noqa: PLC0415
     from chat_nest.server.http.context import ServerContext  # noqa: PLC0415
@@ -145,16 +158,24 @@ async def serve(requests: int, tokens: int, directory: Path, telemetry: str) -> 
         client.written.clear()
         for _, wire in loop.opened:
             wire.written.clear()
+        counts = number >= WARM_UP
+        if counts:
+            mark(FIRST)
         connection.data_received(request)
         await until(lambda: loop.opened and loop.opened[0][1].written)
         provider = loop.opened[0][0]
+        if counts:
+            mark(LAST)
         provider.data_received(HEAD + word)
         await until(lambda: b"event: token" in b"".join(client.written))
         for _ in range(tokens - 2):
             provider.data_received(word)
         provider.data_received((word if tokens > 1 else b"") + end)
         await until(lambda: not (connection.answering or app.running))
+        if counts:
+            mark(OVER)
         assert b"".join(client.written).count(b"event: token") == tokens
+    done()
     await app._telemetry.aclose()  # noqa: SLF001 - the last spans belong to the requests
     os._exit(0)  # the end of the interpreter is not counted
 
@@ -164,7 +185,7 @@ def count(checkout: Path, requests: int, tokens: int, telemetry: str) -> int:
     with tempfile.TemporaryDirectory() as directory:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/out", sys.executable]
         command += ["-m", "benchmarks.instructions", "--serve", str(requests), str(tokens), directory, telemetry]
-        environ = os.environ | {"PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{ROOT}", "PYTHONHASHSEED": "1"}
+        environ = environment(checkout)
         if METRICS in telemetry:
             environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -172,6 +193,11 @@ def count(checkout: Path, requests: int, tokens: int, telemetry: str) -> int:
         if done.returncode or found is None:
             raise RuntimeError(done.stderr)
         return int(found[1])
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    """Return the environment of a program that counts this checkout's code."""
+    return os.environ | {"PYTHONPATH": f"{checkout / 'src'}{os.pathsep}{ROOT}", "PYTHONHASHSEED": "1"}
 
 
 def figures(checkout: Path, telemetry: str) -> tuple[float, float]:
