@@ -13,7 +13,7 @@ import pytest
 from asgi_servers import serve
 from msgspec.structs import replace
 from raw_client import HELLO, ask, connect
-from scripted_provider import DONE, ScriptedProvider, answer, chunk, finish, stream, usage
+from scripted_provider import DONE, HANG, ScriptedProvider, answer, chunk, finish, stream, usage
 
 from chat_nest import BALANCED, Caller, Limits, Rung, create_chat_handler
 from chat_nest.controls import Control
@@ -242,6 +242,22 @@ async def test_running_answers_are_stopped_and_settled_once(tmp_path, how):
             ]
         act = (await operator.controls.acts(1))[0]
         assert act.by == "cli:op"
+
+
+async def test_an_answer_on_a_fallback_is_stopped_with_the_fallback_and_not_with_the_first_model(tmp_path):
+    release = asyncio.Event()
+    async with chat(tmp_path) as (provider, port, operator, handler):
+        provider.scripts = [stream(chunk("Hello"), release, chunk(" again"), HANG)]
+        await seen(handler, operator.pause("model:openai:main"))
+        async with connect(port) as client:
+            reply = await client.post(HELLO)
+            assert (await reply.until("token")).json() == "Hello"
+            await seen(handler, operator.pause("model:openai:main", stop_running=True))
+            release.set()
+            assert (await reply.until("token")).json() == " again"
+            await seen(handler, operator.pause("model:openai:spare", stop_running=True))
+            assert (await reply.until("error")).json()["code"] == "stopped"
+            await provider.closed(0)
 
 
 async def test_before_the_first_look_at_the_store_nothing_is_admitted():
