@@ -417,16 +417,21 @@ async def test_an_answer_that_comes_at_once_is_followed_to_its_end(provider, vis
 
 async def test_only_what_is_near_of_a_long_answer_is_laid_out_and_all_of_it_is_found_and_printed(provider, visit):
     """While it is written, too: the work of a token does not grow with the answer."""
-    provider.scripts = [stream(*[chunk(f"Line {number} of many\n\n") for number in range(900)], HANG)]
-    page = await visit(**PHONE)
+    lines = [chunk(f"Line {number} of many\n\n") for number in range(450)]
+    items = [chunk(f"{number}. Item {number} of a list\n") for number in range(7, 607)]
+    provider.scripts = [stream(*lines, *items, HANG)]
+    page = await visit(profile="large", **PHONE)
     await say(page, "Count")
-    await expect(words(page)).to_contain_text("Line 899 of many")
+    paragraphs, listed = words(page).locator("p"), words(page).locator("ol > li")
+    await expect(listed).to_have_count(600)
     await page.evaluate("new Promise((next) => requestAnimationFrame(() => setTimeout(next)))")
     is_laid_out = "node => node.checkVisibility({ contentVisibilityAuto: true })"
-    paragraphs = words(page).locator("p")
-    assert await paragraphs.last.evaluate(is_laid_out)
-    assert not await paragraphs.first.evaluate(is_laid_out)
-    assert await page.evaluate("find('Line 3 of many', true, false, true)")
+    assert await listed.last.evaluate(is_laid_out)
+    assert await listed.last.evaluate("item => item.parentNode.start + [...item.parentNode.children].indexOf(item)") == 606
+    for first in (paragraphs.first, listed.first):
+        assert not await first.evaluate(is_laid_out)
+    for text in ("Line 3 of many", "Item 9 of a list"):
+        assert await page.evaluate("text => find(text, true, false, true)", text)
     await page.emulate_media(media="print")
     assert await paragraphs.first.evaluate(is_laid_out)
 

@@ -126,6 +126,8 @@ async def test_what_comes_in_pieces_is_shown_as_what_comes_at_once(visit, size):
         "\\[\nx\n\n+ y\n\\]\n\nand \\[z\\] inside",
         "unfinished **bold and `code",
         "an unfinished fence\n\n```python\nx = 1\n",
+        "".join(f"{number}. item\n   - inside\n" + "\n" * (number % 7 == 0) for number in range(90, 240)) + "\nend",
+        "before\n\n" + "- of a list in parts\n" * 120 + "\n* another list\n\nend [a]\n\n[a]: https://example.com/",
     ],
 )
 async def test_awkward_markdown_in_pieces_is_as_at_once(visit, source):

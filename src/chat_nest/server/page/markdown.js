@@ -151,7 +151,10 @@ export class Markdown {
       // A link's address may stand at the end of the text, far from its block.
       this.root.replaceChildren();
       this.begin();
-      for (const token of marked.lexer(this.source)) this.place(token, true);
+      for (const token of marked.lexer(this.source)) {
+        this.list = null;
+        this.place(token, true);
+      }
     }
     renderMath(this.root);
     for (let node = this.open; node; node = node.nextSibling) this.closed(node);
@@ -215,8 +218,33 @@ export class Markdown {
 
   /** @param {any} token @param {boolean} finished @param {boolean} goesOn whether more items of this list follow */
   place(token, finished, goesOn = false) {
+    if (token.type !== "list") this.put(token, finished, goesOn);
+    else for (const group of this.groups(token)) this.put(group, finished, goesOn || group.goesOn);
+  }
+
+  /** A list in groups of items: each but the last fills a part. @param {any} token */
+  *groups(token) {
+    let items = [];
+    let raw = "";
+    let rest = token.raw;
+    for (const item of rest.startsWith(token.items.map((each) => each.raw).join("")) ? token.items : []) {
+      if (items.length && this.isFull(raw.length)) {
+        yield { ...token, items, raw, goesOn: true };
+        items = [];
+        raw = "";
+      }
+      items.push(item);
+      raw += item.raw;
+      rest = rest.slice(item.raw.length);
+    }
+    yield items.length ? { ...token, items, raw: raw + rest } : token;
+  }
+
+  /** @param {any} token @param {boolean} finished @param {boolean} goesOn */
+  put(token, finished, goesOn) {
     const fragment = made([token]);
     if (!this.open && !this.list && token.type !== "space") this.beginPart();
+    if (this.list && token.type === "list" && this.isFull()) this.list = this.listBehind(this.list);
     if (this.list && token.type === "list") this.inList(fragment, finished);
     else if (token.type !== "space") this.atEnd(/** @type {Element} */ (this.part), fragment, finished);
     if (token.type === "list") {
@@ -227,12 +255,27 @@ export class Markdown {
     if (goesOn) this.list = this.list ?? /** @type {Element} */ (this.part?.lastChild);
   }
 
+  /** @param {number} more characters behind the last finished block @returns {boolean} whether what follows begins a new part */
+  isFull(more = 0) {
+    return this.start + more - this.partStart >= PART;
+  }
+
   /** If the last part is full, or there is none. A list may still go on behind its end: what follows it stays with it. */
   beginPart() {
-    if (this.part && (this.start - this.partStart < PART || this.part.lastElementChild?.matches("ul, ol"))) return;
+    if (this.part && !(this.isFull() && !this.part.lastElementChild?.matches("ul, ol"))) return;
     this.part = element("div", { class: "part" });
     this.partStart = this.start;
     this.root.append(this.part);
+  }
+
+  /** A list in a new part, in which the items behind those of `before` follow. @param {any} before */
+  listBehind(before) {
+    const count = this.open?.parentNode === before ? [...before.children].indexOf(this.open) : before.childElementCount;
+    const list = element(before.localName, { class: "goes-on", start: before.start !== undefined && before.start + count });
+    this.part = element("div", { class: "part" }, list);
+    this.partStart = this.start;
+    this.root.append(this.part);
+    return list;
   }
 
   inList(fragment, finished) {
