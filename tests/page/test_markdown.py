@@ -123,6 +123,8 @@ async def test_what_comes_in_pieces_is_shown_as_what_comes_at_once(visit, size):
         "Title\n=====\n\nText\n---\n\n    indented code\n\n    more of it\n",
         "[one][a] and [two][b]\n\ntext\n\n[a]: https://example.com/a\n[b]: https://example.com/b\n",
         "| a |\n|---|\n| 1 |\n| 2 |\nno table\n\nend",
+        "| a | b |\n|:--|--:|\n| 1 | `x|y` |\n| *2* |\n|  | $z$ | 3\n# title\n\n| c |\n|---|\n| 4 |\n| 5 |\n\n| d |\n|---|",
+        " a | b\n---|---\n1 | 2\n3 | 4\n> quote\n\n- | e |\n  |---|\n  | 6 |\n  | 7 |\n",
         "\\[\nx\n\n+ y\n\\]\n\nand \\[z\\] inside",
         "unfinished **bold and `code",
         "an unfinished fence\n\n```python\nx = 1\n",

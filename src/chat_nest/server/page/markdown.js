@@ -1,7 +1,7 @@
 // Markdown while it is written. marked parses it, DOMPurify makes the elements, and neither passes a model's HTML:
 // marked treats HTML as text here, and DOMPurify passes only what is listed below.
 //
-// A block (a paragraph, a list's item, a table) that another one follows is finished: it is made once and never changed. So a
+// A block (a paragraph, a list's item, a table's row) that another one follows is finished: it is made once and never changed. So a
 // token costs the layout of its own block. Blocks stand together in parts of about a screen: a part out of sight costs
 // nothing, however long the answer is.
 
@@ -125,6 +125,8 @@ export class Markdown {
     this.list = null; // the list that the open block may go on with
     /** @type {{list: Element, mark: string} | null} */
     this.lastList = null;
+    /** @type {{head: string, body: Element} | null} */
+    this.table = null; // the table that the open block is the last row of
     /** @type {{code: HTMLElement, fence: string, seen: number} | null} */
     this.code = null; // an open block of code: what comes is appended
     /** @type {Text | null} */
@@ -185,14 +187,16 @@ export class Markdown {
 
   renderOpen() {
     this.isStale = false;
-    const tokens = marked.lexer(this.source.slice(this.start));
+    const head = this.table?.head ?? "";
+    const tokens = marked.lexer(head + this.source.slice(this.start));
+    if (head) tokens[0].raw = tokens[0].raw.slice(head.length);
     this.links ||= Object.keys(tokens.links).length > 0;
     const last = tokens.findLastIndex(isFinished);
     for (const [index, token] of tokens.slice(0, last + 1).entries()) {
-      if (index) this.list = null; // only the first one may go on with what is there
+      if (index) this.list = this.table = null; // only the first one may go on with what is there
       else if (token.type === "list") this.findList(token);
       if (index < last) this.place(token, true);
-      else this.place(this.splitList(token), false);
+      else this.place(token.type === "table" ? this.splitTable(token) : this.splitList(token), false);
     }
     this.code = this.openCode(tokens[last]);
     const end = tokens[last]?.type === "paragraph" && this.open ? this.open.lastChild : null;
@@ -214,6 +218,18 @@ export class Markdown {
     if (!token.raw.startsWith(raw)) return token;
     this.place({ ...token, items: done, raw }, true, true);
     return { ...token, items: token.items.slice(-1), raw: token.raw.slice(raw.length) };
+  }
+
+  /** All rows of a table but the last are finished: each is a line. @param {any} token @returns {any} the last of the table */
+  splitTable(token) {
+    const { rows, raw } = token;
+    const head = this.table ? "" : /^.*\n.*\n/.exec(raw)?.[0] ?? raw;
+    const lines = raw.slice(head.length).match(/.*\S.*\n?/g) ?? [];
+    if (rows.length < 2 || lines.length !== rows.length) return token;
+    const done = head + lines.slice(0, -1).join("");
+    this.put({ ...token, rows: rows.slice(0, -1), raw: done }, true, false);
+    this.table ??= { head, body: /** @type {any} */ (this.part?.lastElementChild).querySelector("tbody") };
+    return { ...token, rows: rows.slice(-1), raw: raw.slice(done.length) };
   }
 
   /** @param {any} token @param {boolean} finished @param {boolean} goesOn whether more items of this list follow */
@@ -243,9 +259,10 @@ export class Markdown {
   /** @param {any} token @param {boolean} finished @param {boolean} goesOn */
   put(token, finished, goesOn) {
     const fragment = made([token]);
-    if (!this.open && !this.list && token.type !== "space") this.beginPart();
+    if (!this.open && !this.list && !this.table && token.type !== "space") this.beginPart();
     if (this.list && token.type === "list" && this.isFull()) this.list = this.listBehind(this.list);
-    if (this.list && token.type === "list") this.inList(fragment, finished);
+    if (this.list && token.type === "list") this.atEnd(this.list, childrenOf(fragment.firstElementChild), finished);
+    else if (this.table && token.type === "table") this.atEnd(this.table.body, childrenOf(fragment.querySelector("tbody")), finished);
     else if (token.type !== "space") this.atEnd(/** @type {Element} */ (this.part), fragment, finished);
     if (token.type === "list") {
       const list = this.list ?? (finished ? this.part?.lastElementChild : null);
@@ -278,12 +295,6 @@ export class Markdown {
     return list;
   }
 
-  inList(fragment, finished) {
-    const items = document.createDocumentFragment();
-    items.append(...fragment.firstElementChild.childNodes);
-    this.atEnd(/** @type {Element} */ (this.list), items, finished);
-  }
-
   /** Put the fragment where the open block is. */
   atEnd(parent, fragment, finished) {
     const open = this.open?.parentNode === parent ? this.open : null;
@@ -312,6 +323,13 @@ export class Markdown {
     const line = this.source.endsWith("\n") ? this.source.length - 1 : this.source.length;
     return { code, fence, seen: line };
   }
+}
+
+/** @param {Element | null} node */
+function childrenOf(node) {
+  const children = document.createDocumentFragment();
+  children.append(...(node?.childNodes ?? []));
+  return children;
 }
 
 function remove(node) {
