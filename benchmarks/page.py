@@ -187,9 +187,7 @@ async def answered(page: Page, url: str, whole: int, *, first: bool) -> list[Tas
     await page.wait_for_timeout(2_000)  # as long as a visitor needs to write something
     await page.locator("#prompt").fill("Tell me of lighthouses")
     async with Trace(page) as trace:
-        await page.locator("#send").tap(
-            force=True
-        )  # a phone's Enter starts a new line; `force`: no listeners of the driver
+        await page.locator("#send").tap(force=True)  # by force: without the driver's listeners
         cost = page.locator(".cost")
         while not await cost.count():
             shown = await page.evaluate("document.querySelector('.assistant .words')?.textContent.length ?? 0")

@@ -427,7 +427,9 @@ async def test_only_what_is_near_of_a_long_answer_is_laid_out_and_all_of_it_is_f
     await page.evaluate("new Promise((next) => requestAnimationFrame(() => setTimeout(next)))")
     is_laid_out = "node => node.checkVisibility({ contentVisibilityAuto: true })"
     assert await listed.last.evaluate(is_laid_out)
-    assert await listed.last.evaluate("item => item.parentNode.start + [...item.parentNode.children].indexOf(item)") == 606
+    assert (
+        await listed.last.evaluate("item => item.parentNode.start + [...item.parentNode.children].indexOf(item)") == 606
+    )
     for first in (paragraphs.first, listed.first):
         assert not await first.evaluate(is_laid_out)
     for text in ("Line 3 of many", "Item 9 of a list"):

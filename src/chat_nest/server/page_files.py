@@ -43,6 +43,8 @@ CONFIG = b'<script id="config" type="application/json">{}</script>'
 """In index.html. A data block never runs, so the policy does not forbid it."""
 STYLES = re.compile(rb' *<link rel="stylesheet" href="([\w.]+)">\n')
 """In index.html, each on its own line."""
+START = b'<script type="module" src="start.js"></script>'
+"""In index.html."""
 
 
 def policy(
@@ -52,22 +54,23 @@ def policy(
     images: bool = False,
     trusted_types: str = "dompurify chat-nest",
     styles: bytes = b"",
+    script: bytes = b"",
 ) -> bytes:
     """Return the Content-Security-Policy: what a model writes into the page can load nothing and send nothing.
 
     Only pages of `frame_ancestors` may show the page in a frame. Trusted Types keep text from becoming markup, except
     through the policies named in `trusted_types`. With `frames`, the page may show pages of this server in a frame;
-    with `images`, the images that its visitor chose. `styles` is the one style sheet that may stand in the page itself.
+    with `images`, the images that its visitor chose. `styles` and `script` are the only ones that may stand in the page
+    itself.
     """
     ancestors = ("'self'", *frame_ancestors) if frame_ancestors else ("'none'",)
     shown = (b"frame-src 'self'",) if frames else ()
-    inside = b" 'sha256-%b'" % b64encode(sha256(styles).digest()) if styles else b""
     return b"; ".join(
         (
             b"default-src 'none'",
-            b"script-src 'self'",
+            b"script-src 'self'" + _only(script),
             b"worker-src 'self'",
-            b"style-src 'self'" + inside,
+            b"style-src 'self'" + _only(styles),
             b"font-src 'self'",
             b"connect-src 'self'",
             b"img-src 'self' data:" + b" blob:" * images,
@@ -79,6 +82,11 @@ def policy(
             b"frame-ancestors " + " ".join(ancestors).encode(),
         )
     )
+
+
+def _only(inside: bytes) -> bytes:
+    """Return the source that allows this text in the page, if there is one."""
+    return b" 'sha256-%b'" % b64encode(sha256(inside).digest()) if inside else b""
 
 
 def challenge_policy(sources: Sequence[str], frame_ancestors: Sequence[str]) -> bytes:
@@ -168,6 +176,11 @@ def with_styles(index: bytes, sheets: Mapping[str, bytes]) -> tuple[bytes, bytes
     styles = b"".join(sheets[name] for name in names)
     first = b"<style>%b</style>\n" % styles
     return STYLES.sub(b"", index).replace(b"</title>\n", b"</title>\n" + first, 1), styles
+
+
+def with_start(index: bytes, script: bytes) -> bytes:
+    """Return the page with the code of its start in it: the modules then wait for one response less."""
+    return index.replace(START, b'<script type="module">%b</script>' % script)
 
 
 @cache

@@ -21,6 +21,7 @@ from chat_nest.server.page_files import (
     page_file,
     policy,
     with_config,
+    with_start,
     with_styles,
 )
 
@@ -106,8 +107,11 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
         made[logo] = Path(page.logo).read_bytes()
     sheets = {name: packed[name].body for name in ("parts.css", "chat.css")} | {"theme.css": _theme(page).encode()}
     shipped, styles = with_styles(packed["index.html"].body, sheets)
-    allowed = policy(page.embed_origins, frames=bool(facts.challenge), images=facts.images, styles=styles)
-    index = page_file("index.html", _index(shipped, title, logo, config))
+    script = packed["start.js"].body
+    allowed = policy(
+        page.embed_origins, frames=bool(facts.challenge), images=facts.images, styles=styles, script=script
+    )
+    index = page_file("index.html", _index(with_start(shipped, script), title, logo, config))
     files = {
         **{name: file for name, file in packed.items() if name not in FRAME},
         **{name: page_file(name, body) for name, body in made.items()},

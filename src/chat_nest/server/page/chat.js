@@ -5,6 +5,7 @@ import * as attachments from "./attachments.js";
 import { visit } from "./challenge.js";
 import { Conversation, withImages } from "./conversation.js";
 import { byId, element } from "./dom.js";
+import * as keyboard from "./keyboard.js";
 import * as money from "./money.js";
 import { toEnd } from "./scrolling.js";
 import * as settings from "./settings.js";
@@ -17,8 +18,6 @@ import { config, known, load, word } from "./words.js";
 /** @typedef {import("./store.js").Message} Message */
 
 const DOUBLE_CLICK_MS = 500;
-/** A keyboard on a screen has no Shift+Enter: its Enter starts a new line, and the button sends. */
-const onScreen = matchMedia("(pointer: coarse) and (not (any-pointer: fine))");
 const [log, prompt, composer] = ["log", "prompt", "composer"].map(byId);
 
 let conversation = Conversation.begin();
@@ -301,26 +300,7 @@ composer.addEventListener("submit", (event) => {
   else prompt.value = "";
   say(content.trim() && content, images, parent);
 });
-prompt.addEventListener("keydown", (event) => {
-  const composing = event.isComposing || event.keyCode === 229; // Safari's last Enter of a composition
-  if (event.key !== "Enter" || event.shiftKey || composing || (onScreen.matches && !event.ctrlKey)) return;
-  event.preventDefault();
-  composer.requestSubmit();
-});
-document.addEventListener("keydown", (event) => {
-  const key = event.key.toLowerCase();
-  const isShortcut = (event.ctrlKey || event.metaKey) && !event.altKey && (event.shiftKey ? key === "o" : key === "k");
-  if (!isShortcut || byId("settings").open || byId("picture").open) return;
-  event.preventDefault();
-  if (key === "o") open("");
-  else side.setOpen(true);
-});
-document.addEventListener("keydown", (event) => {
-  const isElsewhere = byId("side").contains(event.target) || byId("settings").open || byId("picture").open || byId("item-menu").matches(":popover-open");
-  if (event.key !== "Escape" || event.isComposing || event.defaultPrevented || isElsewhere) return;
-  if (editing) stopEditing();
-  else answers.stop(conversation);
-});
+keyboard.start({ send: () => composer.requestSubmit(), open: () => open(""), escape: () => (editing ? stopEditing() : answers.stop(conversation)) });
 byId("stop").addEventListener("click", (event) => {
   if (event.timeStamp - sent > DOUBLE_CLICK_MS) answers.stop(conversation); // not the second click of a double click on Send
 });
@@ -383,7 +363,6 @@ settings.start({
 });
 
 prompt.value ||= unsent.get();
-prompt.enterKeyHint = onScreen.matches ? "enter" : "send";
 await load();
 drawWords();
 byId("demo").hidden = !config.demo;

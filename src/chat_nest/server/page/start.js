@@ -8,4 +8,5 @@ if (!document.hidden) {
     setTimeout(next, LATE_MS);
   });
 }
+document.head.append(document.getElementById("modules").content); // all at once, not one after the other
 await import("./chat.js");
