@@ -12,7 +12,7 @@ from typing import Any
 
 from chat_nest.core.errors import LimiterUnavailable
 from chat_nest.core.claims import Granted, Line
-from chat_nest.core.limits import Scope, Unit
+from chat_nest.core.limits import LineScope, Unit
 from chat_nest.core.records import Record
 from chat_nest.stores.redis import RedisStore
 from chat_nest.core.usage import Usage
@@ -30,7 +30,7 @@ def lines_of(name):
     """The lines of one worker's caller, of the one group, and of all: on a Cluster three partitions."""
     window: dict[str, Any] = {"kind": "window", "resets_at": END}
     found = []
-    scopes: tuple[tuple[Scope, str], ...] = (("caller", f"caller:{name}"), ("group", "group:g"), ("all", "all"))
+    scopes: tuple[tuple[LineScope, str], ...] = (("caller", f"caller:{name}"), ("group", "group:g"), ("all", "all"))
     for scope, owner in scopes:
         units: tuple[tuple[Unit, int, int], ...] = (
             ("tokens", 1, LIMIT if scope == "all" else 10**9), ("nanousd", TOKEN, 10**9),

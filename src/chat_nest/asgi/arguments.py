@@ -17,7 +17,6 @@ from chat_nest.core.claims import MAX_AMOUNT
 from chat_nest.core.limits import Limits
 from chat_nest.core.parts import kind_of
 from chat_nest.core.protocols import (
-    AnyObserver,
     BatchesCalls,
     BillsAborts,
     Checkable,
@@ -228,7 +227,7 @@ def _check_part(where: str, part: object, protocol: type, *, or_text: bool = Fal
             raise TypeError(f"{where}.{member} must be a plain function, not an async one: nothing awaits it")
 
 
-def _observes(part: object) -> Sequence[type[AnyObserver]]:
+def _observes(part: object) -> Sequence[type]:
     """Return which of the Protocols of AnyObserver an observer has to keep: those that it has begun, or Observer."""
     begun = [
         kind

@@ -15,7 +15,7 @@ from chat_nest.core.errors import OriginNotAllowed
 from chat_nest.core.origins import is_same_host, normal_origin
 from chat_nest.core.protocols import Scope
 
-Headers = list[tuple[bytes, bytes]]
+HeaderList = list[tuple[bytes, bytes]]
 
 EXPOSED = (
     b"x-request-id, retry-after, ratelimit, ratelimit-policy, idempotency-replayed, x-should-retry, x-ladder-below, "
@@ -69,7 +69,7 @@ class Cors:
             return False
         return header_fields.value(scope, b"origin") is None
 
-    def headers(self, scope: Scope) -> Headers:
+    def headers(self, scope: Scope) -> HeaderList:
         """Return the headers that let the page read the response; none for an origin that is not allowed.
 
         Only a named origin may send cookies.
@@ -82,7 +82,7 @@ class Cors:
             return [*named, exposed, *varies]
         return [(b"access-control-allow-origin", b"*"), exposed, *varies] if self._any else varies
 
-    def preflight(self, scope: Scope, methods: bytes) -> Headers:
+    def preflight(self, scope: Scope, methods: bytes) -> HeaderList:
         """Return the headers of the 204 response to an OPTIONS request."""
         return [
             *self.headers(scope),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from secrets import token_hex
 from types import TracebackType
@@ -22,7 +22,7 @@ from chat_nest.asgi.kept_routes import KeptRoutes, asked_kept
 from chat_nest.asgi.parts import Parts, make_parts
 from chat_nest.asgi.reader import attend
 from chat_nest.asgi.request import Receive, Send, idempotency_key, read_json_body
-from chat_nest.asgi.response import error_headers, longest_wait, respond
+from chat_nest.asgi.response import Headers, error_headers, longest_wait, respond
 from chat_nest.asgi.response_stream import ResponseStream
 from chat_nest.asgi.routing import Found, is_literal, relative_path
 from chat_nest.asgi.run_routes import RunRoutes, asked_run
@@ -56,8 +56,6 @@ from chat_nest.pipeline.admission import Arrival
 from chat_nest.pipeline.chat import Chat
 from chat_nest.pipeline.lifecycle import Lifecycle
 from chat_nest.pipeline.terms import close
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 RETRY_SECONDS = 2.0
 """Retry-After of a server that is full or shuts down; another server may have room at once."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 from msgspec import Struct
 
 from chat_nest.asgi.request import Receive, Send, query_fields
-from chat_nest.asgi.response import respond
+from chat_nest.asgi.response import Headers, respond
 from chat_nest.asgi.run_routes import METHODS, AskedRun, RunRoutes
 from chat_nest.core.errors import BadRequest, NotFound, RunsUnavailable, Stopped
 from chat_nest.core.messages import Caller
@@ -19,8 +19,6 @@ from chat_nest.runs.kept import Kept, recall
 KEPT_METHODS = {"": "GET, DELETE, OPTIONS", "cancel": "POST, OPTIONS", "input_items": "GET, OPTIONS", **METHODS}
 MAX_PAGE = 100
 """The most input items in one response."""
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class KeepsAnswers(Protocol):

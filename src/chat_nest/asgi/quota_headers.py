@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from chat_nest.core.claims import OWN, Line, Quota
-from chat_nest.core.limits import UNITS, Scope, Unit
+from chat_nest.core.limits import UNITS, LineScope, Unit
 
 _LARGEST = 10**15 - 1
 """The largest integer in a structured field (RFC 9651)."""
@@ -44,12 +44,12 @@ def _is_told(line: Line, refused: set[int]) -> bool:
     return line.scope in OWN or id(line) in refused
 
 
-def _name(scope: Scope, name: str) -> str:
+def _name(scope: LineScope, name: str) -> str:
     return name if scope == "caller" else f"{scope}/{name}"
 
 
 @lru_cache(1024)
-def _policy(scope: Scope, name: str, limit: int, period: int, unit: Unit) -> str:
+def _policy(scope: LineScope, name: str, limit: int, period: int, unit: Unit) -> str:
     window = f";w={period}" if period else ""
     return f'"{_name(scope, name)}";q={min(limit, _LARGEST)}{window}{_UNITS[unit]}'
 

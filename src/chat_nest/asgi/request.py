@@ -13,9 +13,9 @@ from chat_nest.core.errors import BadRequest, BodyTooLarge, ClientGone, Unsuppor
 from chat_nest.core.held_text import WINDOW, Lifter, Uploads, scan
 from chat_nest.core.protocols import Scope
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
 
 TURN = 1 << 18
 """Bytes of a body that are processed before other requests get a turn."""
@@ -109,7 +109,7 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int, uploads
     return body
 
 
-async def _pieces(message: Message, receive: Receive, most: int) -> AsyncGenerator[bytes]:
+async def _pieces(message: ASGIMessage, receive: Receive, most: int) -> AsyncGenerator[bytes]:
     """Yield the pieces of the body, from the one in the first `message` on."""
     size = 0
     while True:
@@ -122,7 +122,7 @@ async def _pieces(message: Message, receive: Receive, most: int) -> AsyncGenerat
         message = await receive()
 
 
-def _check_piece(message: Message, size: int, most: int) -> None:
+def _check_piece(message: ASGIMessage, size: int, most: int) -> None:
     """Raise ClientGone, or BodyTooLarge if the body has `size` bytes so far, and that is more than `most`."""
     if message["type"] == "http.disconnect":
         raise ClientGone

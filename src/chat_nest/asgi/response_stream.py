@@ -8,12 +8,12 @@ batch, and does the heartbeat, the commit of the status and every time-out. Noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from chat_nest.asgi.quota_headers import quota_headers
 from chat_nest.asgi.request import ABORT, PUSH, Send
-from chat_nest.asgi.response import error_headers, longest_wait, respond
+from chat_nest.asgi.response import Headers, error_headers, longest_wait, respond
 from chat_nest.core.errors import ChatError, ClientGone, SlowReader
 from chat_nest.core.parts import offers
 from chat_nest.core.protocols import Answer, Dialect, Encoder, HasQuotaHeaders, TellsPosition
@@ -21,8 +21,6 @@ from chat_nest.core.timeouts import Timeouts
 from chat_nest.pipeline.client import NO_QUOTAS, Quotas
 from chat_nest.pipeline.deadlines import Deadlines
 from chat_nest.pipeline.lifecycle import Lifecycle, State
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class ResponseStream:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from chat_nest.asgi.follow import follow, last_read
 from chat_nest.asgi.reader import attend
 from chat_nest.asgi.request import Receive, Send
-from chat_nest.asgi.response import respond
+from chat_nest.asgi.response import Headers, respond
 from chat_nest.asgi.response_stream import ResponseStream
 from chat_nest.controls.gate import Address
 from chat_nest.core.errors import ChatError, ClientGone, NotFound, RunsUnavailable, Stopped, TooManyStreams
@@ -28,8 +28,6 @@ from chat_nest.pipeline.client import Attached
 from chat_nest.pipeline.lifecycle import Lifecycle
 
 METHODS = {"stream": "GET, OPTIONS", "stop": "POST, OPTIONS"}
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 
 class AskedRun(Struct, frozen=True):

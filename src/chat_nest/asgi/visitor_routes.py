@@ -32,7 +32,7 @@ ASKED_PER_MINUTE = 60
 ASKED_PER_MINUTE_OF_NETWORK = 600
 NO_VISIT = "The request has no valid id of a visitor: send the cookie, or a token of POST /api/visit"
 
-Headers = MutableSequence[tuple[bytes, bytes]]
+MoreHeaders = MutableSequence[tuple[bytes, bytes]]
 
 _json = msgspec.json.Encoder().encode
 
@@ -60,7 +60,7 @@ class VisitorRoutes:
         self._failed = CallerRates(clock)
         self._asked = CallerRates(clock)
 
-    async def serve(self, path: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, path: str, headers: MoreHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises a ChatError for one that is refused."""
         await self._check(scope)
         if path == VISIT_PATH:

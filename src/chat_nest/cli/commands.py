@@ -203,14 +203,14 @@ def usage(file: str, since: str, until: str | None, by: str, caller: str | None,
     Exits with 2 if the configuration or an option is wrong, or the store keeps no records; with 1 if the store can't
     be read.
     """  # noqa: D301 - as above
-    from chat_nest.cli.usage import Asked, Unanswerable, answer  # noqa: PLC0415 - as above
+    from chat_nest.cli.usage import Unanswerable, UsageQuestion, answer  # noqa: PLC0415 - as above
     from chat_nest.server.config.excerpts import load_shared_limits, load_store  # noqa: PLC0415 - as above
     from chat_nest.server.config.sources import ConfigError  # noqa: PLC0415 - as above
 
     try:
         store, zone = load_store(file)
         limits, groups = load_shared_limits(file)
-        asked = Asked(since=since, until=until, by=by, caller=caller, limits=limits, groups=groups)
+        asked = UsageQuestion(since=since, until=until, by=by, caller=caller, limits=limits, groups=groups)
         click.echo(answer(store, zone, asked, as_json=as_json))
     except ConfigError as error:
         fail(*error.problems, code=2)
@@ -252,10 +252,10 @@ def reconcile(file: str, provider: str, key_file: Path, days: int, bound: float,
     Exits with 3 if anything differs by more than the bound, with 2 if the configuration or an option is wrong, and with
     1 if the store or the provider can't be read.
     """  # noqa: D301 - as above
-    from chat_nest.cli.reconcile import Asked, Impossible  # noqa: PLC0415 - as above
+    from chat_nest.cli.reconcile import Impossible, ReconcileQuestion  # noqa: PLC0415 - as above
     from chat_nest.cli.reconcile import reconcile as compared  # noqa: PLC0415 - as above
 
-    asked = Asked(provider=provider, key_file=key_file, days=days, bound=bound, alert=alert)
+    asked = ReconcileQuestion(provider=provider, key_file=key_file, days=days, bound=bound, alert=alert)
     try:
         said, code = compared(_load(file), asked, as_json=as_json)
     except Impossible as error:

@@ -42,7 +42,7 @@ class Impossible(Exception):
         self.code = code
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class ReconcileQuestion(Struct, frozen=True, kw_only=True):
     """The options as given."""
 
     provider: str
@@ -52,7 +52,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     alert: bool
 
 
-def reconcile(config: Config, asked: Asked, *, as_json: bool) -> tuple[str, int]:
+def reconcile(config: Config, asked: ReconcileQuestion, *, as_json: bool) -> tuple[str, int]:
     """Return the comparison as text or JSON, and the exit code. Raises Impossible."""
     provider = config.providers.get(asked.provider)
     kind = "" if provider is None else _KIND_OF.get(provider.kind, provider.kind)
@@ -77,7 +77,7 @@ def reconcile(config: Config, asked: Asked, *, as_json: bool) -> tuple[str, int]
 
 
 async def _compare(
-    config: Config, asked: Asked, kind: str, base_url: str, key: str, since: date, until: date
+    config: Config, asked: ReconcileQuestion, kind: str, base_url: str, key: str, since: date, until: date
 ) -> list[Difference]:
     store = open_store(config.store, records_days=config.records_days, state=config.state)
     try:
@@ -112,7 +112,7 @@ async def _ledger(store: Store, provider: str, since: date, until: date) -> dict
     return found
 
 
-async def _alert(store: Store, config: Config, asked: Asked, drifting: Sequence[Difference]) -> None:
+async def _alert(store: Store, config: Config, asked: ReconcileQuestion, drifting: Sequence[Difference]) -> None:
     """Leave an alert in the store: a running server delivers it."""
     if not isinstance(store, HasControls) or config.alerts is None or "ledger.drift" not in config.alerts.events:
         return
@@ -129,7 +129,7 @@ async def _alert(store: Store, config: Config, asked: Asked, drifting: Sequence[
     await Outbox(store.controls).post(crossing, crossing.alert(time.time(), config.alerts.bounds.name), kinds)
 
 
-def _json(found: Sequence[Difference], asked: Asked, since: date, until: date) -> str:
+def _json(found: Sequence[Difference], asked: ReconcileQuestion, since: date, until: date) -> str:
     report = {
         "provider": asked.provider,
         "since": since.isoformat(),
@@ -140,7 +140,7 @@ def _json(found: Sequence[Difference], asked: Asked, since: date, until: date) -
     return msgspec.json.format(msgspec.json.encode(report)).decode()
 
 
-def _text(found: Sequence[Difference], asked: Asked, since: date, until: date) -> str:
+def _text(found: Sequence[Difference], asked: ReconcileQuestion, since: date, until: date) -> str:
     last = until - timedelta(days=1)
     head = f"{asked.provider} from {since} to {last}, days of UTC; ours / the provider's"
     if not found:

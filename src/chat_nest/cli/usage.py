@@ -42,7 +42,7 @@ class Unanswerable(Exception):
         self.code = code
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class UsageQuestion(Struct, frozen=True, kw_only=True):
     """The options as given."""
 
     since: str
@@ -54,7 +54,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     """The limits whose forecasts are shown, unless `caller` is given."""
 
 
-def answer(store: StoreSection, zone: ZoneInfo, asked: Asked, *, as_json: bool) -> str:
+def answer(store: StoreSection, zone: ZoneInfo, asked: UsageQuestion, *, as_json: bool) -> str:
     """Return the report as text or as JSON. Raises Unanswerable."""
     logging.getLogger("chat_nest").addHandler(logging.NullHandler())  # the exception has it all
     now = time.time()
@@ -115,7 +115,7 @@ def _names(text: str) -> tuple[By, ...]:
 
 
 async def _read(
-    section: StoreSection, since: float, until: float, by: tuple[By, ...], zone: ZoneInfo, asked: Asked
+    section: StoreSection, since: float, until: float, by: tuple[By, ...], zone: ZoneInfo, asked: UsageQuestion
 ) -> tuple[list[UsageRow], list[Budget]]:
     store = open_store(section.url, records_days=section.records_days)
     try:

@@ -6,13 +6,13 @@ from typing import Literal
 
 from msgspec import Struct
 
-from chat_nest.core.limits import Scope, Unit
+from chat_nest.core.limits import LineScope, Unit
 from chat_nest.core.records import Record
 
 MAX_AMOUNT = 2**50
 """The largest limit or amount: stores keep integers as doubles, which are exact only below 2**53."""
 
-OWN: frozenset[Scope] = frozenset(("caller", "key", "session"))
+OWN: frozenset[LineScope] = frozenset(("caller", "key", "session"))
 """The owners that are one user, who may know what is left of their limits."""
 LineKind = Literal["window", "rate", "gauge", "request"]
 
@@ -30,7 +30,7 @@ class Line(Struct, frozen=True, kw_only=True, gc=False):
 
     name: str
     """The limit's name in a profile, as the user sees it: `tokens_per_day`."""
-    scope: Scope
+    scope: LineScope
     key: str
     """The first two words, `SCOPE:OWNER`, name the owner: stores that spread keys keep an owner's keys together."""
     unit: Unit

@@ -13,7 +13,7 @@ NO_LIMIT = "none"
 
 Unit = Literal["requests", "tokens", "nanousd", "streams"]
 
-Scope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
+LineScope = Literal["caller", "key", "session", "conversation", "visitor", "address", "network", "group", "all"]
 """The owner of a limit."""
 WindowKind = Literal["minute", "hour", "day", "month"]
 
@@ -108,7 +108,7 @@ NO_TOTALS = Totals()
 class Share(Struct, frozen=True, kw_only=True):
     """Further limits that each request of a caller draws on, together with the caller's own, and their owner."""
 
-    scope: Scope
+    scope: LineScope
     id: str
     """Stores and logs hold a hash of it."""
     limits: Limits = Limits()

@@ -15,13 +15,13 @@ from msgspec import Struct
 from chat_nest.core.messages import Attachment
 from chat_nest.counting.families import base_name
 
-Rule = Literal["tiles", "patches", "crops", "fixed"]
+ImageFormula = Literal["tiles", "patches", "crops", "fixed"]
 
 
 class ImageRule(Struct, frozen=True, kw_only=True):
     """How a family counts images. `most` bounds one image; `page` is one page of a PDF, its text and its picture."""
 
-    rule: Rule = "fixed"
+    rule: ImageFormula = "fixed"
     most: int = 6_500
     """Llama 3.2 makes four tiles of 1,601 tokens; no open model that we know uses more for an image by default."""
     page: int = 9_500

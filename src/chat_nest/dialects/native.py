@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 
 from chat_nest.core.deltas import Batch, TextDelta
 from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
-from chat_nest.core.limits import Scope
+from chat_nest.core.limits import LineScope
 from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route
 from chat_nest.core.usage import NANO
@@ -94,7 +94,7 @@ FACTS = Facts(
         field=described(STRING, "What broke the rule"),
         detail=described(STRING, "The rule"),
         limit=described(STRING, "The limit that refused, by its name in the configuration"),
-        scope={"enum": [*get_args(Scope)], "description": "Whose limit it is"},
+        scope={"enum": [*get_args(LineScope)], "description": "Whose limit it is"},
         remaining=described(LEFT, "What is left of the limit, in tokens or dollars, if a shorter request may fit"),
         needed=described(LEFT, "What this request needs of it, at least"),
         retry_after=described(COUNT, "Seconds"),

@@ -13,7 +13,7 @@ from msgspec.structs import astuple
 
 from chat_nest.core.claims import Line, LineKind
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
-from chat_nest.core.limits import Limits, Scope, Share, Unit
+from chat_nest.core.limits import Limits, LineScope, Share, Unit
 from chat_nest.core.messages import Caller, ChatRequest, hashed
 from chat_nest.core.usage import most_it_can_cost
 from chat_nest.limits.counters import MONEY, check_numbers, configured, is_closed
@@ -201,7 +201,7 @@ class Profiles:
     def _counters(
         self,
         limits: Profile | Limits,
-        scope: Scope,
+        scope: LineScope,
         owner: str,
         draws: Mapping[Unit, tuple[int, int]],
         now: float,

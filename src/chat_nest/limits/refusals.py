@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from chat_nest.core.claims import Claim, Line, Refused
 from chat_nest.core.errors import BudgetExceeded, LimitExceeded, RateLimited, RequestTooLarge, TooManyStreams
-from chat_nest.core.limits import UNITS, Scope, Unit
+from chat_nest.core.limits import UNITS, LineScope, Unit
 from chat_nest.core.messages import Message
 from chat_nest.core.usage import NANO
 from chat_nest.counting.bounds import prompt_bound
@@ -29,7 +29,7 @@ LATER: Mapping[str, str] = {
     "session": "Begin a new session.",
     "conversation": "Begin a new chat.",
 }
-WHOSE: Mapping[Scope, str] = {
+WHOSE: Mapping[LineScope, str] = {
     "caller": "",
     "key": " It is the limit of your API key.",
     "session": "",
@@ -40,7 +40,7 @@ WHOSE: Mapping[Scope, str] = {
     "group": " Your whole group shares it.",
     "all": " All users share it.",
 }
-BUSY: Mapping[Scope, str] = {
+BUSY: Mapping[LineScope, str] = {
     "caller": RateLimited.text,
     "key": RateLimited.text,
     "session": RateLimited.text,
@@ -51,7 +51,7 @@ BUSY: Mapping[Scope, str] = {
     "group": "Too many requests from your group right now. Please try again shortly.",
     "all": "Too many requests from all users together right now. Please try again shortly.",
 }
-STREAMS: Mapping[Scope, str] = {
+STREAMS: Mapping[LineScope, str] = {
     "caller": TooManyStreams.text,
     "key": TooManyStreams.text,
     "session": TooManyStreams.text,

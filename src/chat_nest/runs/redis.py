@@ -17,7 +17,7 @@ from chat_nest.core.protocols import FollowedRun
 from chat_nest.runs.codec import Ended, Said, write
 from chat_nest.runs.memory import MemoryRun, MemoryRuns
 from chat_nest.runs.redis_connection import BLOCK_SECONDS, TROUBLE, Link
-from chat_nest.runs.redis_followed import About, RunInRedis, ms, read_word
+from chat_nest.runs.redis_followed import RunFacts, RunInRedis, ms, read_word
 from chat_nest.stores.redis.resp import Denied
 
 GATHER_SECONDS = 0.04
@@ -157,7 +157,7 @@ class RedisRuns:
 
     async def _write(self, run: SharedRun) -> None:
         """Write the run as it goes on, and its ending."""
-        about = About(run.owner, run.model, self._process)
+        about = RunFacts(run.owner, run.model, self._process)
         sent = 0
         try:
             await self._insist(run, lambda: self._introduce(run, about))
@@ -178,7 +178,7 @@ class RedisRuns:
         except _GaveUp:
             return
 
-    async def _introduce(self, run: SharedRun, about: About) -> None:
+    async def _introduce(self, run: SharedRun, about: RunFacts) -> None:
         lives = ("PX", ms(RUNNING_SECONDS))
         await self._link.call("run", run.id, "SET", "about", write(about), *lives)
         for name in run.names:
@@ -194,7 +194,7 @@ class RedisRuns:
             if run.finale is None:
                 await self._link.evaluate("name", name, _NAME, "run", run.id, lives)
 
-    async def _conclude(self, run: SharedRun, about: About) -> None:
+    async def _conclude(self, run: SharedRun, about: RunFacts) -> None:
         lives = ms(self._keep)
         await self._link.call("run", run.id, "SET", "about", write(about), "PX", lives)
         await self._link.call("run", run.id, "PEXPIRE", "log", lives)

@@ -24,7 +24,7 @@ READ_AGAIN_SECONDS = 0.45
 """How long a reader waits for a Redis that does not answer."""
 
 
-class About(Struct, frozen=True, array_like=True, tag="about"):
+class RunFacts(Struct, frozen=True, array_like=True, tag="about"):
     """A run's data besides its batches. `last` is the number of the last batch, once the run has ended."""
 
     owner: str
@@ -34,7 +34,7 @@ class About(Struct, frozen=True, array_like=True, tag="about"):
     finale: Finale | None = None
 
 
-read_word = reader(About | Said | Ended)
+read_word = reader(RunFacts | Said | Ended)
 
 
 def ms(seconds: float) -> int:
@@ -45,7 +45,7 @@ def ms(seconds: float) -> int:
 class RunInRedis:
     """A run that another process has (protocols.FollowedRun)."""
 
-    def __init__(self, link: Link, id: str, about: About) -> None:
+    def __init__(self, link: Link, id: str, about: RunFacts) -> None:
         self.id = id
         self.owner = about.owner
         self.model = about.model

@@ -44,7 +44,7 @@ from chat_nest.stores.urls import open_store
 
 log = logging.getLogger("chat_nest.server")
 
-Serve = Callable[[Scope, Send], Awaitable[None]]
+Respond = Callable[[Scope, Send], Awaitable[None]]
 
 _json = msgspec.json.Encoder().encode
 
@@ -146,7 +146,7 @@ class ServerApp:
         secret = prepared.config.identity.secret.reveal()
         self._operators = None if prepared.ways.keys is None else ApiKeys(prepared.ways.keys, secret, scope=ADMIN)
         self._telemetry.name(prepared.config)
-        self._answers: dict[str, Serve] = {path: file.serve for path, file in front.files.items()}
+        self._answers: dict[str, Respond] = {path: file.serve for path, file in front.files.items()}
         self._answers |= {
             "/healthz": self._healthz,
             "/readyz": self._readyz,

@@ -17,7 +17,7 @@ from chat_nest.controls.gate import ALL, BLOCK, PAUSE, SCOPES, STOP, STOP_SECOND
 from chat_nest.controls.grants import BudgetGrant, grant_of, grant_row
 from chat_nest.core.claims import MAX_AMOUNT, Line
 from chat_nest.core.controls import GRANT, Act, Control
-from chat_nest.core.limits import COUNTERS, Scope
+from chat_nest.core.limits import COUNTERS, LineScope
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Controls, HasControls, Now, Store
 from chat_nest.core.usage import NANO
@@ -112,7 +112,7 @@ def owner_key(scope: str, name: str) -> str:
 
 def window_lines(owner: str, zone: ZoneInfo, now: float) -> list[Line]:
     """Return a line for each calendar window that an owner can have; its limit is the largest that there can be."""
-    scope = cast("Scope", owner.partition(":")[0])
+    scope = cast("LineScope", owner.partition(":")[0])
     lines: list[Line] = []
     for spec in COUNTERS:
         name, unit, span = spec.name, spec.unit, spec.window

@@ -87,21 +87,6 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     words = words_files(page)
     logo = f"logo.{page.logo.rpartition('.')[2].lower()}" if page.logo else "favicon.svg"
     title = page.title or NAME
-    config = {
-        "title": title,
-        "greeting": page.greeting,
-        "suggestions": page.suggestions,
-        "notice": page.notice,
-        "logo": logo,
-        "language": page.language,
-        "languages": sorted(name.removesuffix(".json") for name in words),
-        "demo": facts.demo,
-        "wants_key": facts.wants_key,
-        "visitors": facts.cookie is not None,
-        "profiles": to_builtins(facts.profiles),
-        "max_upload_bytes": facts.max_upload_bytes,
-        "words": words["en.json"],
-    }
     made = {f"words/{name}": json.dumps(found, ensure_ascii=False).encode() for name, found in words.items()}
     if page.logo:
         made[logo] = Path(page.logo).read_bytes()
@@ -111,6 +96,7 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     allowed = policy(
         page.embed_origins, frames=bool(facts.challenge), images=facts.images, styles=styles, script=script
     )
+    config = {**_config(page, facts), "title": title, "logo": logo, **_words(words)}
     index = page_file("index.html", _index(with_start(shipped, script), title, logo, config))
     files = {
         **{name: file for name, file in packed.items() if name not in FRAME},
@@ -123,6 +109,26 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     if facts.cookie is not None:  # kept in no shared cache: each visitor gets a cookie of its own
         files["index.html"] = replace(files["index.html"], cookie=facts.cookie, cache_control=b"private, no-cache")
     return {"/" if name == "index.html" else f"/{name}": file for name, file in files.items()}
+
+
+def _config(page: PageSection, facts: PageFacts) -> dict[str, Any]:
+    """Return what the scripts of the page read about the server."""
+    return {
+        "greeting": page.greeting,
+        "suggestions": page.suggestions,
+        "notice": page.notice,
+        "language": page.language,
+        "demo": facts.demo,
+        "wants_key": facts.wants_key,
+        "visitors": facts.cookie is not None,
+        "profiles": to_builtins(facts.profiles),
+        "max_upload_bytes": facts.max_upload_bytes,
+    }
+
+
+def _words(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the languages that there are, and the words of English."""
+    return {"languages": sorted(name.removesuffix(".json") for name in files), "words": files["en.json"]}
 
 
 def _index(shipped: bytes, title: str, logo: str, config: dict[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ PREPARE_SECONDS = 30.0
 """How long a worker may build what a configuration sets. It may have to start first."""
 ADOPT_SECONDS = 10.0
 
-Reply = Callable[[ReloadOutcome], None]
+TellOutcome = Callable[[ReloadOutcome], None]
 
 
 class Member(Hashable, Protocol):
@@ -58,9 +58,9 @@ class Rollouts:
         self._members = members
         self._put_in_force = put_in_force
         self._clock = clock
-        self._asked: list[Reply] = []
+        self._asked: list[TellOutcome] = []
         """For the next reading."""
-        self._answering: list[Reply] = []
+        self._answering: list[TellOutcome] = []
         """For the current one."""
         self._phase: Literal["idle", "preparing", "adopting"] = "idle"
         self._number = 0
@@ -71,7 +71,7 @@ class Rollouts:
         """Those that have not answered an earlier reload: their pipes could fill."""
         self._until = 0.0
 
-    def ask(self, reply: Reply) -> None:
+    def ask(self, reply: TellOutcome) -> None:
         """Read the configuration again as soon as no reload is running, and pass the outcome to `reply`."""
         self._asked.append(reply)
         self._begin_next()
@@ -180,7 +180,7 @@ class Rollouts:
         self._phase, self._waiting = "idle", set()
         log_outcome(outcome)
         notify(READY)
-        replies: Sequence[Reply] = self._answering
+        replies: Sequence[TellOutcome] = self._answering
         self._answering = []
         for reply in replies:
             reply(outcome)

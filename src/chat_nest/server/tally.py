@@ -47,7 +47,7 @@ class Refusals(Struct, array_like=True, frozen=True, gc=False):
     scope: str
 
 
-class Done(Struct, kw_only=True):
+class FinishedCounts(Struct, kw_only=True):
     """What was done in some time."""
 
     answered: int = 0
@@ -65,7 +65,7 @@ class Tally:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._minutes: deque[tuple[int, Done]] = deque(maxlen=MINUTES)
+        self._minutes: deque[tuple[int, FinishedCounts]] = deque(maxlen=MINUTES)
 
     def started(self, id: str, caller: Caller, profile: str, model: str) -> None:
         """Count nothing: see `reported`."""
@@ -98,10 +98,10 @@ class Tally:
             if steps.opened_at is not None:
                 calls.first[_place(steps.opened_at - steps.began_at)] += 1
 
-    def _this_minute(self) -> Done:
+    def _this_minute(self) -> FinishedCounts:
         minute = int(self._now() // 60)
         if not self._minutes or self._minutes[-1][0] != minute:
-            self._minutes.append((minute, Done()))
+            self._minutes.append((minute, FinishedCounts()))
         return self._minutes[-1][1]
 
     def minutes(self) -> list[tuple[int, int, int, int]]:
@@ -112,9 +112,9 @@ class Tally:
             (minute, done.answered, done.refused.total(), done.failed.total()) for minute, done in self._last_hour()
         ]
 
-    def total(self) -> Done:
+    def total(self) -> FinishedCounts:
         """Return the sum of the last hour."""
-        total = Done()
+        total = FinishedCounts()
         for _, done in self._last_hour():
             total.answered += done.answered
             total.refused.update(done.refused)
@@ -123,7 +123,7 @@ class Tally:
                 total.of(provider).add(calls)
         return total
 
-    def _last_hour(self) -> Iterable[tuple[int, Done]]:
+    def _last_hour(self) -> Iterable[tuple[int, FinishedCounts]]:
         oldest = int(self._now() // 60) - MINUTES
         return [each for each in self._minutes if each[0] > oldest]
 

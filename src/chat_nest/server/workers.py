@@ -30,7 +30,7 @@ from chat_nest.server.hangup import Hangup, leave_hangup_to_parent
 from chat_nest.server.listeners import Listeners
 from chat_nest.server.parent_link import ParentLink
 from chat_nest.server.reload import DRAINING, FAILED, UNNOTED, ConfigSource, ReloadOutcome, log_outcome, refused
-from chat_nest.server.rollout import Reply, Rollouts
+from chat_nest.server.rollout import Rollouts, TellOutcome
 from chat_nest.server.shared_metrics import join, leave
 from chat_nest.server.systemd import READY, STOPPING, WATCHDOG, notify, watchdog_seconds
 from chat_nest.server.worker import CANT_START, SIGNALS, WorkerSettings, run_server
@@ -146,7 +146,7 @@ class Workers:
         if RELOAD in signals:
             self._reload(self._note)
 
-    def _reload(self, reply: Reply) -> None:
+    def _reload(self, reply: TellOutcome) -> None:
         if self._stopping:
             outcome = refused((DRAINING,), FAILED)
             log_outcome(outcome)

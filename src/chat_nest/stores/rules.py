@@ -19,7 +19,7 @@ from chat_nest.core.records import Record
 from chat_nest.core.usage import Source
 from chat_nest.limits.windows import US, gcra_cost, gcra_drawn_at, gcra_give, gcra_room, gcra_seen, gcra_take, gcra_wait
 
-State = Literal["open", "settled", "expired", "released"]
+ReservationState = Literal["open", "settled", "expired", "released"]
 
 KEPT_US = 25 * 3_600 * US
 """The least time that a window is kept after its end, so that a clock which is a day wrong and then right finds it."""
@@ -68,7 +68,7 @@ class StoredClaim(Struct, array_like=True, gc=False):
 
     id: str
     fingerprint: str
-    state: State
+    state: ReservationState
     output: int
     leased_at: int
     """When its lease was given, or renewed last."""
@@ -245,7 +245,12 @@ class Book:
         return 0.0
 
     def _finish(
-        self, reservation: StoredClaim, state: State, source: Source | None, amounts: Sequence[int], now_us: int
+        self,
+        reservation: StoredClaim,
+        state: ReservationState,
+        source: Source | None,
+        amounts: Sequence[int],
+        now_us: int,
     ) -> None:
         """Turn the holds into `amounts`. An expired reservation was charged its whole hold already."""
         charged = reservation.state == "expired"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from chat_nest.core.claims import Line
 from chat_nest.core.errors import BadRequest, Closed, Forbidden
-from chat_nest.core.limits import Scope, Share, Totals, Unit
+from chat_nest.core.limits import LineScope, Share, Totals, Unit
 from chat_nest.core.messages import Caller, ChatRequest, Message, Role, Tool, ToolCall, hashed
 from chat_nest.core.limits import COUNTERS
 from chat_nest.limits.counters import LIMITS, RATES
@@ -693,7 +693,7 @@ def test_a_group_that_nobody_configured_is_refused() -> None:
 # Shares: keys, sessions, conversations, visitors and addresses, whose limits a request draws on, too.
 
 
-def total(name: str, scope: Scope, unit: Unit, limit: int, fixed: int, per_million: int) -> Line:
+def total(name: str, scope: LineScope, unit: Unit, limit: int, fixed: int, per_million: int) -> Line:
     return Line(
         name=name,
         scope=scope,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from chat_nest import __version__
 from chat_nest.core.protocols import Store
-from chat_nest.server.admin.routes import Asked, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, Reply, json
 from chat_nest.server.app import ServerApp
 from chat_nest.server.fleet import Doing
 from chat_nest.server.health import HealthPart
@@ -22,7 +22,7 @@ READINESS_SECONDS: Final = 15.0
 _WORST: Final = ("closed", "probing", "open")
 
 
-async def activity(asked: Asked) -> Reply:
+async def activity(asked: AdminRequest) -> Reply:
     """Return what all processes of the store do now and did in the last hour."""
     return Reply(json(await picture(asked.app)))
 

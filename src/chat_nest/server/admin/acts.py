@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from chat_nest.controls.gate import ALL, SCOPES
 from chat_nest.core.errors import ChatError, LimiterUnavailable, NotFound
-from chat_nest.server.admin.routes import Asked, Field, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, Field, Reply, json
 from chat_nest.server.admin.views import shown
 from chat_nest.server.operator import (
     RUN,
@@ -66,7 +66,7 @@ class ReloadFailed(ChatError):
     code, status, text = "reload_failed", 503, "The configuration could not be put in force"
 
 
-async def pause(asked: Asked) -> Reply:
+async def pause(asked: AdminRequest) -> Reply:
     """Refuse new requests of a scope."""
     name, seconds = _scope(asked), _seconds(asked)
     row = await asked.operator.pause(
@@ -75,14 +75,14 @@ async def pause(asked: Asked) -> Reply:
     return Reply(json(shown(row)))
 
 
-async def resume(asked: Asked) -> Reply:
+async def resume(asked: AdminRequest) -> Reply:
     """End a pause."""
     name = _scope(asked)
     await asked.operator.resume(name, reason=asked.text("reason"))
     return Reply(json({"name": name}))
 
 
-async def block(asked: Asked) -> Reply:
+async def block(asked: AdminRequest) -> Reply:
     """Refuse a caller or a network."""
     name, seconds = _blocked(asked), _seconds(asked)
     row = await asked.operator.block(
@@ -91,14 +91,14 @@ async def block(asked: Asked) -> Reply:
     return Reply(json(shown(row)))
 
 
-async def unblock(asked: Asked) -> Reply:
+async def unblock(asked: AdminRequest) -> Reply:
     """End a block."""
     name = _blocked(asked)
     await asked.operator.unblock(name, reason=asked.text("reason"))
     return Reply(json({"name": name}))
 
 
-async def reset(asked: Asked) -> Reply:
+async def reset(asked: AdminRequest) -> Reply:
     """Give an owner its present windows again."""
     owner = owner_key(*_one(asked, ("all", "caller", "group")))
     limit = asked.text("limit") or None
@@ -107,7 +107,7 @@ async def reset(asked: Asked) -> Reply:
     return Reply(json({"owner": owner, "reset": [line.name for line in lines], "names": names}))
 
 
-async def grant(asked: Asked) -> Reply:
+async def grant(asked: AdminRequest) -> Reply:
     """Raise a limit once, until its window ends."""
     owner = owner_key(*_one(asked, ("all", "caller", "group")))
     unit, text = _one(asked, ("tokens", "requests", "usd"))
@@ -119,14 +119,14 @@ async def grant(asked: Asked) -> Reply:
     return Reply(json({**reply, "name": row.name}))
 
 
-async def withdraw(asked: Asked) -> Reply:
+async def withdraw(asked: AdminRequest) -> Reply:
     """End a grant or a reset."""
     name = asked.text("name")
     await asked.operator.withdraw(name, reason=asked.text("reason"))
     return Reply(json({"name": name}))
 
 
-async def stop(asked: Asked) -> Reply:
+async def stop(asked: AdminRequest) -> Reply:
     """Stop a running answer; 202 if it still runs after some seconds."""
     if not RUN.fullmatch(asked.id):
         raise NotFound("No answer with this id runs")
@@ -137,7 +137,7 @@ async def stop(asked: Asked) -> Reply:
     return Reply(json({"run": asked.id, "stopped": over}), 200 if over else 202)
 
 
-async def reload(asked: Asked) -> Reply:
+async def reload(asked: AdminRequest) -> Reply:
     """Read the configuration again, in all workers."""
     if asked.app.reload is None:
         raise LimiterUnavailable("The server starts: try again")
@@ -154,7 +154,7 @@ async def reload(asked: Asked) -> Reply:
     return Reply(json(body), error.status)
 
 
-def _one(asked: Asked, names: tuple[str, ...]) -> tuple[str, str]:
+def _one(asked: AdminRequest, names: tuple[str, ...]) -> tuple[str, str]:
     """Return the one field of these that is given, and its text. Raises Rejected."""
     given = [name for name in names if name in asked.fields and asked.fields[name] is not False]
     if len(given) != 1:
@@ -162,13 +162,13 @@ def _one(asked: Asked, names: tuple[str, ...]) -> tuple[str, str]:
     return given[0], str(asked.fields[given[0]])
 
 
-def _scope(asked: Asked) -> str:
+def _scope(asked: AdminRequest) -> str:
     scope, name = _one(asked, (ALL, *SCOPES))
     _check_known(asked, scope, name)
     return pause_name(scope, name)
 
 
-def _check_known(asked: Asked, scope: str, name: str) -> None:
+def _check_known(asked: AdminRequest, scope: str, name: str) -> None:
     """Raise Rejected for a provider or a profile that the configuration does not have: it would pause nothing."""
     config = asked.app.config
     known = {"provider": config.providers, "model": config.providers, "profile": config.profiles}.get(scope)
@@ -177,10 +177,10 @@ def _check_known(asked: Asked, scope: str, name: str) -> None:
         raise Rejected(scope, f"must be of the configuration: there are {', '.join(known)}")
 
 
-def _blocked(asked: Asked) -> str:
+def _blocked(asked: AdminRequest) -> str:
     kind, name = _one(asked, ("caller", "address"))
     return f"caller:{caller_key(name)}" if kind == "caller" else network_name(name)
 
 
-def _seconds(asked: Asked) -> float | None:
+def _seconds(asked: AdminRequest) -> float | None:
     return seconds_of(asked.text("for")) if "for" in asked.fields else None

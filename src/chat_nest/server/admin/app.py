@@ -27,7 +27,7 @@ from chat_nest.core.protocols import Answer, Scope
 from chat_nest.dialects.strict_json import parse_object
 from chat_nest.server.admin.keys import OperatorKeys
 from chat_nest.server.admin.live import STREAM_HEADERS, Live
-from chat_nest.server.admin.routes import AdminRoute, Asked, Reply, checked, json
+from chat_nest.server.admin.routes import AdminRequest, AdminRoute, Reply, checked, json
 from chat_nest.server.admin.spend import Spend
 from chat_nest.server.app import ServerApp
 from chat_nest.server.operator import Rejected
@@ -83,7 +83,7 @@ class AdminApp:
             raise MethodNotAllowed(", ".join("GET, HEAD" if each.method == "GET" else each.method for each, _ in found))
         [(route, id)] = fitting
         if route.streams:
-            asked = Asked(app=self._app, spend=self._spend, by=by, fields={})
+            asked = AdminRequest(app=self._app, spend=self._spend, by=by, fields={})
             await self._stream(scope, receive, send, asked)
             return
         if route.serve is None:
@@ -92,11 +92,11 @@ class AdminApp:
             await self._app.metrics(scope, receive, send)
             return
         fields = query_fields(scope) if method == "GET" else await _body(scope, receive)
-        asked = Asked(app=self._app, spend=self._spend, by=by, fields=checked(fields, route.fields), id=id)
+        asked = AdminRequest(app=self._app, spend=self._spend, by=by, fields=checked(fields, route.fields), id=id)
         reply = await self._serve(route, asked)
         await respond(send, Answer(status=reply.status, body=reply.body))
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send, asked: Asked) -> None:
+    async def _stream(self, scope: Scope, receive: Receive, send: Send, asked: AdminRequest) -> None:
         """Send events until the client leaves, its key is removed, or the process ends."""
         gone = asyncio.create_task(_disconnect(receive))
         try:
@@ -121,7 +121,7 @@ class AdminApp:
             return True
         return True
 
-    async def _serve(self, route: AdminRoute, asked: Asked) -> Reply:
+    async def _serve(self, route: AdminRoute, asked: AdminRequest) -> Reply:
         assert route.serve is not None
         try:
             async with asyncio.timeout(SECONDS):

@@ -11,7 +11,7 @@ from chat_nest.core.protocols import HasControls
 from chat_nest.identity.api_key import CHAT, ApiKey, NotRotatable, Rights, UnknownKey, WrongKey, present_second
 from chat_nest.identity.key_issuers import Issued, KeyIssuer
 from chat_nest.limits.counters import MONEY
-from chat_nest.server.admin.routes import Asked, Field, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, Field, Reply, json
 from chat_nest.server.issuing import check_rights, described, issuer_of, moment_of, overlap_of
 from chat_nest.server.operator import Rejected
 
@@ -47,7 +47,7 @@ class KeyConflict(ChatError):
     code, status, text = "not_rotatable", 409, "The key can't be rotated"
 
 
-async def keys(asked: Asked) -> Reply:
+async def keys(asked: AdminRequest) -> Reply:
     """Return every key, the oldest first, without the keys themselves."""
     issuer = _issuer(asked)
     found = () if issuer is None else await _tried(_all(issuer))
@@ -57,7 +57,7 @@ async def keys(asked: Asked) -> Reply:
     return Reply(json({"kept_in": kept_in, "keys": [described(key, now) for key in found]}))
 
 
-async def create(asked: Asked) -> Reply:
+async def create(asked: AdminRequest) -> Reply:
     """Make a key. The answer shows it, this once."""
     issuer = _needed(asked)
     rights = Rights(
@@ -75,7 +75,7 @@ async def create(asked: Asked) -> Reply:
     return _issued(await _tried(issuer.create(rights, asked.text("reason"))))
 
 
-async def rotate(asked: Asked) -> Reply:
+async def rotate(asked: AdminRequest) -> Reply:
     """Replace a key by one with the same rights and counters. The answer shows it, this once."""
     issuer = _needed(asked)
     overlap = overlap_of(asked.text("overlap") or DEFAULT_OVERLAP)
@@ -83,7 +83,7 @@ async def rotate(asked: Asked) -> Reply:
     return _issued(await _tried(issuer.rotate(asked.id, overlap, expires, asked.text("reason"))))
 
 
-async def revoke(asked: Asked) -> Reply:
+async def revoke(asked: AdminRequest) -> Reply:
     """Revoke a key. Running answers go on to their end."""
     [key] = await _tried(_needed(asked).revoke([asked.id], asked.text("reason")))
     return Reply(json(described(key, present_second())))
@@ -95,20 +95,20 @@ def _issued(issued: Issued) -> Reply:
     return Reply(json({**described(issued.key, now), **old, "key": issued.text}), 201)
 
 
-def _issuer(asked: Asked) -> KeyIssuer | None:
+def _issuer(asked: AdminRequest) -> KeyIssuer | None:
     store = asked.app.handler.store
     controls = store.controls if isinstance(store, HasControls) else None
     return issuer_of(asked.app.config.identity, controls, by=asked.by)
 
 
-def _needed(asked: Asked) -> KeyIssuer:
+def _needed(asked: AdminRequest) -> KeyIssuer:
     issuer = _issuer(asked)
     if issuer is None:
         raise NotFound(NO_KEYS)
     return issuer
 
 
-def _check(asked: Asked, rights: Rights) -> None:
+def _check(asked: AdminRequest, rights: Rights) -> None:
     """Raise Rejected for profiles, groups and limits that this configuration can't honour."""
     config = asked.app.config
     check_rights(rights, config.profiles, config.groups)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from chat_nest.core.errors import ChatError, Overloaded
 from chat_nest.server.admin import views
 from chat_nest.server.admin.activity import activity
-from chat_nest.server.admin.routes import Asked, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, Reply, json
 
 EVERY_SECONDS: Final = 2.0
 """Between two looks at the store, however many pages are open."""
@@ -27,7 +27,7 @@ STREAM_HEADERS: Final = (
 )
 
 
-PARTS: Final[Mapping[str, Callable[[Asked], Awaitable[Reply]]]] = {
+PARTS: Final[Mapping[str, Callable[[AdminRequest], Awaitable[Reply]]]] = {
     "activity": activity,
     "standing": views.standing,
     "running": views.running_answers,
@@ -52,7 +52,7 @@ class Live:
         """End all streams."""
         self._closing.set()
 
-    async def stream(self, asked: Asked, may_go_on: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes]:
+    async def stream(self, asked: AdminRequest, may_go_on: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes]:
         """Yield events until the caller stops, `may_go_on` is False, or this process ends. Raises Overloaded."""
         if self.streams >= MOST_STREAMS:
             raise Overloaded(f"This process serves {MOST_STREAMS} pages already", retry_after=EVERY_SECONDS)
@@ -80,7 +80,7 @@ class Live:
         except TimeoutError:
             return
 
-    async def _look(self, asked: Asked) -> Mapping[str, bytes]:
+    async def _look(self, asked: AdminRequest) -> Mapping[str, bytes]:
         """Return the data of all parts. One that fails has an error's code, and the others go on."""
         async with self._lock:
             if time.monotonic() - self._read_at >= EVERY_SECONDS * 0.9:
@@ -90,7 +90,7 @@ class Live:
             return self._parts
 
 
-async def _part(serve: Callable[[Asked], Awaitable[Reply]], asked: Asked) -> bytes:
+async def _part(serve: Callable[[AdminRequest], Awaitable[Reply]], asked: AdminRequest) -> bytes:
     failure: dict[str, Any]
     try:
         async with asyncio.timeout(PART_SECONDS):

@@ -61,7 +61,7 @@ class Reply(Struct, frozen=True):
     status: int = 200
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class AdminRequest(Struct, frozen=True, kw_only=True):
     """A request of an operator with a correct key. `by` names the operator in the audit trail."""
 
     app: ServerApp
@@ -84,7 +84,7 @@ class Asked(Struct, frozen=True, kw_only=True):
         return str(self.fields.get(name, ""))
 
 
-Serve = Callable[[Asked], Awaitable[Reply]]
+Serve = Callable[[AdminRequest], Awaitable[Reply]]
 
 
 class AdminRoute(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from chat_nest import __version__
 from chat_nest.server.admin import acts, key_acts, views
 from chat_nest.server.admin.activity import activity
 from chat_nest.server.admin.forecast import forecast
-from chat_nest.server.admin.routes import AdminRoute, Asked, Field, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, AdminRoute, Field, Reply, json
 
 V1 = "/admin/v1"
 SCOPED = (*acts.SCOPE, acts.REASON)
@@ -26,7 +26,7 @@ def _post(path: str, summary: str, serve: Any, fields: Sequence[Field] = ()) -> 
     return AdminRoute(method="POST", path=f"{V1}/{path}", summary=summary, serve=serve, fields=fields)
 
 
-async def _openapi(_asked: Asked) -> Reply:
+async def _openapi(_asked: AdminRequest) -> Reply:
     return Reply(json(document()))
 
 

@@ -14,7 +14,7 @@ from chat_nest.core.errors import BadRequest
 from chat_nest.core.messages import hashed
 from chat_nest.core.protocols import Budget
 from chat_nest.core.usage import NANO
-from chat_nest.server.admin.routes import Asked, Reply, json
+from chat_nest.server.admin.routes import AdminRequest, Reply, json
 from chat_nest.server.admin.spend import MOST_CALLERS, MOST_DAYS
 from chat_nest.server.operator import granted, listed
 from chat_nest.server.running import running
@@ -24,22 +24,22 @@ ACTS = 50
 RUNNING_FIELDS = ("run", "caller", "group", "profile", "model", "started_at")
 
 
-async def healthz(_asked: Asked) -> Reply:
+async def healthz(_asked: AdminRequest) -> Reply:
     return Reply(b'{"status":"ok"}')
 
 
-async def standing(asked: Asked) -> Reply:
+async def standing(asked: AdminRequest) -> Reply:
     """Return how the limits of all callers and of each group stand, in every server of the store."""
     return Reply(json({"limits": [_budget(each) for each in await asked.app.handler.figures.budgets()]}))
 
 
-async def running_answers(asked: Asked) -> Reply:
+async def running_answers(asked: AdminRequest) -> Reply:
     """Return the answers that run in any server of the store, the newest first."""
     found = await running(asked.app.handler.store)
     return Reply(json({"running": [{name: getattr(each, name) for name in RUNNING_FIELDS} for each in found]}))
 
 
-async def controls(asked: Asked) -> Reply:
+async def controls(asked: AdminRequest) -> Reply:
     """Return the pauses, blocks and grants in force."""
     found = await asked.operator.controls.watch(-1)
     rows, now = () if found is None else found.rows, time.time()
@@ -54,25 +54,25 @@ async def controls(asked: Asked) -> Reply:
     )
 
 
-async def spend(asked: Asked) -> Reply:
+async def spend(asked: AdminRequest) -> Reply:
     """Return what was spent on each day, by model, profile or group."""
     return Reply(json(await asked.spend.by_day(asked.text("by") or "model", _whole(asked, "days", 30, MOST_DAYS))))
 
 
-async def callers(asked: Asked) -> Reply:
+async def callers(asked: AdminRequest) -> Reply:
     """Return the callers with the highest cost."""
     days = _whole(asked, "days", 1, MOST_DAYS)
     return Reply(json(await asked.spend.callers(days, _whole(asked, "most", 20, MOST_CALLERS))))
 
 
-async def audit(asked: Asked) -> Reply:
+async def audit(asked: AdminRequest) -> Reply:
     """Return the newest acts of operators."""
     most = _whole(asked, "most", ACTS, MOST_ACTS)
     acts = await asked.operator.controls.acts(most)
     return Reply(json({"acts": [replace(act, target=_group_named(asked, act.target)) for act in acts]}))
 
 
-async def providers(asked: Asked) -> Reply:
+async def providers(asked: AdminRequest) -> Reply:
     """Return each provider's readiness, resting keys and circuit breaker, in the process that answers."""
     found = await asked.app.readiness()
     breakers = asked.app.handler.figures.figures().breakers
@@ -88,17 +88,17 @@ async def providers(asked: Asked) -> Reply:
     return Reply(json({"process": os.getpid(), "providers": shown}))
 
 
-def _named(asked: Asked, grant: dict[str, Any]) -> dict[str, Any]:
+def _named(asked: AdminRequest, grant: dict[str, Any]) -> dict[str, Any]:
     return grant | ({"owner": _group_named(asked, grant["owner"])} if "owner" in grant else {})
 
 
-def _group_named(asked: Asked, owner: str) -> str:
+def _group_named(asked: AdminRequest, owner: str) -> str:
     """Return an owner; that of a configured group, whose counters have its hash, with the group's name."""
     names = {f"group:{hashed(name)}": f"group:{name}" for name in asked.app.config.groups}
     return names.get(owner, owner)
 
 
-def _whole(asked: Asked, name: str, default: int, most: int) -> int:
+def _whole(asked: AdminRequest, name: str, default: int, most: int) -> int:
     """Return the number in a field of the query, from 1 to `most`. Raises BadRequest."""
     text = asked.text(name) or str(default)
     if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= most:

@@ -74,10 +74,10 @@ BY_TYPE: Mapping[Any, Rule] = {
         tuple[Rung, ...], "tables with `below`, and `model` (with `fallbacks` or without), `max_output_tokens` or both"
     ),
 }
-Keys = Mapping[str, Rule]
+KeyRules = Mapping[str, Rule]
 
 
-def keys_of(struct: type[Struct], *, but: frozenset[str] = frozenset(), **special: Rule) -> Keys:
+def keys_of(struct: type[Struct], *, but: frozenset[str] = frozenset(), **special: Rule) -> KeyRules:
     """Return a key for each field of the struct, except those in `but`, with the rule of the field's type."""
     types = get_type_hints(struct)
     names = [field.name for field in fields(struct) if field.name not in but]
@@ -317,7 +317,7 @@ RUNS = keys_of(RunsSection)
 SESSIONS = keys_of(SessionsSection)
 STORE = keys_of(StoreSection, records_days=DAYS, lease=LEASE)
 
-PROVIDER: Keys = {
+PROVIDER: KeyRules = {
     "kind": TEXT,
     "base_url": TEXT,
     "api_key": TEXT,
@@ -332,14 +332,14 @@ PROVIDER: Keys = {
     "think_tags": Rule(ThinkTags, '"off", "on" or "opened"'),
 }
 NUMBERS = {struct: {name: _rule(each) for name, each in ranges.items()} for struct, ranges in RANGES.items()}
-PROFILE: Keys = {
+PROFILE: KeyRules = {
     **keys_of(Profile, but=frozenset({"name", *NUMBERS[Profile]}), grace_seconds=COUNT),
     **{name: rule for name, rule in NUMBERS[Profile].items() if name != "min_output_tokens"},
 }
 
-VISITOR_SECRETS: Keys = dict.fromkeys(("secret", "secret_env", "previous_secret", "previous_secret_env"), TEXT)
-CHALLENGE_SECRETS: Keys = dict.fromkeys(("secret", "secret_env"), TEXT)
-CHALLENGE: Keys = {
+VISITOR_SECRETS: KeyRules = dict.fromkeys(("secret", "secret_env", "previous_secret", "previous_secret_env"), TEXT)
+CHALLENGE_SECRETS: KeyRules = dict.fromkeys(("secret", "secret_env"), TEXT)
+CHALLENGE: KeyRules = {
     **keys_of(
         Challenge,
         but=frozenset(("secret",)),
@@ -355,9 +355,9 @@ CHALLENGE: Keys = {
 }
 """Their ranges are those of Python's own arguments: see challenges.settings."""
 
-TOP: Keys = {"default_profile": TEXT, "preset": Rule(PresetName, '"default" or "npm"')}
+TOP: KeyRules = {"default_profile": TEXT, "preset": Rule(PresetName, '"default" or "npm"')}
 """The keys above all sections."""
-SECTIONS: Mapping[str, Keys] = {
+SECTIONS: Mapping[str, KeyRules] = {
     "server": SERVER,
     "page": PAGE,
     "identity": IDENTITY,

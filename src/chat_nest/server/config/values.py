@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from chat_nest.core.limits import NO_LIMIT
-from chat_nest.server.config.schema import NAMED, SECTIONS, TOP, Keys, Rule
+from chat_nest.server.config.schema import NAMED, SECTIONS, TOP, KeyRules, Rule
 from chat_nest.server.config.sources import Path, Sources, hint, is_table
 
 ABOVE = "put it above the first [section]: in TOML a key belongs to the section that it follows"
@@ -25,7 +25,7 @@ def read(file: str, environ: Mapping[str, str]) -> tuple[Sources, dict[str, dict
     return sources, values
 
 
-def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
+def _section(sources: Sources, section: str, keys: KeyRules) -> dict[str, Any]:
     tables = sources.values.get(section, {})
     if section not in NAMED:
         return _table(sources, (section,), tables, keys)
@@ -35,7 +35,7 @@ def _section(sources: Sources, section: str, keys: Keys) -> dict[str, Any]:
     return {name: _table(sources, (section, name), table, keys) for name, table in tables.items()}
 
 
-def _table(sources: Sources, path: Path, table: Any, keys: Keys) -> dict[str, Any]:
+def _table(sources: Sources, path: Path, table: Any, keys: KeyRules) -> dict[str, Any]:
     """Return the table's converted values; wrong values are noted and left out."""
     if path and path[-1] in TOP and not is_table(table):
         sources.problem(path, ABOVE)

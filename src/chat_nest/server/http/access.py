@@ -6,7 +6,7 @@ import logging
 
 from chat_nest.core.request_log import EventLine, RequestLog, Value
 from chat_nest.server.http.request_parser import Request
-from chat_nest.server.http.sockets import Address
+from chat_nest.server.http.sockets import HostPort
 
 log = logging.getLogger("chat_nest.access")
 
@@ -14,7 +14,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 """The methods that are named: any other word is the client's."""
 
 
-def write_line(facts: RequestLog, request: Request, client: Address | None, status: int | None, seconds: float) -> None:
+def write_line(
+    facts: RequestLog, request: Request, client: HostPort | None, status: int | None, seconds: float
+) -> None:
     """Log the request. It has the configured path, never the one that the client wrote.
 
     Without a `status`, the client left before the response began.

@@ -13,7 +13,7 @@ from chat_nest.server.http.connection_limits import ConnectionLimits
 from chat_nest.server.http.dead_peers import Peer
 from chat_nest.server.http.deadlines import ConnectionDeadlines
 from chat_nest.server.http.refusal_rates import RefusalRates
-from chat_nest.server.http.sockets import Address
+from chat_nest.server.http.sockets import HostPort
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 """ASGI 3."""
@@ -68,7 +68,7 @@ class ServerContext:
         self._second = -1
         self._date = b""
 
-    def name_of(self, client: Address | None) -> str:
+    def name_of(self, client: HostPort | None) -> str:
         """Return the log's name for the caller at this address, or an empty string."""
         return self.caller_of(client[0]) if self.caller_of is not None and client else ""
 

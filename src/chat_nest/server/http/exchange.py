@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from chat_nest.asgi.request import ABORT, GONE, PUSH, Message
+from chat_nest.asgi.request import ABORT, GONE, PUSH, ASGIMessage
 from chat_nest.core.protocols import Scope
 from chat_nest.core.request_log import CURRENT, RequestLog
 from chat_nest.server.http.access import write_line
@@ -18,7 +18,7 @@ from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.request_body import RequestBody
 from chat_nest.server.http.request_parser import Request
 from chat_nest.server.http.response_head import fields, response_head
-from chat_nest.server.http.sockets import Address
+from chat_nest.server.http.sockets import HostPort
 
 log = logging.getLogger("chat_nest.server")
 
@@ -78,7 +78,7 @@ class Exchange:
 
     # For the connection.
 
-    def start(self, client: Address | None, server: Address | None) -> None:
+    def start(self, client: HostPort | None, server: HostPort | None) -> None:
         """Run the application, in a separate task."""
         request = self._request
         scope: Scope = {
@@ -128,7 +128,7 @@ class Exchange:
 
     # For the application.
 
-    async def receive(self) -> Message:
+    async def receive(self) -> ASGIMessage:
         """See ASGI. After the body it waits for the client's disconnect."""
         if self._expects_continue and not (self.started or self.body.complete or self.disconnected):
             self._owner.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -138,7 +138,7 @@ class Exchange:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": read[0], "more_body": read[1]}
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: ASGIMessage) -> None:
         """See ASGI. Returns when the client accepts more. Does nothing after the client has disconnected."""
         while self._writable is not None and not self.disconnected:
             await self._writable.wait()

@@ -19,7 +19,7 @@ from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.exchange import Exchange
 from chat_nest.server.http.refusals import refusal
 from chat_nest.server.http.request_parser import Request, RequestParser
-from chat_nest.server.http.sockets import Address, bound_the_buffer, own_address, peer_of, reset
+from chat_nest.server.http.sockets import HostPort, bound_the_buffer, own_address, peer_of, reset
 
 MOST_DISCARDED_BYTES = 1_048_576
 """Bytes that a refused client may still send; then its connection is reset."""
@@ -49,7 +49,7 @@ class ServerConnection(asyncio.Protocol):
         self._now = asyncio.get_running_loop().time
         self._parser = RequestParser(self._begin)
         self._phase: Literal["reading", "answering", "closing"] = "reading"
-        self._client: Address | None = None
+        self._client: HostPort | None = None
         self._admitted = False
         self._exchange: Exchange | None = None
         self._body_until = 0.0

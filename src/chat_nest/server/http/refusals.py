@@ -11,13 +11,13 @@ from chat_nest.asgi.response import error_headers
 from chat_nest.core.errors import BadRequest, ChatError
 from chat_nest.server.http.context import ServerContext
 from chat_nest.server.http.response_head import fields, response_head
-from chat_nest.server.http.sockets import Address
+from chat_nest.server.http.sockets import HostPort
 
 log = logging.getLogger("chat_nest")
 _json = msgspec.json.Encoder().encode
 
 
-def refusal(error: ChatError, context: ServerContext, client: Address | None) -> bytes:
+def refusal(error: ChatError, context: ServerContext, client: HostPort | None) -> bytes:
     """Log the refusal with a new request id, and return the complete response, which closes the connection."""
     id = token_hex(12)
     caller = context.name_of(client)

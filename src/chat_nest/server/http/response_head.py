@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
-Headers = Sequence[tuple[bytes, bytes]]
+SentHeaders = Sequence[tuple[bytes, bytes]]
 
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode("ascii")) for status in HTTPStatus}
 
@@ -24,6 +24,6 @@ def response_head(status: int, fields: Iterable[bytes]) -> bytes:
     return head
 
 
-def fields(headers: Headers) -> list[bytes]:
+def fields(headers: SentHeaders) -> list[bytes]:
     """Return each header as a line."""
     return [b"%b: %b\r\n" % header for header in headers]

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 """Host and port."""
 
 PROBES = 4
@@ -24,17 +24,17 @@ def bound_the_buffer(transport: asyncio.Transport) -> None:
     transport.set_write_buffer_limits(MOST_UNSENT_BYTES, FEW_UNSENT_BYTES)
 
 
-def peer_of(transport: asyncio.Transport) -> Address | None:
+def peer_of(transport: asyncio.Transport) -> HostPort | None:
     """Return the client's address; None for a socket that has none."""
     return _address(transport.get_extra_info("peername"))
 
 
-def own_address(transport: asyncio.Transport) -> Address | None:
+def own_address(transport: asyncio.Transport) -> HostPort | None:
     """Return the address that the client has connected to; None for a socket that has none."""
     return _address(transport.get_extra_info("sockname"))
 
 
-def _address(name: Any) -> Address | None:
+def _address(name: Any) -> HostPort | None:
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None  # pyright: ignore[reportUnknownArgumentType]
 
 

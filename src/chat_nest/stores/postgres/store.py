@@ -52,7 +52,7 @@ from chat_nest.stores.postgres.batches import (
 from chat_nest.stores.postgres.connection import PostgresLink, Row
 from chat_nest.stores.postgres.controls import PostgresControls
 from chat_nest.stores.reports import NO_ERRORS, POSTGRES, question, records_us, usage_rows
-from chat_nest.stores.rules import Book, Counter, State, newest_first
+from chat_nest.stores.rules import Book, Counter, ReservationState, newest_first
 
 _RESERVE = (
     "SELECT chat_nest.guard(%s, %s), v_outcome, v_output, v_room, v_line, v_at, v_mark, v_record::text"
@@ -378,7 +378,7 @@ def _reserved(claim: Claim, row: Row) -> Granted | Refused | Duplicate | Conflic
     if outcome == "conflict":
         return Conflict()
     kept = None if record is None else _decode_record(record)
-    return Duplicate(output_tokens=output, state=cast("State", outcome), record=kept)
+    return Duplicate(output_tokens=output, state=cast("ReservationState", outcome), record=kept)
 
 
 def _check_name(claim: Claim) -> None:

@@ -15,8 +15,8 @@ from chat_nest.core.records import Record
 from chat_nest.limits.windows import US
 from chat_nest.stores.redis.codec import record_word
 
-Ending = Literal["settled", "released", "undone"]
-Answer = tuple[int, Sequence[Any]]
+EndState = Literal["settled", "released", "undone"]
+ScriptAnswer = tuple[int, Sequence[Any]]
 """The server's time in microseconds, and what a script answers to one call."""
 OF_ONE_CALL = "ALONE"
 """The code of an error of a batch that one call is the reason of: the others succeed alone."""
@@ -37,7 +37,7 @@ class FinishCall(Struct, frozen=True, gc=False):
     """The end of a claim in one partition."""
 
     claim: Claim
-    ending: Ending
+    ending: EndState
     source: str
     spent: Mapping[Any, int]
     record: Record | None
@@ -71,7 +71,7 @@ class _Finished(Struct, gc=False, array_like=True):
     id: str
     print: str
     owner: str
-    wanted: Ending
+    wanted: EndState
     source: str
     spent: Mapping[Any, int]
     record: Raw | None

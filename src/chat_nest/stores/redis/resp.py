@@ -15,7 +15,7 @@ from typing import Any, cast
 import hiredis
 
 Word = str | bytes | int
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 
 _SUSPECT = 0.2
 """Seconds without a byte from the server after which an abandoned command closes its connection."""
@@ -128,7 +128,7 @@ class Login:
         if db:
             self._commands.append(("SELECT", db))
 
-    async def open(self, address: Address) -> Wire:
+    async def open(self, address: HostPort) -> Wire:
         """Open a wire. Raises Denied, Broken, or OSError, of which a bad certificate is one."""
         host, port = address
         _, wire = await asyncio.get_running_loop().create_connection(

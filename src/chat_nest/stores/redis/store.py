@@ -33,10 +33,10 @@ from chat_nest.stores.epochs import ACCEPT, Epochs, epoch_path, known_epoch
 from chat_nest.stores.places import sentence
 from chat_nest.stores.redis.batches import (
     OF_ONE_CALL,
-    Answer,
-    Ending,
+    EndState,
     FinishCall,
     ReserveCall,
+    ScriptAnswer,
     finish_word,
     reserve_word,
 )
@@ -54,7 +54,7 @@ _PARTITIONS = 64
 _SWEPT_AT_ONCE = 200
 _EXTENDED_AT_ONCE = 200
 
-_FOLLOW: dict[bytes, Ending] = {b"settled": "settled", b"released": "released", b"": "settled"}
+_FOLLOW: dict[bytes, EndState] = {b"settled": "settled", b"released": "released", b"": "settled"}
 """The action in a claim's other partitions, by its state in its home: an expired claim expires there too."""
 
 
@@ -291,7 +291,7 @@ class RedisStore:
             if not link.running:
                 link.idle.set()
 
-    async def _ask(self, link: _Link, partition: str, script: _Script, call: ReserveCall | FinishCall) -> Answer:
+    async def _ask(self, link: _Link, partition: str, script: _Script, call: ReserveCall | FinishCall) -> ScriptAnswer:
         """Return the answer to this call, which goes with those that wait at the same time."""
         lane = link.lanes.get((partition, script))
         if lane is None:
@@ -304,7 +304,7 @@ class RedisStore:
 
     async def _send(
         self, link: _Link, partition: str, script: _Script, calls: Sequence[ReserveCall | FinishCall]
-    ) -> Sequence[Answer | None]:
+    ) -> Sequence[ScriptAnswer | None]:
         """Return the answer to each call, None if it is to be asked alone."""
         word = _WORD[script](calls)
         async with self._calling(link):
@@ -353,7 +353,7 @@ class RedisStore:
         return answer
 
     async def _finish(
-        self, claim: Claim, ending: Ending, source: str, spent: Mapping[Any, int], record: Record | None = None
+        self, claim: Claim, ending: EndState, source: str, spent: Mapping[Any, int], record: Record | None = None
     ) -> bool:
         """End the claim in its home; the other partitions follow the decision there, of this call or an earlier one."""
         home, *others = self._parts(claim)
@@ -427,7 +427,7 @@ class _Link:
 
     def __init__(self, servers: Servers) -> None:
         self.servers = servers
-        self.lanes: dict[tuple[str, _Script], CallBatches[Any, Answer | None]] = {}
+        self.lanes: dict[tuple[str, _Script], CallBatches[Any, ScriptAnswer | None]] = {}
         self.running = 0
         self.idle = asyncio.Event()
         self.idle.set()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from random import shuffle
 from typing import Any, Protocol
 
-from chat_nest.stores.redis.resp import Address, Broken, Denied, Login, Wire, Word
+from chat_nest.stores.redis.resp import Broken, Denied, HostPort, Login, Wire, Word
 from chat_nest.stores.redis.url import RedisAddress
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Server:
     If a call finds its connection closed, it is sent once more on a new one, so every command here must be repeatable.
     """
 
-    def __init__(self, address: Address, login: Login) -> None:
+    def __init__(self, address: HostPort, login: Login) -> None:
         self.address = address
         self._login = login
         self._wire: Wire | None = None
@@ -194,7 +194,7 @@ class _Sentinel:
                 self._sure = True
             return self._master
 
-    async def _ask_sentinels(self) -> Address:
+    async def _ask_sentinels(self) -> HostPort:
         for address in self._place.addresses:
             words = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.master)
             answer = await _ask_once(self._ask, address, words)
@@ -209,11 +209,11 @@ class _Cluster:
     A slot that moves to another server is not used (ASK, TRYAGAIN): half of its counters would be missing.
     """
 
-    def __init__(self, seeds: tuple[Address, ...], login: Login) -> None:
+    def __init__(self, seeds: tuple[HostPort, ...], login: Login) -> None:
         self._seeds = seeds
         self._login = login
-        self._servers: dict[Address, Server] = {}
-        self._slots: list[tuple[int, int, Address]] = []
+        self._servers: dict[HostPort, Server] = {}
+        self._slots: list[tuple[int, int, HostPort]] = []
         self._sure = False
         self._lock = asyncio.Lock()
 
@@ -257,7 +257,7 @@ class _Cluster:
                 return self._at(address)
         raise Broken("no server of the Cluster has the slot")
 
-    def _at(self, address: Address) -> Server:
+    def _at(self, address: HostPort) -> Server:
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = Server(address, self._login)
@@ -283,7 +283,7 @@ class _Cluster:
             self._servers.pop(address).retire()
 
 
-async def _ask_once(login: Login, address: Address, words: Sequence[Word]) -> Any:
+async def _ask_once(login: Login, address: HostPort, words: Sequence[Word]) -> Any:
     """Return the answer, or None if none comes in time."""
     wire: Wire | None = None
     try:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from msgspec import Struct
 
 from chat_nest.stores.places import addresses
-from chat_nest.stores.redis.resp import Address
+from chat_nest.stores.redis.resp import HostPort
 
 _TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
@@ -18,7 +18,7 @@ class RedisAddress(Struct, frozen=True, kw_only=True):
     """Addresses of the servers and the login: a store's URL, parsed."""
 
     kind: Literal["single", "cluster", "sentinel"]
-    addresses: tuple[Address, ...]
+    addresses: tuple[HostPort, ...]
     tls: bool
     username: str | None
     password: str | None
@@ -76,7 +76,7 @@ def read_url(url: str) -> RedisAddress:
     )
 
 
-def _read_address(text: str, port: int) -> Address:
+def _read_address(text: str, port: int) -> HostPort:
     try:
         split = urlsplit("//" + text)
         if split.hostname and not split.path:
