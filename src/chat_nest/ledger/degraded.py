@@ -1,9 +1,9 @@
-"""Admission while the store is down: what this process may spend meanwhile was held in it before.
+"""Admission while the store is down, from an allowance that this process has held in the store before.
 
-While the store answers, an allowance for this process is held on the lines for all callers, as a claim like any other.
-When the store is down, requests are admitted out of that allowance, on a MemoryStore of our own; when it is back, what
-they used is posted to the lines that could not be seen, and the allowance is settled and held anew.
-The file is long because the allowance and what is admitted out of it are one account.
+While the store answers, the allowance is held on the lines for all callers, as a claim like any other. When the store
+is down, requests are admitted from it, on a separate MemoryStore. When the store is back, what they used is posted to
+the lines that could not be read, and the allowance is settled and held anew.
+The file is long because the allowance and what is admitted from it are one account.
 """
 
 from __future__ import annotations

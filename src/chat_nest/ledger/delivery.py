@@ -1,6 +1,6 @@
-"""Delivery of endings to the store: each is retried until it lands, and kept in the journal meanwhile.
+"""Delivery of endings to the store: each is retried until the store has it, and is in the journal meanwhile.
 
-Nothing here runs in a request's own task, and an ending that lands at once touches no file.
+Nothing here runs in a request's own task. An ending that is stored at the first attempt touches no file.
 """
 
 from __future__ import annotations

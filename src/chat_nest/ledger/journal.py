@@ -1,7 +1,7 @@
-"""The journal: endings that a store did not take, on disk until it does, so that they outlive their process.
+"""The journal: endings that could not be stored, on disk until they are, so that they survive their process.
 
-Each process has one file, made when an ending first fails. Each ending is a line, and another line when it has landed.
-A lock shows whether a file's process lives, and which process has taken over a dead one's file.
+Each process has one file, created when an ending first fails. An ending is one line; another line marks it as
+delivered. A lock shows whether a file's process is alive, and which process has taken over the file of a dead one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the counters learned of their models, kept in the store for restarts and for other workers.
+"""What the counters have learned about models, kept in the store for restarts and for other workers.
 
-A bound rises in steps of 5 % over its family's, at most ten. Each step of a model is one unit of a window that lasts
-for the year, and a claim of its own. So workers that learn the same step at once count it once, the store refuses an
-eleventh step, and every store can keep it. A bound that is read is limited again, whatever the store holds.
+A model's bound rises in steps of 5 % over its family's bound, at most ten. Each step is stored as a claim for one unit
+of a window of a year. So every store can keep it, workers that learn the same step at once count it once, and the store
+refuses an eleventh step. A bound that is read back is limited again, whatever the store contains.
 """
 
 from __future__ import annotations

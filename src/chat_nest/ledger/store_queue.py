@@ -1,7 +1,7 @@
-"""The queue at the store: few calls at once, the others wait for their turns.
+"""The queue in front of the store: few calls run at once, and the others wait for their turns.
 
-A thousand calls at once would all wait in the driver's queue while their deadlines run, and fail although the store is
-healthy. Here a call has no deadline of its own while it waits: time counts only while the store answers no call.
+A thousand calls at once would all wait in the driver's queue while their deadlines run, and would fail although the
+store is healthy. In this queue a waiting call has no deadline: time counts only while the store answers no call.
 """
 
 from __future__ import annotations

@@ -1,24 +1,24 @@
 """The most that callers can spend in a day: the limits bound it, whatever the clients send.
 
-Example: two profiles have 300 and 500 tokens a day, and the second can use no more than 200 by its requests. The bound
+Example: two profiles have 300 and 500 tokens a day, and the requests of the second can use no more than 200. The bound
 is 500, by both rule 1 and rule 2.
 
 For one caller who may choose among several profiles, in requests, tokens and nano-dollars, the bound is the smallest of
 
 1. for each counter that all the profiles have: its largest limit. A caller has one counter of a name for all profiles,
    so changing the profile never gets past the largest;
-2. the sum, over the profiles, of the tightest bound that each has by itself;
+2. the sum, over the profiles, of each profile's tightest bound;
 3. tokens: the requests times the most tokens of one request, and the dollars at the cheapest rate;
 4. dollars: the tokens at the dearest rate;
 5. the bound of all callers together, which comes from `[limits]` in the same way.
 
-One counter, in a day of H hours: a window of a day or a month bounds it by its limit L; windows of an hour or a minute
-by L times the windows that a day touches; a rate of R a minute (GCRA, burst R) by R * (60 * H + 1), so 1,441 R in 24
-hours.
+The bound of one counter in a day of H hours, for a limit L: a window of a day or a month gives L; a window of an hour
+or a minute gives L times the windows that a day touches; a rate of R a minute (GCRA, burst R) gives R * (60 * H + 1),
+so 1,441 R in 24 hours.
 
-A day is the longest of the coming year: 25 hours if clocks change. The bound counts all that requests admitted in the
-day use, even after it. Two amounts are not in the bound. A provider may bill more than the request's limit; this is
-charged as debt. While the store is down, the allowance of `[degraded]` may be spent; it belongs to no single caller.
+A day is the longest of the coming year: 25 hours if clocks change. The bound counts everything that requests admitted
+in the day use, even after it. Two amounts are not in the bound. A provider may bill more than the request's limit; this
+is charged as debt. While the store is down, the allowance of `[degraded]` may be spent; it belongs to no single caller.
 """
 
 from __future__ import annotations

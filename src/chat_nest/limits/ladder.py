@@ -1,7 +1,7 @@
 """A profile's ladder: cheaper answers before a limit is reached.
 
-Example: with the rungs 0.5 and 0.2, a request of which a limit has 30% left is answered on the rung 0.5, and one of
-which a limit has 10% left on the rung 0.2.
+Example: a ladder has the rungs 0.5 and 0.2. A request with 30% of a limit left is answered on the rung 0.5, and one
+with 10% left on the rung 0.2.
 """
 
 from __future__ import annotations

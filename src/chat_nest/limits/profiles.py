@@ -1,4 +1,4 @@
-"""Admission rules: from caller and request to a profile, and from a profile to the lines that a request reserves.
+"""Admission rules: which profile a caller's request gets, and which lines the profile's requests reserve.
 
 The file is long because one class answers what a caller may, has and reserves.
 """

@@ -1,8 +1,8 @@
-"""How workers share the streams of a provider: the board, a small document in their store, and what one of them does.
+"""How workers share the streams of a provider: the board, a small document in their store, and one worker's changes.
 
-A worker writes how many streams it needs for the answers that run, and for which callers requests wait. What is free
-then goes to the callers in turn, whichever worker a request waits at, so a caller gains nothing from sending to several
-workers. Plain data and functions: `fleet` reads and writes the board.
+Each worker writes the streams that its running answers need, and the callers of its waiting requests. Free streams go
+to the callers in turn, whichever worker a request waits at, so a caller gains nothing from sending to several workers.
+This module has plain data and functions; `fleet` reads and writes the board.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The pipeline of one request, top to bottom: from the body's bytes to the settlement.
 
-The file is long because the story of a request is read in one place.
+The file is long because the whole course of a request should be read in one place.
 """
 
 from __future__ import annotations

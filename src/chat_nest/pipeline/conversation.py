@@ -1,8 +1,8 @@
 """Limits of one conversation: `tokens_per_conversation` and `turns_per_conversation` of a profile.
 
-A conversation is named by the caller's session, else by the id in the request (the format's own, or the header
-X-Conversation-Id), below the caller: a client that claims another caller's conversation begins one of its own. All
-requests of a caller without an id are one conversation, so leaving it out gains nothing.
+The caller's session identifies a conversation, or else the id in the request (the format's own, or the header
+X-Conversation-Id). Ids are separate for each caller: a client that sends another caller's id starts a new conversation.
+All requests of a caller without an id are one conversation, so a client gains nothing by leaving the id out.
 
 A conversation's counters are kept until KEEP_SECONDS after its last admitted request.
 """

@@ -1,13 +1,13 @@
 """The queue in front of a limit that requests of all callers share: a provider's streams, or this worker's.
 
-Round-robin over callers: each free place goes to the caller that has waited for the longest since its last one. So the
-wait of a caller with one request depends on the number of callers, and not on how many requests another caller has
-sent. If the queue is full, the newest request of the caller with the most waiting requests makes room.
+Callers take turns (round-robin): each free place goes to the caller with the longest time since its last one. So the
+wait of a caller with one request depends on the number of callers, not on how many requests another caller has sent. If
+the queue is full, the newest request of the caller with the most waiting requests is dropped to make room.
 
 A request waits before it reserves anything: it holds no budget, no lease and no turn at the store, and its limits are
-computed when its turn comes. The lines belong to one process, and its times are the event loop's. Nothing runs while
-nobody waits; one timer a second serves all who do. Workers on one store share the streams of a provider, and the order
-of the callers: see `fleet`.
+computed when its turn comes. The queue belongs to one process, and uses the event loop's clock. One timer a second
+serves all waiting requests; without any, nothing runs. `fleet` shares a provider's streams and the order of the callers
+among the workers on one store.
 The file is long because a queue and its places change each other.
 """
 

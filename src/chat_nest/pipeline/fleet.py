@@ -1,12 +1,13 @@
-"""A provider's streams, shared by all workers on one store: this worker's part of them.
+"""One worker's part of a provider's streams, which all workers on one store share.
 
-A worker keeps the streams that it has used within a second, so a request finds one without a call to the store. The
-store is called when a request needs one more, and for each stream that ends while requests wait anywhere. Once a second
-the worker looks whether others wait, while it has streams; ten times a second while its own requests wait.
+A worker keeps streams that it used within the last second, so a request gets one without a call to the store. It calls
+the store when a request needs one more, and for each stream that ends while requests wait anywhere. While it has
+streams, it checks once a second whether other workers wait; while its own requests wait, ten times a second.
 
-What a worker has is never more than what the board says, so all workers together never have more than there are. One
-that has not written for LEASE seconds has died, and its streams are free again. No clock of another machine is
-compared. Without the store a worker uses what it has; after LEASE seconds an even part, as all others then do.
+A worker never has more streams than the board gives it, so all workers together never exceed the limit. A worker that
+has not written for LEASE seconds counts as dead, and its streams are free again. Clocks of different machines are never
+compared. Without the store a worker keeps its streams; after LEASE seconds it uses an equal share, as all others then
+do.
 """
 
 from __future__ import annotations

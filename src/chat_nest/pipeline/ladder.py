@@ -1,7 +1,7 @@
-"""The rung of its profile's ladder on which a request is answered, by what is left of its limits.
+"""The rung of a profile's ladder for a request, by what is left of the request's limits.
 
-One look at the store decides, before the reservation. Other requests may reserve in between: the reservation alone
-decides whether the request is admitted.
+The rung is chosen by one read of the store, before the reservation. Other requests may reserve in between: only the
+reservation decides whether the request is admitted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Signatures of answers: with `signed_turns` a client can't put words into the model's mouth.
+"""Signatures of answers: with `signed_turns`, a client can't put words into the model's mouth.
 
-A signature is an HMAC-SHA-256 over the caller, the question and the answer's text: the same answer to another question,
-or sent by another caller, is not valid. Texts are hashed as UTF-16, so that two halves of a surrogate pair in two
-events are the one character that the client then has.
+A signature is an HMAC-SHA-256 over the caller, the question and the answer's text. So the same answer is not valid
+after another question, or from another caller. Texts are hashed as UTF-16, so that a surrogate pair that arrives in two
+events hashes like the one character in the client's copy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Open a provider's stream, with retries and fallbacks until the first output.
 
-The attempts of one request never cost more than its one reservation. An attempt that certainly cost nothing may be
-repeated. An attempt whose prompt may have been billed uses that part of the hold; it is repeated once, for an answer
-that is shorter by as much. If its output may have been billed, too, nothing is repeated. docs/providers.md lists what
-is tried when.
+All attempts of a request together never cost more than its one reservation. An attempt that certainly cost nothing may
+be repeated. An attempt whose prompt may have been billed has used that part of the hold: it is repeated once, and the
+new answer is shorter by as much. If its output may have been billed, too, nothing is repeated. docs/providers.md lists
+the retries.
 The file is long because the attempts of a request share one account of what they may have cost.
 """
 

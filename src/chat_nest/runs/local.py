@@ -1,7 +1,7 @@
 """Runs of all processes of one machine: each keeps its own in memory, and serves them to the others over a Unix socket.
 
 The sockets are in a directory that only this user can enter. A message is its length in four bytes, then the output of
-`codec.write`. A connection serves one question; the side that no longer needs it closes it.
+`codec.write`. A connection serves one request; the side that no longer needs it closes it.
 """
 
 from __future__ import annotations

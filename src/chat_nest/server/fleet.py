@@ -1,8 +1,8 @@
-"""The activity of every process of the store, now and in the last hour, for operators.
+"""The activity of every process on the store, now and in the last hour, for operators.
 
-A process that gets a request for it puts the row `watch` into the store. While that row is there, each process writes
-its activity every two seconds, in a row that lasts some seconds. So nothing is written while no operator looks, and an
-answer covers all workers and machines.
+A process that an operator queries puts the row `watch` into the store. While that row exists, each process writes its
+activity every two seconds, in a row that expires after some seconds. So nothing is written while no operator looks, and
+an answer covers all workers and machines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The listening sockets of a server: that of the chat, and that of operators. All workers share both.
+"""The listening sockets of a server: one for the chat, and one for operators. All workers share both.
 
-The kernel hands a connection to whichever worker accepts first, so the operators' listener needs no process of its own,
-and outlives every worker. What it shows is the same in each: it comes from the store, and from files that all write.
+The kernel gives a connection to whichever worker accepts first, so the operators' listener needs no process of its own,
+and outlives every worker. Every worker shows the same: its data come from the store, and from files that all write.
 """
 
 from __future__ import annotations

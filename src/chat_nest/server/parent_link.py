@@ -1,8 +1,8 @@
 """A worker's link to its parent, which sends a configuration in two steps: all workers adopt it, or none does.
 
-A message is a tuple whose first item is its kind. From the parent: `prepare` with a number and a Config; `adopt` or
-`forget` with the same number; `outcome` with the id of a reload that this worker asked for, and its Outcome; `note`
-with what a reload by a signal has changed. To the parent: `serving`; `prepared` with the number and a problem, or an
+A message is a tuple, and its first item is its kind. From the parent: `prepare` with a number and a Config; `adopt` or
+`forget` with the same number; `outcome` with the id of a reload that this worker requested, and its Outcome; `note`
+with the changes of a reload by a signal. To the parent: `serving`; `prepared` with the number and a problem, or an
 empty string; `adopted`; `reload` with an id.
 """
 

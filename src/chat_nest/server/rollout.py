@@ -1,9 +1,9 @@
 """A reload of several workers, by their parent: all of them adopt the configuration, or none does.
 
-    asked -> each worker prepares -> each worker adopts -> the outcome is returned
+    requested -> each worker prepares -> each worker adopts -> the outcome is returned
 
-A worker that can't prepare, or takes too long, stops the reload, and nothing changes. A worker that ends is left out:
-its replacement starts with the configuration in force.
+If a worker can't prepare, or takes too long, the reload stops, and nothing changes. A worker that ends is left out: its
+replacement starts with the configuration in force.
 """
 
 from __future__ import annotations

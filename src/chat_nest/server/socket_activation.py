@@ -1,6 +1,6 @@
 """Take the listening sockets that the service manager has opened: sd_listen_fds(3), without a library.
 
-They outlive the server: a connection that comes during a restart waits in the kernel for the next process.
+These sockets outlive the server: a connection that comes during a restart waits in the kernel for the next process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What this process did in the last hour, minute by minute: answers, refusals, failures, and each provider's calls.
+"""The last hour of this process, minute by minute: answers, refusals, failures, and each provider's calls.
 
-An observer that counts: a handful of increments a request, nothing a token. Its keys are codes, limits and providers,
-so its size has a bound. It ends with the process; the store's records are what lasts.
+This observer counts: a handful of increments for a request, none for a token. Its keys are codes, limits and providers,
+so its size is bounded. The counts end with the process; the store's records remain.
 """
 
 from __future__ import annotations

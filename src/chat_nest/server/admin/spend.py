@@ -1,7 +1,7 @@
-"""What was spent, from the records in the store: by day, and by caller.
+"""The money and tokens spent, from the records in the store: by day, and by caller.
 
-The cost on the store is bounded: a range of days on the primary key, at most so many rows, one question at a time in a
-process. Days that are over are read once in ten minutes, today once in ten seconds.
+The cost for the store is bounded: a range of days on the primary key, a maximum of rows, and one query at a time in a
+process. Past days are read once in ten minutes, today once in ten seconds.
 """
 
 from __future__ import annotations

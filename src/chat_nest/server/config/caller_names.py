@@ -1,7 +1,7 @@
-"""The log's names of callers: hashes that only this deployment can make.
+"""The names of callers in the log: hashes that only this deployment can compute.
 
-The store's own hash of a caller (`Caller.key`) has no secret, so that budgets do not depend on one. A reader of a log
-with it could find each IPv4 address in hours, by trying all. The log therefore has a keyed hash of that hash.
+The store's own hash of a caller (`Caller.key`) has no secret, so that budgets do not depend on one. With that hash in
+the log, a reader could find each IPv4 address in hours, by trying all. So the log has a keyed hash of that hash.
 """
 
 from __future__ import annotations

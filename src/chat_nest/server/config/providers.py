@@ -1,6 +1,6 @@
 """Providers with their URLs and keys, from the config file and from environment variables such as OPENAI_API_KEY.
 
-The file is long because each way to name a provider and its key is a rule of its own.
+The file is long because each way to name a provider and its key is a separate rule.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The configuration of `chat-nest serve`: the command line overrides the environment, which overrides a TOML file.
 
-The server does not start with a wrong configuration: unknown keys, wrong values, providers without a key. All problems
-are reported at once, each with its place, the rule, and what to do. A value that may be a secret is never repeated.
+The server does not start with a wrong configuration: unknown keys, wrong values, providers without a key. It reports
+all problems at once, each with its place, the rule, and the fix. It never repeats a value that may be a secret.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The ways to identify callers, as a table: the settings that a way needs, its text, and the parts that it is made of.
+"""The ways to identify callers, as a table: for each way its settings, its text, and its parts.
 
-A new way is a file in `identity` and a row here, with its settings in IdentitySection.
+To add a way, add a file in `identity` and a row here, and its settings to IdentitySection.
 """
 
 from __future__ import annotations

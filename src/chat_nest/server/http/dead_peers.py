@@ -1,8 +1,8 @@
-"""Find clients that disappeared without a packet, and clients that read nothing.
+"""Find clients that disappeared without a packet, and clients that read nothing. Only on Linux.
 
-The kernel would retransmit to the first for a quarter of an hour, and hold the answer for the second, while the
-provider's tokens cost money. The kernel's buffer is bounded, and its counters tell both from a slow client, which
-acknowledges probes. Only on Linux.
+For the first, the kernel would retransmit for a quarter of an hour; for the second, it would hold the answer; the
+provider's tokens would cost money meanwhile. The kernel's buffer is bounded, and its counters distinguish both from a
+slow client, which acknowledges probes.
 """
 
 from __future__ import annotations

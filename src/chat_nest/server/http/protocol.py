@@ -2,8 +2,8 @@
 
     reading -> answering -> reading ... -> closing
 
-While a request is being answered, later requests are not parsed: what a client sends ahead (pipelining) is kept, within
-bounds, and read in its turn. Nothing here runs for each token.
+While a request is being answered, later requests are not parsed: bytes that a client sends ahead (pipelining) are kept,
+up to a limit, and read after the answer. Nothing here runs for each token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parse bytes into requests, one at a time: the bytes after the end of a request wait for their turn.
 
-llhttp parses all of its input. It would parse a flood of requests in one read to its end, even on a connection that was
-reset meanwhile.
+llhttp parses all of its input. With a flood of requests in one read it would parse to the end, even after the
+connection was reset.
 """
 
 from __future__ import annotations
