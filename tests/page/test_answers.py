@@ -248,7 +248,9 @@ async def test_a_budget_that_is_too_small_for_any_message_offers_no_other_answer
     await expect(page.locator("#left-text")).to_have_text("40 of 700 tokens left today")
     await expect(page.get_by_role("button", name="Write another answer", exact=True)).to_be_enabled()
     await say(page, "Again, and at some length")
-    await expect(page.locator(".problem")).to_contain_text("used up")
+    await expect(page.locator(".problem")).to_contain_text(
+        "Your tokens for today are nearly used up. The rest, 40 tokens, is too little for even a short message."
+    )
     await expect(page.get_by_role("button", name="Write another answer")).to_have_count(2)
     for button in await page.get_by_role("button", name="Write another answer").all():
         await expect(button).to_be_disabled()

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, get_args
 
 from chat_nest.core.deltas import Batch, TextDelta
-from chat_nest.core.errors import BadRequest, ChallengeRequired, ChatError, LimitExceeded
+from chat_nest.core.errors import BadRequest, BudgetExceeded, ChallengeRequired, ChatError, LimitExceeded
 from chat_nest.core.limits import LineScope
 from chat_nest.core.messages import ChatRequest, Message
 from chat_nest.core.protocols import Answer, Ending, Route
@@ -95,8 +95,8 @@ FACTS = Facts(
         detail=described(STRING, "The rule"),
         limit=described(STRING, "The limit that refused, by its name in the configuration"),
         scope={"enum": [*get_args(LineScope)], "description": "Whose limit it is"},
-        remaining=described(LEFT, "What is left of the limit, in tokens or dollars, if a shorter request may fit"),
-        needed=described(LEFT, "What this request needs of it, at least"),
+        remaining=described(LEFT, "What is left of a budget, in tokens or dollars, if it is not all spent"),
+        needed=described(LEFT, "What this request needs of it, at least, if a shorter one may fit"),
         retry_after=described(COUNT, "Seconds"),
         challenge=REQUIRED_CHALLENGE,
     ),
@@ -215,12 +215,12 @@ def _event(name: bytes, data: dict[str, Any]) -> bytes:
 
 
 def _left(error: LimitExceeded) -> dict[str, float]:
-    """Return what is left and what is needed, in tokens or dollars, if a shorter request may fit."""
-    if not error.needed:
+    """Return what is left of a budget and, if a shorter request may fit, what is needed; in tokens or dollars."""
+    if not isinstance(error, BudgetExceeded):
         return {}
+    amounts = {"remaining": error.room, "needed": error.needed}
     one = NANO if error.unit == "nanousd" else 1
-    left, needed = (amount if one == 1 else amount / one for amount in (error.room, error.needed))
-    return {"remaining": left, "needed": needed}
+    return {name: amount if one == 1 else amount / one for name, amount in amounts.items() if amount > 0}
 
 
 def _wait(error: ChatError) -> dict[str, int]:

@@ -118,7 +118,9 @@ def test_where_not_even_a_short_message_fits_none_is_offered(room: int) -> None:
     error = refused(claim(324, tokens_per_day=700), room)
     left = f"{room} token{'s' * (room > 1)} left"
     assert error.message == f"Daily AI budget nearly used up: {left}, too little for an answer. Try again tomorrow."
-    assert b"needed" not in Native().refuse(error, "r1").body
+    body = Native().refuse(error, "r1").body
+    assert b'"remaining":%d,' % room in body
+    assert b"needed" not in body
 
 
 @pytest.mark.parametrize("scope", SCOPES)

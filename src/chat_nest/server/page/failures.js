@@ -52,6 +52,7 @@ function limitText({ limit, scope = "caller", remaining, needed }) {
   const window = limit.split("_").at(-1);
   const left = (value) => amount(unit, value);
   if (needed) return word("limit.low", { left: left(remaining), needed: left(needed) });
-  const names = { unit: word(`limit.${unit}`), window: word(`window.${window}`) };
-  return word(`limit.${scope}`, names);
+  const nearly = remaining ? word("limit.nearly") : "";
+  const text = word(`limit.${scope}`, { unit: word(`limit.${unit}`), window: word(`window.${window}`), nearly });
+  return remaining ? `${text} ${word("limit.rest", { left: left(remaining) })}` : text;
 }
