@@ -72,7 +72,8 @@ async def stays_inside(page, width):
 
 @pytest.mark.in_firefox_too
 @pytest.mark.parametrize("width", [360, 1280])
-async def test_what_is_seen_first_waits_for_no_code(visit, held, width):
+async def test_what_is_seen_first_waits_for_no_code_and_what_is_sent_then_comes_later(provider, visit, held, width):
+    provider.scripts = [answer("Yes")]
     opened: asyncio.Future = asyncio.get_running_loop().create_future()
 
     async def before(page):
@@ -85,9 +86,13 @@ async def test_what_is_seen_first_waits_for_no_code(visit, held, width):
     for place in ("#menu", "#send"):
         await expect(page.locator(f"{place} path")).to_have_attribute("d", re.compile("^M"))
     await expect(page.locator("#side")).to_be_visible(visible=width == 1280)
+    await page.locator("#prompt").fill("Hi")
+    await (page.locator("#prompt").press("Enter") if width == 1280 else page.locator("#send").click())
     held.release.set()
     await opening
     await expect(page.locator("#side")).to_be_visible(visible=width == 1280)
+    await expect(words(page)).to_have_text("Yes")
+    assert [request.json()["messages"][-1]["content"] for request in provider.requests] == ["Hi"]
 
 
 @pytest.mark.in_firefox_too
