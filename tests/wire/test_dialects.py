@@ -99,6 +99,14 @@ async def test_a_stream(provider, path, body):
     assert len(names) == len(set(names)), "no header twice"
 
 
+async def test_a_first_count_of_zero_does_not_replace_the_own_count_of_the_input(provider):
+    provider.scripts = [stream(usage(0, 0), chunk("Hi"), finish(), usage(9, 1), DONE)]
+    async with serve(handler_for(provider)) as port:
+        reply = await ask(port, ANTHROPIC, path="/v1/messages")
+    begin = json.loads(whatwg(reply.raw)[0].data)
+    assert begin["message"]["usage"]["input_tokens"] > 0
+
+
 @STREAMS
 @pytest.mark.parametrize(
     "text", ["\r\n\n\ndata: [DONE]\n\nevent: done\n: c", "\u2028\x85\x00\ufeff", "👩\u200d👧"], ids=ascii

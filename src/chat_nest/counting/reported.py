@@ -42,7 +42,8 @@ def read_usage(
     `input` and `output` are tokens in all. `cached` and `cache_write` are parts of the input, `reasoning` is a part of
     the output. Pass `cache_is="outside"` (Anthropic) or `reasoning_is="outside"` (Gemini) if the API does not include
     them. `total` is the provider's own sum. `known` is the earlier report of the same answer: it fills what is missing,
-    and a lower count is ignored. Returns None while the input or the output is unknown.
+    and a lower count is ignored. Without it a missing input is the rest of the total, else 0, which `charge` replaces.
+    Returns None while nothing is known of the output.
 
     Reasoning that exceeds the output is outside of it, and so is the excess of a higher `total`: input 32, output 9,
     reasoning 94, total 135 are 32 and 103. A total above the sum is accepted, and its excess is output; a total below
@@ -50,17 +51,20 @@ def read_usage(
     """
     before = known or Usage()
     prompt, answer = read_count(input), read_count(output)
-    if known is None and (prompt is None or answer is None):
-        return None
     hit, written, thought = read_count(cached) or 0, read_count(cache_write) or 0, read_count(reasoning) or 0
-    prompt, answer = prompt or 0, answer or 0
-    outside = hit + written > prompt and (read_count(total) or 0) >= prompt + hit + written + answer
-    if cache_is == "outside" or outside:
-        prompt += hit + written
+    whole = read_count(total) or 0
+    if known is None and not answer and (prompt is None or (answer is None and whole <= prompt)):
+        return None
+    answer = answer or 0
+    outside = hit + written > (prompt or 0) and whole >= (prompt or 0) + hit + written + answer
     if reasoning_is == "outside" or thought > answer:
         answer += thought
+    if prompt is None:
+        prompt = 0 if known is not None else max(0, whole - answer)
+    elif cache_is == "outside" or outside:
+        prompt += hit + written
     # The excess of a total is output: output costs more, and reasoning is what servers leave out.
-    answer = max(answer, (read_count(total) or 0) - max(prompt, before.input_tokens))
+    answer = max(answer, whole - max(prompt, before.input_tokens))
     hit = min(hit, prompt)
     usage = Usage(
         input_tokens=prompt,

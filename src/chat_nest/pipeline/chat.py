@@ -198,7 +198,7 @@ class Chat:
                     del earlier, request, prompt, kept, body  # no prompt is kept in memory while its stream runs
                     async with opening as batches:  # retries and fallbacks, only up to here
                         steps.opened_at = loop.time()
-                        if held.reported is not None:
+                        if held.reported is not None and held.reported.input_tokens:  # a zero is no count
                             _expect_input(admission.encoder, held.reported.input_tokens)
                         await client.start(split_model(held.model)[1])  # a real 4xx or 5xx until now
                         encoder = answer or admission.encoder

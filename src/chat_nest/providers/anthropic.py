@@ -218,6 +218,7 @@ class _Event(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Event).decode
 
 _INPUT: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_CACHE_WRITES: Final = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 _TOTALS: Final = (*_INPUT, "output_tokens", "thinking_tokens")
 
 
@@ -397,13 +398,16 @@ class AnthropicReader:
         details = field(counts, "output_tokens_details")
         places = [(name, details if name == "thinking_tokens" else counts) for name in names]
         found = {name: value for name, place in places if read_count(value := number(place, name)) is not None}
-        if "input_tokens" not in self._counts and "input_tokens" not in found:
-            self._counts |= found
-            return
+        if "cache_creation_input_tokens" in names and "cache_creation_input_tokens" not in found:
+            parts = field(counts, "cache_creation")  # the same by its lifetime: some gateways have only this
+            written = [read_count(number(parts, name)) or 0 for name in _CACHE_WRITES]
+            if any(written):
+                found["cache_creation_input_tokens"] = sum(written)
         self._counts |= found
+        prompt = self._counts.get("input_tokens")
         usage = read_usage(
-            self._counts["input_tokens"],
-            self._counts.get("output_tokens", 0),
+            prompt,
+            self._counts.get("output_tokens", None if prompt is None else 0),
             cached=self._counts.get("cache_read_input_tokens"),
             cache_write=self._counts.get("cache_creation_input_tokens"),
             cache_is="outside",

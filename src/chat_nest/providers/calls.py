@@ -156,10 +156,13 @@ class Calls:
             if call is None:
                 return None
             if call.id:  # it has another id: some servers make up a new id for each piece
-                return call if not name and call.is_open() else None
+                goes_on = call.is_open() or (call.name and arguments and not call.pieces)
+                return call if not name and goes_on else None
             return call if _goes_on(call, name, arguments, named=False) else None
         if at is not None:
             return at if _goes_on(at, name, arguments, named=True) else None
+        if latest is not None and name and not latest.name and None in (index, latest.index):
+            return latest  # its name, without the index that its beginning had
         if latest is None or (name and (index is not None or name != latest.name or not latest.is_open())):
             return None
         if index is not None and (not latest.name or (latest.pieces and not latest.is_open())):

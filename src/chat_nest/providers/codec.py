@@ -153,6 +153,8 @@ def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Re
         pass
     if _is_no_event(event):
         return None
+    if event.startswith(b"data:"):
+        return None
     try:
         value = loosely(event, kind)
     except UpstreamProtocol:
@@ -164,7 +166,12 @@ def parsed(event: bytes, decode: Callable[[bytes], T], kind: type[T], reader: Re
 
 
 def lines_of(data: bytes) -> list[bytes]:
-    """Return the events in data that is not one: some servers leave out the blank lines between events."""
+    """Return the events in data that is not one.
+
+    Some servers leave out the blank lines between events, and some write `data:` twice.
+    """
+    if data.startswith(b"data:"):
+        return [data.removeprefix(b"data:").lstrip()]
     return [] if _is_no_event(data) else data.split(b"\n")
 
 

@@ -251,8 +251,13 @@ class GeminiReader:
                 self._report(deltas)
 
     def _report(self, deltas: list[Delta], at: int | None = None) -> None:
-        """Report the newest counts that are possible, as the last delta or before what came after them."""
-        usage = next((usage for counts in reversed(self._counts) if (usage := _usage(counts)) is not None), None)
+        """Report the newest possible counts, as the last delta or before what came after them.
+
+        Those with the input come first.
+        """
+        latest = [*self._counts][::-1]
+        latest.sort(key=lambda counts: field(counts, "promptTokenCount") is None)
+        usage = next((usage for counts in latest if (usage := _usage(counts)) is not None), None)
         self._counts.clear()
         if usage is not None and usage != self._reported:
             self._reported = usage
@@ -297,26 +302,27 @@ class GeminiReader:
 
 
 def _usage(counts: object) -> Usage | None:
-    """Return the provider's totals; None if the input is missing, or a count is impossible.
+    """Return the provider's totals; None if input and output are missing, or a count is impossible.
 
     The API leaves out zeros. Output is `candidatesTokenCount` plus thoughts; input is `promptTokenCount` plus what the
     provider's own tools added to the prompt.
     """
-    if field(counts, "promptTokenCount") is None:
-        return None
     names = ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    has_input = field(counts, "promptTokenCount") is not None
+    if not has_input and field(counts, "candidatesTokenCount") is None:
+        return None
     prompt, of_tools, answer, thoughts = (
         0 if field(counts, name) is None else read_count(number(counts, name)) for name in names
     )
     if prompt is None or of_tools is None or answer is None or thoughts is None:
         return None
     return read_usage(
-        prompt + of_tools,
+        prompt + of_tools if has_input else None,
         answer,
         total=number(counts, "totalTokenCount"),
         reasoning=thoughts,
         reasoning_is="outside",
-        cached=min(read_count(number(counts, "cachedContentTokenCount")) or 0, prompt),
+        cached=min(read_count(number(counts, "cachedContentTokenCount")) or 0, prompt) if has_input else None,
     )
 
 

@@ -143,7 +143,7 @@ def ollama_codec(calls: str = "call", taken: Collection[str] = (), *, whole: boo
 class OllamaReader:
     """See Reader. An answer is over with the line that has `done`, the reason and the counts.
 
-    If the prompt was in the server's cache, its count is missing, and no usage is reported.
+    If the prompt was in the server's cache, its count is missing.
     """
 
     def __init__(self, calls: Calls) -> None:

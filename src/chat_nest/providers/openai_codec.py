@@ -310,6 +310,10 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
     # Of OpenAI's own names only: then no other name needs a look.
     plain = type(fields) is dict and _OPENAI_NAMES.issuperset(fields)  # pyright: ignore[reportUnknownArgumentType]
     details = field(counts, "prompt_tokens_details")
+    of_output = field(counts, "completion_tokens_details")
+    if not plain:  # the names of OpenAI's Responses, which gateways carry over
+        details = details or field(counts, "input_tokens_details")
+        of_output = of_output or field(counts, "output_tokens_details")
     cached = number(details, "cached_tokens")
     if not (cached or plain):  # DeepSeek's and Moonshot's names, and Anthropic's, which gateways carry over
         cached = number(counts, "prompt_cache_hit_tokens") or number(counts, "cached_tokens")
@@ -318,7 +322,6 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
     if not plain or details is not None:
         written = number(details, "cache_write_tokens")  # OpenRouter's name, LiteLLM's and Anthropic's
         written = written or number(details, "cache_creation_tokens") or number(counts, "cache_creation_input_tokens")
-    # The names of OpenAI's Responses, which gateways carry over.
     prompt = _either(counts, "prompt_tokens", "input_tokens")
     answer = _either(counts, "completion_tokens", "output_tokens")
     thoughts = None if plain else number(counts, "reasoning_tokens")  # SGLang's and Perplexity's place
@@ -326,7 +329,7 @@ def _usage(counts: object, known: Usage | None) -> Usage | None:
         prompt,
         answer,
         total=number(counts, "total_tokens"),
-        reasoning=number(field(counts, "completion_tokens_details"), "reasoning_tokens") or thoughts,
+        reasoning=number(of_output, "reasoning_tokens") or thoughts,
         cached=cached,
         cache_write=written,
         known=known,

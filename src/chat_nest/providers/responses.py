@@ -248,7 +248,10 @@ class ResponsesReader:
                     self._all_arguments(at, event.arguments, deltas)
                 case "response.output_item.added" if event.item is not None:
                     at = self._places[as_name(event.item.id)] = _place(at, event.item)
-                    self._begin(at, event.item, deltas)
+                    if event.item.name:
+                        self._begin(at, event.item, deltas)
+                    elif event.item.type == "function_call":
+                        self._calls.awaited = True  # its name comes when it is done
                 case "response.output_item.done" if event.item is not None:
                     at = self._places.get(as_name(event.item.id), _place(at, event.item))
                     self._item(at, event.item, deltas)
@@ -290,6 +293,7 @@ class ResponsesReader:
     def _begin(self, at: Index, item: _Item, deltas: list[Delta]) -> None:
         if item.type == "function_call":
             id = _call_id(item)
+            self._calls.awaited = False
             self._spoken.add(("call", at))
             self._spoken.discard(("arguments", at))
             self._told |= {"call", id}

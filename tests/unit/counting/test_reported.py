@@ -29,7 +29,7 @@ def test_an_integer_is_a_count(value: int) -> None:
 @pytest.mark.parametrize("value", [-1, MOST + 1, 10**400, 1.0, 1.5, float("nan"), True, "9", "", None, [9], {}])
 def test_what_is_no_integer_in_range_is_no_count(value: object) -> None:
     assert read_count(value) is None
-    assert read_usage(value, 9) is None
+    assert both(read_usage(value, 9)) == (0, 9)
     assert read_usage(9, value) is None
     assert read_usage(9, 2, total=value, reasoning=value, cached=value, cache_write=value) == read_usage(9, 2)
 
@@ -68,6 +68,29 @@ def test_what_is_no_integer_in_range_is_no_count(value: object) -> None:
 )
 def test_parts_and_totals_that_disagree(facts: dict[str, Any], expected: tuple[int, int]) -> None:
     assert both(read_usage(32, 9, **facts)) == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, (0, 9)),
+        ({"total": 41}, (32, 9)),
+        ({"total": 9}, (0, 9)),
+        ({"total": 5}, (0, 9)),
+        ({"total": 135, "reasoning": 94}, (32, 103)),
+        ({"total": 41, "cached": 20}, (32, 9)),
+        ({"total": 41, "cached": 5, "cache_write": 2, "cache_is": "outside"}, (32, 9)),
+        ({"total": 46, "reasoning": 5, "reasoning_is": "outside"}, (32, 14)),
+    ],
+)
+def test_an_input_that_is_missing_is_the_rest_of_the_total(facts: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert both(read_usage(None, 9, **facts)) == expected
+    assert read_usage(None, 0, **facts) is None
+
+
+@pytest.mark.parametrize(("total", "expected"), [(41, (32, 9)), (32, None), (5, None), (None, None)])
+def test_an_output_that_is_missing_is_the_rest_of_the_total(total: object, expected: tuple[int, int] | None) -> None:
+    assert both(read_usage(32, None, total=total)) == expected
 
 
 @given(counts, counts, counts, counts, counts, counts, st.sampled_from(["inside", "outside"]), usages | st.none())

@@ -147,6 +147,16 @@ TWO = [("weather", OSLO), ("clock", JST)]
         "a new id for each piece": calls(call("weather", '{"city":', index=0, id="r1"))
         + calls(call(None, '"Oslo"}', index=0, id="r2"))
         + calls(call("clock", JST, index=1, id="r3")),
+        # https://github.com/vllm-project/vllm/pull/11862
+        "a new id for each piece, and a name alone": calls(call("weather", None, index=0, id="r1"))
+        + calls(call(None, '{"city":', index=0, id="r2"))
+        + calls(call(None, '"Oslo"}', index=0, id="r3"))
+        + calls(call("clock", "", index=1, id="r4"))
+        + calls(call(None, JST, index=1, id="r5")),
+        "the name later, without the index": calls(call("", "", index=0, id="x1"))
+        + calls(call("weather", OSLO))
+        + calls(call("", None, id="x2"))
+        + calls(call("clock", JST, index=1)),
         # https://github.com/vercel/ai/pull/16507
         "the name later": calls(call("", "", index=0, id="x1"))
         + calls(call("weather", OSLO, index=0))
@@ -275,6 +285,37 @@ def test_a_call_that_comes_again_in_the_other_formats_counts_once(make: Callable
 
 def test_a_call_whose_name_never_comes_can_not_be_made() -> None:
     assert decode(openai_codec(), calls(call("", OSLO, index=0, id="x1")) + stop())[1] is UpstreamProtocol
+
+
+def added(at: int, type: str = "added", **item: object) -> bytes:
+    return event(
+        {"type": f"response.output_item.{type}", "output_index": at, "item": {"type": "function_call", **item}}
+    )
+
+
+@pytest.mark.parametrize("last", ["done", "completed"])
+def test_a_call_of_responses_whose_name_comes_at_its_end_is_whole(last: str) -> None:
+    items = [
+        {"id": f"f{at}", "call_id": f"c{at}", "name": name, "arguments": said} for at, (name, said) in enumerate(TWO)
+    ]
+    body = b"".join(added(at, id=f"f{at}", call_id=f"c{at}", arguments="") for at in (0, 1))
+    pieces = ((at, piece) for at, (_, said) in enumerate(TWO) for piece in said)
+    body += b"".join(
+        event({"type": "response.function_call_arguments.delta", "output_index": at, "delta": piece})
+        for at, piece in pieces
+    )
+    if last == "done":
+        body += b"".join(added(at, "done", **item) for at, item in enumerate(items)) + completed()
+    else:
+        body += completed(output=[{"type": "function_call", **item} for item in items])
+    deltas, failure = decode_cut_anywhere(responses_codec, body)
+    assert (failure, made(deltas), finish(deltas)) == (None, TWO, "tool_calls")
+
+
+def test_a_call_of_responses_whose_name_never_comes_can_not_be_made() -> None:
+    body = added(0, id="f", call_id="c") + spoken("a")
+    assert decode(responses_codec(), body + completed())[1] is UpstreamTruncated
+    assert decode(responses_codec(), body + added(0, "done", id="f", call_id="c") + completed())[1] is UpstreamProtocol
 
 
 def test_ids_are_unique_in_the_answer_and_in_the_conversation() -> None:
@@ -484,6 +525,9 @@ def test_counts_stand_in_several_places(body: bytes, cached: int) -> None:
         ({**COUNTS, "cache_read_input_tokens": 30}, Usage(input_tokens=40, output_tokens=7, cached_input_tokens=30)),
         ({**COUNTS, "cache_creation_input_tokens": 30}, Usage(input_tokens=40, output_tokens=7, cache_write_tokens=30)),
         ({**COUNTS, "prompt_tokens_details": {"cached_tokens": 8, "cache_creation_tokens": 30}}, Usage(input_tokens=40, output_tokens=7, cached_input_tokens=8, cache_write_tokens=30)),
+        # OpenAI's Responses' names
+        ({"input_tokens": 40, "output_tokens": 7, "input_tokens_details": {"cached_tokens": 30}}, Usage(input_tokens=40, output_tokens=7, cached_input_tokens=30)),
+        ({"input_tokens": 40, "output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 50}}, Usage(input_tokens=40, output_tokens=57, reasoning_tokens=50)),
         # not in the input, but in the total: they are no output
         ({**COUNTS, "total_tokens": 1_047, "cache_read_input_tokens": 1_000}, Usage(input_tokens=1_040, output_tokens=7, cached_input_tokens=1_000)),
         ({**COUNTS, "total_tokens": 1_047, "cache_creation_input_tokens": 1_000}, Usage(input_tokens=1_040, output_tokens=7, cache_write_tokens=1_000)),
@@ -492,6 +536,41 @@ def test_counts_stand_in_several_places(body: bytes, cached: int) -> None:
 def test_cached_tokens_by_the_names_of_another_format(counts: object, expected: Usage) -> None:
     deltas, failure = decode(openai_codec(), delta(content="a") + stop() + event({"choices": [], "usage": counts}))
     assert (failure, last_usage(deltas)) == (None, expected)
+
+
+def test_tokens_that_anthropic_s_format_has_by_their_lifetime_only_are_charged() -> None:
+    parts = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 4}
+    body = event({"type": "message_start", "message": {"usage": {"input_tokens": 6, "cache_creation": parts}}})
+    body += block("content_block_delta", 0, delta={"text": "a"})
+    expected = Usage(input_tokens=40, output_tokens=7, cache_write_tokens=34)
+    for counts in (
+        {},
+        {"cache_creation": parts},
+        {"cache_creation": {}},
+        {"cache_creation_input_tokens": 34, "cache_creation": parts},
+    ):
+        assert last_usage(decode(anthropic_codec(), body + stopped(output_tokens=7, **counts))[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "body", "expected"),
+    [
+        (openai_codec, delta(content="a") + stop() + event({"choices": [], "usage": {"completion_tokens": 9}}), (0, 9)),
+        (openai_codec, delta(content="a") + stop() + event({"choices": [], "usage": {"completion_tokens": 9, "total_tokens": 41}}), (32, 9)),
+        (openai_codec, delta(content="a") + stop() + event({"choices": [], "usage": {"prompt_tokens": 32, "total_tokens": 41}}), (32, 9)),
+        (anthropic_codec, block("content_block_delta", 0, delta={"text": "a"}) + stopped(output_tokens=9), (0, 9)),
+        (gemini_codec, parts({"text": "a"}, finish="STOP", usageMetadata={"candidatesTokenCount": 9}), (0, 9)),
+        (gemini_codec, parts({"text": "a"}, finish="STOP", usageMetadata={"candidatesTokenCount": 5, "thoughtsTokenCount": 4, "totalTokenCount": 41}), (32, 9)),
+        (ollama_codec, said("a") + done(eval_count=9), (0, 9)),
+        (responses_codec, spoken("a") + completed(usage={"output_tokens": 9}), (0, 9)),
+    ],
+)  # fmt: skip
+def test_one_count_without_the_other_counts(make: Callable[[], Codec], body: bytes, expected: tuple[int, int]) -> None:
+    """Ollama leaves out the prompt that its cache had."""
+    deltas, failure = decode_cut_anywhere(make, body)
+    usage = last_usage(deltas)
+    assert usage is not None
+    assert (failure, (usage.input_tokens, usage.output_tokens)) == (None, expected)
 
 
 def test_gemini_s_counts_are_of_what_came_until_then() -> None:
@@ -751,6 +830,15 @@ def test_events_without_a_blank_line_between_them_are_read(make: Callable[[], Co
     last = ENDS[make][:-1] + b"data: [DONE]\n\n"
     if make is not ollama_codec:
         assert decode_cut_anywhere(make, last) == expected
+
+
+@pytest.mark.parametrize("make", [make for make in ENDS if make is not ollama_codec])
+@pytest.mark.parametrize("between", [b"\n\n", b"\r\ndata: \r\ndata: \r\n\r\n"])
+def test_events_in_events_are_read(make: Callable[[], Codec], between: bytes) -> None:
+    """A framework that writes events was given whole events: `data: data: {...}`."""
+    body = ENDS[make] + b"data: [DONE]\n\n"
+    twice = b"".join(b"data: " + each + between for each in body.split(b"\n\n")[:-1])
+    assert decode_cut_anywhere(make, twice) == decode(make(), body)
 
 
 @pytest.mark.parametrize("make", [make for make in ENDS if make is not ollama_codec])

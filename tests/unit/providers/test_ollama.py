@@ -100,7 +100,7 @@ def test_nothing_counts_after_the_last_line() -> None:
         b"{",
         b"null",
         b"[]",
-        b"data: {}",
+        b"data {}",
         b"<html>",
         b'{"message":{"content":"\xff"}}',
         b'{"x":' + b"[" * 10_000,
@@ -117,15 +117,18 @@ def test_an_endless_line_is_refused_after_what_came() -> None:
 
 # Usage.
 
+NINE = ([FinishDelta("stop"), UsageDelta(Usage(output_tokens=9))], None)
+
 
 @pytest.mark.parametrize("bad", [-1, 2**50 + 1, 10**400, 1.5, True, "nine", None, [9], {}])
 def test_counts_that_cannot_be_true_are_none(bad: object) -> None:
-    assert read(done(prompt_eval_count=bad, eval_count=9)) == ([FinishDelta("stop")], None)
+    assert read(done(prompt_eval_count=bad, eval_count=9)) == NINE
     assert read(done(prompt_eval_count=26, eval_count=bad)) == ([FinishDelta("stop")], None)
 
 
 def test_a_prompt_that_was_cached_has_no_count_and_is_not_free() -> None:
-    assert read(done(eval_count=9)) == ([FinishDelta("stop")], None)
+    assert read(done(eval_count=9)) == NINE
+    assert read(done(eval_count=0)) == ([FinishDelta("stop")], None)
     assert read(done(prompt_eval_count=0, eval_count=0)) == ([FinishDelta("stop"), UsageDelta(Usage())], None)
 
 

@@ -290,7 +290,7 @@ def test_a_count_that_cannot_be_true_is_ignored(bad: object) -> None:
     for counts in ({}, {"total_tokens": bad}, {"prompt_tokens": bad, "completion_tokens": bad}):
         assert last_usage(counted(**counts)) is None
         assert last_usage(GOOD, counted(**counts)) == USAGE.usage
-    assert last_usage(counted(prompt_tokens=bad, completion_tokens=9)) is None
+    assert last_usage(counted(prompt_tokens=bad, completion_tokens=9)) == Usage(output_tokens=9)
     assert last_usage(counted(prompt_tokens=9, completion_tokens=bad)) is None
 
 
