@@ -123,7 +123,8 @@ async def test_a_drain_empties_the_queue_and_what_runs_goes_on():
             two = await second.post(USER)
             assert (await two.event()).name == "queued"
             handler.drain()
-            assert json.loads((await two.until("error")).data)["code"] == "shutdown"
+            assert json.loads((await two.event()).data)["model"] == "gpt-4o-mini"
+            assert json.loads((await two.event()).data)["code"] == "shutdown"
             release.set()
             assert (await one.until("done")).name == "done"
 

@@ -108,6 +108,7 @@ def followed_ending(finale: Finale | None) -> Ending | ChatError:
     error = Lost() if finale is None else by_code(finale.code)
     if finale is not None:
         error.message = finale.message
+        error.retryable = finale.retryable  # type: ignore[misc]  # some failures of a code are, and some are not
     return error
 
 

@@ -452,6 +452,10 @@ async def test_the_keeper_charges_the_lease_of_a_dead_process_though_nobody_asks
     ledger.start()
     await asyncio.sleep(90)
     assert sum(swept) == 1
+    for name in ("another", "a third"):
+        await store.reserve(claim(name, line(limit=1_000)), 60)
+    await asyncio.sleep(90)
+    assert sum(swept) == ledger.expired == 3
     await ledger.aclose()
 
 

@@ -32,5 +32,6 @@ async def test_others_have_their_turn_while_a_long_prompt_is_counted(
     providers = {"p": ScriptedProvider(answer("a"))}
     options: dict[str, Any] = {"dialects": ("native", "anthropic"), "max_body_bytes": 1_000_000}
     async with create_chat_handler(providers=providers, model="p:m", **options) as handler:
-        await collect(handler, body, path=path)
+        got = await collect(handler, body, path=path)
     assert turns == [True]
+    assert got.status == (200 if counts == "input_bound" else 429), "counted, and larger than the profile allows"
