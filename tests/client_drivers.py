@@ -85,8 +85,24 @@ HEAVY: dict[str, Client] = {
     "copilotkit": Client("@copilotkit/react-core", "AG-UI", "browser", able=(TOOLS, IMAGE)),
     "copilotkit-ag-ui": Client("@copilotkit/runtime", "AG-UI", "browser", able=(TOOLS, IMAGE)),
     "copilotkit-openai": Client("@copilotkit/runtime", RESPONSES, "browser", able=(TOOLS, IMAGE)),
+    "opencode": Client("opencode-ai", OPENAI, "coding", able=(TOOLS, IMAGE)),
+    "qwen": Client("@qwen-code/qwen-code", OPENAI, "coding", able=(TOOLS, SCHEMA, IMAGE)),
+    "aider": Client("aider-chat", OPENAI, "aider", able=(IMAGE,)),
+    "langchain-js-openai": Client(
+        "@langchain/openai", OPENAI, "chains/langchain.mjs", {"model": "openai"}, (TOOLS, SCHEMA, IMAGE)
+    ),
+    "langchain-js-responses": Client(
+        "@langchain/openai", RESPONSES, "chains/langchain.mjs", {"model": "responses"}, ALL
+    ),
+    "langchain-js-anthropic": Client(
+        "@langchain/anthropic", ANTHROPIC, "chains/langchain.mjs", {"model": "anthropic"}, ALL
+    ),
+    "mastra-chat": Client("@mastra/core", OPENAI, "chains/mastra.mjs", {"model": "chat"}, ALL),
+    "mastra-responses": Client("@mastra/core", RESPONSES, "chains/mastra.mjs", {"model": "responses"}, ALL),
 }
 """The clients of `scripts/heavy-clients`, each in a folder of tests/clients."""
+CHAINS = {name: client for name, client in HEAVY.items() if client.file.startswith("chains/")}
+"""Those in JavaScript that the tests drive like the ones above."""
 FRAMEWORKS = ("langchain_client.py", "pydantic_ai_client.py", "llm_client.py")
 """The drivers that run in a virtual environment of their own: `scripts/setup frameworks`."""
 Events = list[dict[str, Any]]
@@ -125,6 +141,8 @@ def find_node() -> str | None:
 
 def find_command(file: str) -> list[str]:
     """What runs a driver's cases."""
+    if file.startswith("chains/") and not (CLIENTS / "chains/node_modules").exists():
+        pytest.skip("scripts/heavy-clients installs it")
     if file.endswith(".py"):
         python = FRAMEWORKS_PYTHON if file in FRAMEWORKS else Path(sys.executable)
         if not python.exists():
@@ -148,8 +166,9 @@ class Driver:
     """A client's process. Its first case starts it, and so does the next one after it failed."""
 
     def __init__(self, client: str, folder: Path) -> None:
-        self._own = DRIVERS[client].own
-        self._command = find_command(DRIVERS[client].file)
+        described = {**DRIVERS, **HEAVY}[client]
+        self._own = described.own
+        self._command = find_command(described.file)
         self._complaints = folder / "complaints.txt"
         self._process: subprocess.Popen[str] | None = None
 
@@ -214,9 +233,9 @@ def parametrize_client(clients: Iterable[str]) -> pytest.MarkDecorator:
 EVERY = parametrize_client(DRIVERS)
 
 
-def able(what: str) -> list[str]:
+def able(what: str, clients: dict[str, Client] = DRIVERS) -> list[str]:
     """Return the clients that are able to do this."""
-    return [name for name, client in DRIVERS.items() if what in client.able]
+    return [name for name, client in clients.items() if what in client.able]
 
 
 async def drive(client: str, port: int, **options: Any) -> Events:

@@ -34,7 +34,10 @@ def _row(client: Client, columns: tuple[str, ...] = (REASONING, TOOLS, SCHEMA, I
 def _version(client: Client) -> str:
     """Return the locked version."""
     if client in HEAVY.values():
-        package = json.loads((CLIENTS / client.file / "package.json").read_text("utf-8"))
+        folder = CLIENTS / client.file.partition("/")[0]
+        if (pinned := folder / "requirements.txt").exists():
+            return pinned.read_text("utf-8").partition(f"{client.package}==")[2].split()[0]
+        package = json.loads((folder / "package.json").read_text("utf-8"))
         return str(package["dependencies"][client.package])
     if client.file.endswith(".py"):
         name = client.package.removesuffix(" (py)").replace("pydantic-ai", "pydantic-ai-slim")

@@ -32,6 +32,9 @@ from chat_nest.dialects.frames import (
     retry_headers,
 )
 
+PAYMENT_REQUIRED = 402
+QUOTA = "insufficient_quota"
+
 
 def refusal(error: ChatError, budget_status: BudgetStatus, *, param: str | None = None) -> Answer:
     """Return the refusal of a request; `param` is the error's field if no field is at fault."""
@@ -40,6 +43,8 @@ def refusal(error: ChatError, budget_status: BudgetStatus, *, param: str | None 
     body = error_body(error)
     if body["error"]["param"] is None:
         body["error"]["param"] = param
+    if status == PAYMENT_REQUIRED:
+        body["error"] |= {"type": QUOTA, "code": QUOTA}  # opencode repeats any refusal with `rate_limit` in its body
     if isinstance(error, ChallengeRequired):
         body["error"]["challenge"] = error.challenge
     if date := reset_date(error):
@@ -51,7 +56,7 @@ def refusal(error: ChatError, budget_status: BudgetStatus, *, param: str | None 
 def error_body(error: ChatError) -> dict[str, Any]:
     message, kind, code, param = error.message, "invalid_request_error", error.code, None
     if isinstance(error, BudgetExceeded):
-        kind = code = "insufficient_quota"
+        kind = code = QUOTA
     elif isinstance(error, RequestTooLarge):
         code = "context_length_exceeded"
     elif isinstance(error, ContextLengthExceeded):

@@ -23,7 +23,7 @@ NAMES: Mapping[str, str] = {
 }
 LATER: Mapping[str, str] = {
     "minute": "Try again in a minute.",
-    "hour": "Try again later.",
+    "hour": "Try again when the hour is over.",  # opencode repeats any refusal with "try again later" in it
     "day": "Try again tomorrow.",
     "month": "Try again next month.",
     "session": "Begin a new session.",

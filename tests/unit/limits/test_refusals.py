@@ -60,7 +60,7 @@ def refused(asked: Claim, room: int, wait: float = 7.5) -> LimitExceeded:
     return error
 
 
-WORDS = {"hour": ("Hourly", "later"), "day": ("Daily", "tomorrow"), "month": ("Monthly", "next month")}
+WORDS = {"hour": ("Hourly", "when the hour is over"), "day": ("Daily", "tomorrow"), "month": ("Monthly", "next month")}
 
 
 def test_a_spent_budget_of_ones_own_has_the_npm_servers_text() -> None:
@@ -209,10 +209,10 @@ def test_tokens_are_counted_one_by_one(tokens: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "unit", "text"),
     [
-        ("requests_per_hour", "requests", "Hourly limit of requests reached. Try again later."),
+        ("requests_per_hour", "requests", "Hourly limit of requests reached. Try again when the hour is over."),
         ("requests_per_day", "requests", "Daily limit of requests reached. Try again tomorrow."),
         ("requests_per_month", "requests", "Monthly limit of requests reached. Try again next month."),
-        ("tokens_per_hour", "tokens", "Hourly AI budget exceeded. Try again later."),
+        ("tokens_per_hour", "tokens", "Hourly AI budget exceeded. Try again when the hour is over."),
         ("usd_per_month", "nanousd", "Monthly AI budget exceeded. Try again next month."),
         ("usd_per_minute", "nanousd", "AI budget exceeded. Try again in a minute."),
     ],
