@@ -94,7 +94,7 @@ async def crowd(ledgers: Sequence[Ledger], number: int, name: str) -> tuple[int,
             note("unanswered")
 
     await asyncio.gather(*(one(index) for index in range(number)))
-    while any(ledger.unsettled for ledger in ledgers):  # noqa: ASYNC110 - the ledger tells nobody
+    while any(ledger.unsettled for ledger in ledgers):  # noqa: ASYNC110 - the ledger notifies no one
         await asyncio.sleep(0.01)
     [standing] = await ledgers[0].peek([line])
     return counts["granted"], counts["refused"], counts["unanswered"], (standing.used + standing.held) / line.limit

@@ -144,7 +144,7 @@ class Load:
         return self._result(out, err)
 
     def outcome(self, longest: float = LONGEST) -> Loaded:
-        """What it saw, with the errors, where they are part of what is measured."""
+        """Return the result, with the errors if they are part of the measurement."""
         out, _ = self._process.communicate(timeout=longest)
         return msgspec.json.decode(out.splitlines()[-1], type=Loaded)
 

@@ -15,7 +15,7 @@ from benchmarks.processes import Missing
 
 HERE = Path(__file__).parent
 CERTIFICATE = HERE / "build/standin.pem"
-"""That of the provider's stand-in, where it is asked over TLS."""
+"""The certificate of the provider's stand-in, for calls over TLS."""
 Prepare = Callable[[Path, int, str], list[str]]
 """(its own directory, its port, the provider's base URL without /v1) -> the command that serves; files are written."""
 

@@ -152,7 +152,7 @@ def variants() -> dict[str, list[str]]:
 
 
 def installed(extras: list[str]) -> Size:
-    """Install a wheel of this checkout into an environment of its own. Raises Failed where that fails."""
+    """Install a wheel of this checkout into a new environment. Raises Failed if that fails."""
     own_pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(prefix="sizes-", dir=BUILD) as place:
         run(sys.executable, "-m", "venv", place)

@@ -58,7 +58,7 @@ Figures = dict[str, float]
 
 
 class Subject:
-    """A store under measurement, and what it has been asked to spend."""
+    """A store under measurement, and what its requests have settled so far."""
 
     def __init__(self, name: str, store: Store, bare: Bare | None) -> None:
         self.name, self.store, self.bare = name, store, bare

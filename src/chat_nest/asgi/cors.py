@@ -1,7 +1,7 @@
 """The gate for pages of other origins: CORS headers for every response, errors too, and a check of each request.
 
 A browser sends some requests without a preflight (a form, a fetch of text/plain), and only hides the response. A
-request that changes or costs something must therefore be refused here, before anybody asks who sent it. See the Fetch
+request that changes or costs something must therefore be refused here, before the caller is identified. See the Fetch
 standard, "CORS protocol" and "Sec-Fetch-Site".
 """
 

@@ -156,7 +156,7 @@ def amount_of(unit: str, text: str) -> int:
 
 
 class Operator:
-    """Does an operator's acts in the store, where every process finds them within a second. `by` is who acts.
+    """Write an operator's acts to the store, which every process reads within a second. `by` names the operator.
 
     Raises ValueError for a text that is too long or can't be printed, and LimiterUnavailable if the store does not
     answer.
