@@ -150,6 +150,7 @@ async def test_the_widget_of_a_service_is_shown_in_a_frame_of_its_own(browser, w
     async with page.expect_response("**/api/chat") as refused:
         await say(page, "Again")
     challenge = (await (await refused.value).json())["challenge"]
+    await expect(page.locator(".notes p.challenge")).to_contain_text("confirm that you are not a robot")
     passes = {"success": True, "hostname": "127.0.0.1", "action": "chat", "cdata": challenge["data"]}
     verifier.scripts = [http(200, json.dumps(passes).encode())]
     await page.frame_locator("iframe.challenge").get_by_text("I am not a robot").click()

@@ -120,10 +120,13 @@ async def test_an_allowed_site_shows_the_chat_in_a_frame_and_by_a_script(provide
     button = page.get_by_role("button", name="Ask us")
     await expect(button).to_have_attribute("aria-expanded", "false")
     assert len(page.frames) == 2 and page.frames[1].url in ("", "about:blank")  # nothing is loaded before it is wanted
+    assert await button.evaluate("node => getComputedStyle(node).backgroundColor") == "rgb(124, 45, 18)"
     await button.click()
     await expect(frame.locator("#greeting")).to_have_text("What shall we bake?")
+    await expect(button).to_have_text("✕")
     await button.click()
     await expect(page.locator("iframe")).to_be_hidden()
+    await expect(button).to_have_text("Ask us")
     await context.close()
 
 

@@ -15,6 +15,7 @@ from chat_nest.core.protocols import Scope
 from chat_nest.server.config.page import words_files
 from chat_nest.server.config.schema import PageSection
 from chat_nest.server.page_files import (
+    FOR_OTHER_SITES,
     PageFile,
     challenge_policy,
     packaged,
@@ -26,6 +27,8 @@ from chat_nest.server.page_files import (
 )
 
 NAME = "Chat Nest"
+DARK_SURFACE = "#1a2120"
+"""The lightest surface of the dark theme: see parts.css."""
 
 
 class OfferedImages(Struct, frozen=True):
@@ -90,6 +93,8 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     made = {f"words/{name}": json.dumps(found, ensure_ascii=False).encode() for name, found in words.items()}
     if page.logo:
         made[logo] = Path(page.logo).read_bytes()
+    if page.accent:
+        made["embed.js"] = _coloured(packed["embed.js"].body, page.accent)
     sheets = {name: packed[name].body for name in ("parts.css", "chat.css")} | {"theme.css": _theme(page).encode()}
     shipped, styles = with_styles(packed["index.html"].body, sheets)
     script = packed["start.js"].body
@@ -100,7 +105,7 @@ def page_files(page: PageSection, facts: PageFacts) -> dict[str, PageFile]:
     index = page_file("index.html", _index(with_start(shipped, script), title, logo, config))
     files = {
         **{name: file for name, file in packed.items() if name not in FRAME},
-        **{name: page_file(name, body) for name, body in made.items()},
+        **{name: replace(page_file(name, body), other_sites=name in FOR_OTHER_SITES) for name, body in made.items()},
         "index.html": replace(index, policy=allowed),
     }
     if facts.challenge:
@@ -136,20 +141,39 @@ def _index(shipped: bytes, title: str, logo: str, config: dict[str, Any]) -> byt
     return with_config(named.replace(b'"favicon.svg"', f'"{logo}"'.encode()), config)
 
 
+def _coloured(script: bytes, accent: str) -> bytes:
+    """Return embed.js with the operator's colour of its button."""
+    return script.replace(b"#0f766e", accent.encode()).replace(b"#ffffff", _ink(accent).encode())
+
+
 def _theme(page: PageSection) -> str:
     """Return the operator's colours, with black or white text on them, whichever is easier to read."""
     rules = ""
     if page.accent:
         rules += f":root {{ {_accent(page.accent)} }}\n"
-    if page.accent_dark or page.accent:
-        rules += f"@media (prefers-color-scheme: dark) {{ :root {{ {_accent(page.accent_dark or page.accent)} }} }}\n"
+    if dark := page.accent_dark or lightened(page.accent):
+        rules += f"@media (prefers-color-scheme: dark) {{ :root {{ {_accent(dark)} }} }}\n"
     return rules
 
 
 def _accent(colour: str) -> str:
+    return f"--accent: {colour}; --accent-ink: {_ink(colour)};"
+
+
+def _ink(colour: str) -> str:
     light = luminance(colour)
-    ink = "#ffffff" if 1.05 / (light + 0.05) >= (light + 0.05) / 0.05 else "#000000"
-    return f"--accent: {colour}; --accent-ink: {ink};"
+    return "#ffffff" if 1.05 / (light + 0.05) >= (light + 0.05) / 0.05 else "#000000"
+
+
+def lightened(colour: str) -> str:
+    """Return the colour with as much white as a link in the dark theme needs: a contrast of 4.5 to 1 (WCAG 2.2)."""
+    least = 4.5 * (luminance(DARK_SURFACE) + 0.05) - 0.05
+    parts = [int(colour[place : place + 2], 16) for place in (1, 3, 5)] if colour else []
+    for white in range(101):
+        mixed = "#" + "".join(f"{part + (255 - part) * white // 100:02x}" for part in parts)
+        if parts and luminance(mixed) >= least:
+            return mixed
+    return ""
 
 
 def luminance(colour: str) -> float:

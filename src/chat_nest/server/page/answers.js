@@ -132,7 +132,7 @@ async function follow(conversation, turn, kept, body) {
     challenged: async (challenge, signal) => {
       say(word("challenge.working"));
       try {
-        await pass(challenge, signal, { progress: (share) => turn.setChallenge(share), widget: (frame) => turn.notes.append(frame) });
+        await pass(challenge, signal, { progress: (share) => turn.setChallenge(share), widget: (frame) => turn.setWidget(frame) });
       } finally {
         turn.setChallenge(null);
       }

@@ -22,26 +22,28 @@
 
   const corner = { position: "fixed", zIndex: "2147483000", [side === "left" ? "left" : "right"]: "16px" };
   const button = document.createElement("button");
+  const show = (isOpen) => {
+    frame.hidden = !isOpen;
+    frame.style.display = isOpen ? "block" : "none";
+    button.textContent = isOpen ? "\u2715" : label;
+    button.ariaExpanded = String(isOpen);
+  };
   button.type = "button";
-  button.textContent = label;
-  button.ariaExpanded = "false";
+  button.ariaLabel = label;
   Object.assign(button.style, corner, {
-    bottom: "16px", padding: "12px 20px", border: "0", borderRadius: "24px", background: "#0f766e", color: "#fff",
+    bottom: "16px", padding: "12px 20px", border: "0", borderRadius: "24px", background: "#0f766e", color: "#ffffff",
     font: "600 16px system-ui, sans-serif", cursor: "pointer", boxShadow: "0 4px 16px rgb(0 0 0 / 25%)",
   });
   Object.assign(frame.style, corner, round, {
     bottom: "76px", width: "min(400px, calc(100vw - 32px))", height: "min(640px, calc(100dvh - 96px))",
-    boxShadow: "0 8px 40px rgb(0 0 0 / 30%)",
+    boxShadow: "0 8px 40px rgb(0 0 0 / 30%)", outline: "1px solid rgb(128 128 128 / 35%)",
   });
-  frame.hidden = true;
   button.addEventListener("click", () => {
     frame.src ||= home.href; // loads nothing before the first use
-    frame.hidden = !frame.hidden;
-    frame.style.display = frame.hidden ? "none" : "block";
-    button.ariaExpanded = String(!frame.hidden);
+    show(frame.hidden);
     if (!frame.hidden) frame.focus();
   });
-  frame.style.display = "none";
+  show(false);
   const add = () => document.body.append(frame, button);
   if (document.body) add();
   else addEventListener("DOMContentLoaded", add);

@@ -224,6 +224,13 @@ export class Turn {
     line.querySelector("progress").value = share;
   }
 
+  /** Show the widget of a challenge. @param {HTMLElement} frame */
+  setWidget(frame) {
+    this.setChallenge(null);
+    this.note("challenge", word("challenge.confirm"));
+    this.notes.append(frame);
+  }
+
   /** @param {string} [text] why nothing of the answer comes */
   setLost(text = word("reconnecting")) {
     const line = this.notes.querySelector(".reconnecting");
