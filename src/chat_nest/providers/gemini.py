@@ -32,15 +32,11 @@ from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import base64, taken
 from chat_nest.providers.model_server import ModelServer
-from chat_nest.providers.presets import Preset
+from chat_nest.providers.presets import NO_SIGNATURE, Preset
 from chat_nest.providers.refusals import event_failure
 from chat_nest.providers.tools import as_object, names_by_id
 
 # The request.
-
-NO_SIGNATURE: Final = "skip_thought_signature_validator"
-"""Gemini 3 accepts this in place of the signature of an earlier call."""
-
 
 MAX_STOPS: Final = 5
 _GEMINI_3 = re.compile(r"gemini-(?:[3-9]|\d\d)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Unpack
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from msgspec.structs import replace
 
@@ -20,6 +20,8 @@ from chat_nest.providers.openai_codec import lacks, openai_codec, request_body, 
 from chat_nest.providers.presets import OPENAI, Preset
 
 AZURE_API_VERSION = "2024-10-21"
+GOOGLE = "generativelanguage.googleapis.com"
+"""The host of Gemini's API, which also speaks OpenAI's format."""
 
 
 class OpenAIProvider(ModelServer):
@@ -46,6 +48,8 @@ class OpenAIProvider(ModelServer):
         if preset.deployments:
             self._query = f"?api-version={quote(api_version, safe='')}"
             preset = replace(preset, check_path=preset.check_path + self._query)
+        if base_url is not None and urlsplit(base_url).hostname == GOOGLE:
+            preset = replace(preset, calls_need="signatures")
         self.preset = preset
         super().__init__(api_key, base_url, **given)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -27,10 +27,13 @@ from chat_nest.providers.calls import Calls, as_arguments, as_index, as_name
 from chat_nest.providers.codec import Codec, lines_of, number, parsed, texts
 from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, moved_to_user, taken
-from chat_nest.providers.presets import OPENAI, Preset
+from chat_nest.providers.presets import NO_SIGNATURE, OPENAI, Preset
 from chat_nest.providers.refusals import event_failure
 
 # The request.
+
+NO_THOUGHT: Final = " "
+"""DeepSeek and Moonshot accept this in place of the thought of an earlier call. They refuse an empty text."""
 
 _VERBOSE = re.compile(r"gpt-(?:[5-9]|1\d)(?!\d)(?!.*-chat)")
 _NEWER = re.compile(r"(?:o[1-9]\d?(?![a-z0-9])|gpt-(?:[5-9]|1\d)(?!\d))")  # gpt-35 is Azure's 3.5
@@ -62,7 +65,7 @@ def request_body(prompt: Prompt, preset: Preset = OPENAI) -> bytes:
     limit = token_limit_field(prompt.model) if preset.limit_field == "by model" else preset.limit_field
     body: dict[str, Any] = {
         "model": prompt.model,
-        "messages": [_message(message) for message in moved_to_user(prompt.messages)],
+        "messages": [_message(message, preset, prompt.model) for message in moved_to_user(prompt.messages)],
         "stream": True,
         limit: prompt.max_output_tokens,
     }
@@ -139,7 +142,7 @@ def _function(tool: Tool) -> dict[str, Any]:
     return function if tool.strict is None else {**function, "strict": tool.strict}
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, preset: Preset, model: str) -> dict[str, Any]:
     said: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.attachments:
         said["content"] = [_part(each) for each in segments(message)]
@@ -149,6 +152,10 @@ def _message(message: Message) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
+        if preset.calls_need == "thoughts":
+            said["reasoning_content"] = "".join(thought.text for thought in message.thoughts) or NO_THOUGHT
+        elif preset.calls_need == "signatures" and base_name(model).startswith("gemini"):
+            said["tool_calls"][0]["extra_content"] = {"google": {"thought_signature": NO_SIGNATURE}}
     if message.tool_call_id:
         said["tool_call_id"] = message.tool_call_id
     return said

@@ -19,6 +19,8 @@ LimitField = Literal["by model", "max_tokens", "max_completion_tokens"]
 
 EVENT_STREAM: Final = "text/event-stream"
 NDJSON: Final = "application/x-ndjson"
+NO_SIGNATURE: Final = "skip_thought_signature_validator"
+"""Gemini 3 accepts this in place of the signature of an earlier call."""
 
 
 class Preset(Struct, frozen=True, kw_only=True):
@@ -79,6 +81,8 @@ class Preset(Struct, frozen=True, kw_only=True):
     """Takes `top_k`, which OpenAI does not have."""
     reasoning_effort: Literal["reasoning models", "all models", "none"] = "none"
     """The models that take `reasoning_effort`; others refuse the request."""
+    calls_need: Literal["", "thoughts", "signatures"] = ""
+    """What the vendor's thinking models refuse an earlier call without: `reasoning_content`, or Google's signature."""
     deployments: bool = False
     """Azure's URLs: a deployment instead of a model, and `api-version`."""
 
@@ -255,6 +259,7 @@ OPENAI_COMPATIBLE: Final[Mapping[str, Preset]] = {
         limit_field="max_tokens",  # https://api-docs.deepseek.com/guides/reasoning_model
         reasoning="reasoning_content",  # the same
         json_schema="no",  # https://api-docs.deepseek.com/guides/json_mode
+        calls_need="thoughts",  # https://api-docs.deepseek.com/guides/thinking_mode
     ),
     # Facts of xAI without another source: https://docs.apiyi.com/en/api-capabilities/grok/chat (measured in July 2026)
     "xai": Preset(
@@ -289,6 +294,7 @@ OPENAI_COMPATIBLE: Final[Mapping[str, Preset]] = {
         model="kimi-k2.5",  # the same
         reasoning="reasoning_content",  # https://www.lava.so/docs/reference/providers/moonshot
         images="yes",  # https://platform.kimi.ai/docs/api/chat
+        calls_need="thoughts",  # https://platform.kimi.ai/docs/guide/use-kimi-k2-thinking-model
     ),
     "qwen": Preset(
         base_url="https://dashscope-intl.aliyuncs.com/compatible-mode/v1",  # .../help/doc-detail/2833609.html
@@ -356,5 +362,6 @@ OPENAI_COMPATIBLE: Final[Mapping[str, Preset]] = {
         abort_source=OPENROUTER_LIST,
         limit_field="max_tokens",
         images="yes",
+        calls_need="signatures",  # https://docs.cloud.google.com/vertex-ai/generative-ai/docs/thought-signatures
     ),
 }

@@ -15,7 +15,7 @@ from scripted_provider import DONE, chunk, delta, event, finish, usage
 
 from chat_nest.core.deltas import Delta, FinishDelta, ReasoningDelta, TextDelta, ToolCallDelta, UsageDelta, FinishReason
 from chat_nest.core.errors import UpstreamError, UpstreamProtocol, UpstreamTruncated
-from chat_nest.core.messages import Message, Tool, ToolCall, Role
+from chat_nest.core.messages import Message, Thought, Tool, ToolCall, Role
 from chat_nest.core.protocols import Prompt
 from chat_nest.providers.openai import OpenAIProvider
 from chat_nest.providers import PRESETS
@@ -442,6 +442,52 @@ def test_tools_are_offered_called_and_answered() -> None:
     assert body["tools"][0]["type"] == "function"
     assert body["tools"][0]["function"]["description"] == "Of a city"
     assert "tool_choice" not in body
+
+
+CALLED = (
+    Message(role="user", content="Well?"),
+    Message(
+        role="assistant",
+        content="",
+        tool_calls=(ToolCall(id="c0", name="a", arguments="{}"), ToolCall(id="c1", name="b", arguments="{}")),
+    ),
+    Message(role="tool", content="Sun", tool_call_id="c0"),
+    Message(role="tool", content="Sun", tool_call_id="c1"),
+    Message(role="assistant", content="It shines"),
+    Message(role="user", content="Well?"),
+)
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_an_earlier_call_has_the_thought_that_some_vendors_refuse_it_without(kind: str) -> None:
+    """https://github.com/SillyTavern/SillyTavern/issues/4857, https://github.com/continuedev/continue/issues/11600."""
+    prompt = Prompt(model="m", messages=CALLED, max_output_tokens=1)
+    known = (*CALLED[:1], replace(CALLED[1], thoughts=(Thought(text="Hm"),)), *CALLED[2:])
+    for messages, thought in ((CALLED, " "), (known, "Hm")):
+        body = json.loads(request_body(replace(prompt, messages=messages), PRESETS[kind]))
+        thoughts = [each.get("reasoning_content") for each in body["messages"]]
+        needed = thought if kind in ("deepseek", "moonshot") else None
+        assert thoughts == [None, needed, None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "signed"),
+    [
+        (OpenAIProvider(base_url="http://x/v1", preset=PRESETS["vertex"]), "google/gemini-3-pro", True),
+        (OpenAIProvider(base_url="http://x/v1", preset=PRESETS["vertex"]), "meta/llama-4", False),
+        (OpenAIProvider(base_url="https://generativelanguage.googleapis.com/v1beta/openai"), "gemini-3-pro", True),
+        (OpenAIProvider(base_url="https://generativelanguage.googleapis.com.example/v1"), "gemini-3-pro", False),
+        (OpenAIProvider(preset=PRESETS["openrouter"]), "google/gemini-3-pro", False),
+    ],
+)
+def test_an_earlier_call_of_gemini_has_a_signature_in_its_place(
+    provider: OpenAIProvider, model: str, signed: bool
+) -> None:
+    """https://github.com/langchain-ai/langchain/issues/37347."""
+    body = json.loads(request_body(Prompt(model=model, messages=CALLED, max_output_tokens=1), provider.preset))
+    calls = [call.get("extra_content") for each in body["messages"] for call in each.get("tool_calls", ())]
+    signature = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+    assert calls == [signature if signed else None, None]
 
 
 @pytest.mark.parametrize(
