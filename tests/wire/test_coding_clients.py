@@ -36,8 +36,12 @@ AIDER = CLIENTS.parent.parent / ".venv-aider/bin/aider"
 RESETS = "it will reset at"
 SHOWN = {"codex": "last status: 429 Too Many Requests"}
 """Of a rate or a budget. Codex shows no message of a server but OpenAI's own."""
-TOO_LONG = {"claude": "Prompt is too long", "codex": "ran out of room in the model's context window"}
-"""At these words the clients shorten the conversation, if it has more than one turn."""
+TOO_LONG = {
+    "claude": "Prompt is too long",
+    "codex": "ran out of room in the model's context window",
+    "aider": "has hit a token limit",
+}
+"""With these words the first two shorten the conversation, if it has more than one turn; aider explains how."""
 PATHS = {"claude": "/v1/messages", "codex": "/v1/responses"}
 REQUESTS = {"aider": 9}
 """For a refused budget or daily limit. Nothing stops aider before a minute is over."""

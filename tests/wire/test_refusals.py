@@ -92,6 +92,22 @@ async def test_a_day_s_refusal_has_the_configured_status_which_clients_do_not_re
     assert "it will reset at" in refused["message"]
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input")])
+async def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_search_for(path, field):
+    """LiteLLM, LangChain, aider and qwen-code read the text, and then shorten the conversation; others read the code."""
+    async with chat(tokens_per_request=200) as (provider, port):
+        reply = await ask(port, {field: [{"role": "user", "content": "Hello " * 300}]}, path=path)
+    refused = (await reply.json())["error"]
+    assert (reply.status, refused["code"], provider.opened) == (400, "context_length_exceeded", 0)
+    found = re.fullmatch(
+        r"Request too large\. Please shorten your message\. This model's maximum context length is (\d+) tokens here\. "
+        r"However, your messages resulted in (\d+) tokens\.",
+        refused["message"],
+    )
+    assert found
+    assert 0 < int(found[1]) < 200 < 300 < int(found[2])
+
+
 @OFFICIAL
 @pytest.mark.parametrize("dialects", [DIALECTS, WITH_402], ids=["429", "402"])
 async def test_a_minute_is_told_as_seconds(path, body, dialects):

@@ -34,6 +34,10 @@ from chat_nest.dialects.frames import (
 
 PAYMENT_REQUIRED = 402
 QUOTA = "insufficient_quota"
+TOO_LONG = (
+    "This model's maximum context length is {limit} tokens{here}. However, your messages resulted in {tokens} tokens."
+)
+"""OpenAI's own text. LiteLLM, LangChain, aider and qwen-code search for it to shorten a conversation."""
 
 
 def refusal(error: ChatError, budget_status: BudgetStatus, *, param: str | None = None) -> Answer:
@@ -59,6 +63,8 @@ def error_body(error: ChatError) -> dict[str, Any]:
         kind = code = QUOTA
     elif isinstance(error, RequestTooLarge):
         code = "context_length_exceeded"
+        if error.tokens > error.most > 0:
+            message += f" {TOO_LONG.format(limit=error.most, here=' here', tokens=error.tokens)}"
     elif isinstance(error, ContextLengthExceeded):
         message, param = _too_long(error), "messages"
     elif isinstance(error, ContentFiltered):
@@ -79,11 +85,10 @@ def error_body(error: ChatError) -> dict[str, Any]:
 
 
 def _too_long(error: ContextLengthExceeded) -> str:
-    """Return OpenAI's own text, which clients search for to shorten a conversation."""
+    """Return the text of a prompt that the provider refused."""
     if error.tokens is None:
         return "This model's maximum context length was exceeded. Please reduce the length of the messages."
-    limit = f"This model's maximum context length is {error.limit} tokens."
-    return f"{limit} However, your messages resulted in {error.tokens} tokens. Please reduce their length."
+    return f"{TOO_LONG.format(limit=error.limit, here='', tokens=error.tokens)} Please reduce their length."
 
 
 def quota_headers(quotas: Sequence[Quota]) -> list[tuple[bytes, bytes]]:
