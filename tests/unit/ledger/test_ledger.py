@@ -555,6 +555,19 @@ async def test_the_store_that_reserved_is_told_what_was_spent_and_who_says_so() 
     ]
 
 
+async def test_what_is_kept_of_a_request_that_is_released_too_late_is_how_it_ended() -> None:
+    """The store charged its lease meanwhile, and answers a release with no."""
+    store = Answering()
+    store.release = lambda claim: asyncio.sleep(0, result=False)
+    ledger = Ledger(store, refusal)
+    record = recorded(ending="client_gone")
+    async with ledger.reserve(claim("a"), 10, lambda held, failure: record):
+        pass
+    await ledger.aclose()
+    [(_, actual, source, kept)] = store.endings
+    assert (set(actual.values()), source, kept.ending, kept.spent_nothing) == ({0}, "reported", "client_gone", True)
+
+
 async def test_an_ending_that_did_not_land_is_a_settlement_to_the_next_process_too(tmp_path) -> None:
     store = Broken("works")
     ledger = Ledger(store, refusal, delivery=Delivery(store, journal=Journal(tmp_path)))
