@@ -24,10 +24,12 @@ import pytest
 
 CLIENTS = Path(__file__).parent / "clients"
 FRAMEWORKS_PYTHON = Path(__file__).parents[1] / ".venv-frameworks/bin/python"
+AGENTS_PYTHON = Path(__file__).parents[1] / ".venv-agents/bin/python"
 
 TOOLS, SCHEMA, IMAGE, REASONING = "tools", "schema", "image", "reasoning"
 ALL = (REASONING, TOOLS, SCHEMA, IMAGE)
 MOST = (REASONING, TOOLS, IMAGE)
+THREE = (TOOLS, SCHEMA, IMAGE)
 
 
 class Client(NamedTuple):
@@ -61,16 +63,14 @@ DRIVERS: dict[str, Client] = {
         "@ai-sdk/open-responses", RESPONSES, "ai_text.mjs", {"provider": "open-responses"}, ALL
     ),
     "ai-anthropic": Client("@ai-sdk/anthropic", ANTHROPIC, "ai_text.mjs", {"provider": "anthropic"}, ALL),
-    "langchain-openai": Client(
-        "langchain-openai", OPENAI, "langchain_client.py", {"model": "openai"}, (TOOLS, SCHEMA, IMAGE)
-    ),
+    "langchain-openai": Client("langchain-openai", OPENAI, "langchain_client.py", {"model": "openai"}, THREE),
     "langchain-responses": Client("langchain-openai", RESPONSES, "langchain_client.py", {"model": "responses"}, ALL),
     "langchain-anthropic": Client("langchain-anthropic", ANTHROPIC, "langchain_client.py", {"model": "anthropic"}, ALL),
     "pydantic-ai-openai": Client("pydantic-ai", OPENAI, "pydantic_ai_client.py", {"model": "openai"}, ALL),
     "pydantic-ai-responses": Client("pydantic-ai", RESPONSES, "pydantic_ai_client.py", {"model": "responses"}, ALL),
     "pydantic-ai-anthropic": Client("pydantic-ai", ANTHROPIC, "pydantic_ai_client.py", {"model": "anthropic"}, ALL),
-    "llm": Client("llm", OPENAI, "llm_client.py", able=(TOOLS, SCHEMA, IMAGE)),
-    "llm-responses": Client("llm", RESPONSES, "llm_client.py", {"responses": True}, (TOOLS, SCHEMA, IMAGE)),
+    "llm": Client("llm", OPENAI, "llm_client.py", able=THREE),
+    "llm-responses": Client("llm", RESPONSES, "llm_client.py", {"responses": True}, THREE),
     "ag-ui": Client("@ag-ui/client", "AG-UI", "ag_ui.mjs", able=MOST),
     "eventsource": Client("eventsource", "blog", "eventsource.mjs"),
     "eventsource-parser": Client("eventsource-parser", NATIVE, "eventsource_parser.mjs"),
@@ -78,8 +78,8 @@ DRIVERS: dict[str, Client] = {
     "httpx-sse": Client("httpx-sse (py)", NATIVE, "httpx_sse_client.py"),
 }
 HEAVY: dict[str, Client] = {
-    "claude": Client("@anthropic-ai/claude-code", ANTHROPIC, "coding", able=(TOOLS, SCHEMA, IMAGE)),
-    "codex": Client("@openai/codex", RESPONSES, "coding", able=(TOOLS, SCHEMA, IMAGE)),
+    "claude": Client("@anthropic-ai/claude-code", ANTHROPIC, "coding", able=THREE),
+    "codex": Client("@openai/codex", RESPONSES, "coding", able=THREE),
     "assistant-ui": Client("@assistant-ui/react-ai-sdk", "AI SDK", "browser", able=(TOOLS, IMAGE)),
     "data-stream": Client("@assistant-ui/react-data-stream", "AI SDK", "browser", able=(TOOLS, IMAGE)),
     "copilotkit": Client("@copilotkit/react-core", "AG-UI", "browser", able=(TOOLS, IMAGE)),
@@ -99,12 +99,48 @@ HEAVY: dict[str, Client] = {
     ),
     "mastra-chat": Client("@mastra/core", OPENAI, "chains/mastra.mjs", {"model": "chat"}, ALL),
     "mastra-responses": Client("@mastra/core", RESPONSES, "chains/mastra.mjs", {"model": "responses"}, ALL),
+    "litellm": Client("litellm", OPENAI, "agents/litellm_client.py", {"model": "openai"}, THREE),
+    "litellm-responses": Client("litellm", RESPONSES, "agents/litellm_client.py", {"model": "responses"}, THREE),
+    "litellm-anthropic": Client("litellm", ANTHROPIC, "agents/litellm_client.py", {"model": "anthropic"}, THREE),
+    "instructor": Client("instructor", OPENAI, "agents/instructor_client.py", {"model": "openai"}, (SCHEMA, IMAGE)),
+    "instructor-responses": Client(
+        "instructor", RESPONSES, "agents/instructor_client.py", {"model": "responses"}, (SCHEMA, IMAGE)
+    ),
+    "instructor-anthropic": Client(
+        "instructor", ANTHROPIC, "agents/instructor_client.py", {"model": "anthropic"}, (SCHEMA, IMAGE)
+    ),
+    "llama-index": Client(
+        "llama-index-llms-openai-like", OPENAI, "agents/llama_index_client.py", {"model": "openai"}, THREE
+    ),
+    "llama-index-responses": Client(
+        "llama-index-llms-openai", RESPONSES, "agents/llama_index_client.py", {"model": "responses"}, THREE
+    ),
+    "smolagents": Client("smolagents", OPENAI, "agents/smolagents_client.py", able=THREE),
+    "haystack": Client("haystack-ai", OPENAI, "agents/haystack_client.py", {"model": "openai"}, THREE),
+    "haystack-responses": Client("haystack-ai", RESPONSES, "agents/haystack_client.py", {"model": "responses"}, THREE),
+    "dspy": Client("dspy", OPENAI, "agents/dspy_client.py", {"model": "chat"}, THREE),
+    "dspy-responses": Client("dspy", RESPONSES, "agents/dspy_client.py", {"model": "responses"}, THREE),
+    "agno": Client("agno", OPENAI, "agents/agno_client.py", {"model": "openai"}, THREE),
+    "agno-responses": Client("agno", RESPONSES, "agents/agno_client.py", {"model": "responses"}, THREE),
+    "agno-anthropic": Client("agno", ANTHROPIC, "agents/agno_client.py", {"model": "anthropic"}, THREE),
+    "strands": Client("strands-agents", OPENAI, "agents/strands_client.py", {"model": "openai"}, THREE),
+    "strands-responses": Client("strands-agents", RESPONSES, "agents/strands_client.py", {"model": "responses"}, THREE),
+    "strands-anthropic": Client("strands-agents", ANTHROPIC, "agents/strands_client.py", {"model": "anthropic"}, THREE),
 }
 """The clients of `scripts/heavy-clients`, each in a folder of tests/clients."""
+AGENTS = {name: client for name, client in HEAVY.items() if client.file.startswith("agents/")}
+"""Those in Python, which run in a virtual environment of their own: `scripts/setup agents`."""
 CHAINS = {name: client for name, client in HEAVY.items() if client.file.startswith("chains/")}
 """Those in JavaScript that the tests drive like the ones above."""
 FRAMEWORKS = ("langchain_client.py", "pydantic_ai_client.py", "llm_client.py")
 """The drivers that run in a virtual environment of their own: `scripts/setup frameworks`."""
+QUIET = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "AGNO_TELEMETRY": "false",
+    "OTEL_SDK_DISABLED": "true",
+}
+"""What keeps the frameworks from asking the Internet when they are imported or used."""
 Events = list[dict[str, Any]]
 RUNNING: dict[str, Driver] = {}
 
@@ -143,6 +179,10 @@ def find_command(file: str) -> list[str]:
     """What runs a driver's cases."""
     if file.startswith("chains/") and not (CLIENTS / "chains/node_modules").exists():
         pytest.skip("scripts/heavy-clients installs it")
+    if file.startswith("agents/"):
+        if not AGENTS_PYTHON.exists():
+            pytest.skip("scripts/heavy-clients installs it")
+        return [str(AGENTS_PYTHON), str(CLIENTS / "cases.py"), str(CLIENTS / file)]
     if file.endswith(".py"):
         python = FRAMEWORKS_PYTHON if file in FRAMEWORKS else Path(sys.executable)
         if not python.exists():
@@ -208,6 +248,7 @@ class Driver:
                     "NO_PROXY": "127.0.0.1",
                     "SUPPRESS_TRANSFORMATION_WARNINGS": "true",
                     "OPENAI_AGENTS_DISABLE_TRACING": "1",
+                    **QUIET,
                 },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from client_drivers import CLIENTS, DRIVERS, HEAVY, IMAGE, REASONING, SCHEMA, TOOLS, Client
+from client_drivers import AGENTS, CLIENTS, DRIVERS, HEAVY, IMAGE, REASONING, SCHEMA, TOOLS, Client
 
 HEAD = """\
 | client | version | format | reasoning | tools and results | JSON by a schema | image |
@@ -33,6 +34,8 @@ def _row(client: Client, columns: tuple[str, ...] = (REASONING, TOOLS, SCHEMA, I
 
 def _version(client: Client) -> str:
     """Return the locked version."""
+    if client in AGENTS.values():
+        return _locked(CLIENTS / "agents/requirements.lock", client.package)
     if client in HEAVY.values():
         folder = CLIENTS / client.file.partition("/")[0]
         if (pinned := folder / "requirements.txt").exists():
@@ -41,11 +44,15 @@ def _version(client: Client) -> str:
         return str(package["dependencies"][client.package])
     if client.file.endswith(".py"):
         name = client.package.removesuffix(" (py)").replace("pydantic-ai", "pydantic-ai-slim")
-        lock = (CLIENTS.parents[1] / "requirements.lock").read_text("utf-8")
-        return next(line.split("==")[1].split()[0] for line in lock.splitlines() if line.startswith(f"{name}=="))
+        return _locked(CLIENTS.parents[1] / "requirements.lock", name)
     name = client.own.get("package") or client.package.removesuffix(" (js)")
     packages = json.loads((CLIENTS / "package-lock.json").read_text("utf-8"))["packages"]
     return str(packages[f"node_modules/{name}"]["version"])
+
+
+def _locked(lock: Path, name: str) -> str:
+    lines = lock.read_text("utf-8").splitlines()
+    return next(line.split("==")[1].split()[0] for line in lines if line.startswith(f"{name}=="))
 
 
 if __name__ == "__main__":

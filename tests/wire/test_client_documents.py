@@ -22,7 +22,10 @@ from chat_nest.dialects.blog import Blog
 from chat_nest.testing import ScriptedProvider, answer
 
 PAGE = (Path(__file__).parents[2] / "docs/clients.md").read_text()
-EXAMPLES = re.findall(r"```(python|js)\n(.*?)```", PAGE, re.DOTALL)
+PRESENT = re.sub(
+    r"\n## Frameworks for agents\n.*?(?=\n## )", "", PAGE, flags=re.DOTALL
+)  # without those of heavy clients
+EXAMPLES = re.findall(r"```(python|js)\n(.*?)```", PRESENT, re.DOTALL)
 ALL = ("native", "openai", "responses", "ai_sdk", "ag_ui", "anthropic", Blog(get=True))
 
 
