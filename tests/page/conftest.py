@@ -114,8 +114,14 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("browser", ["chromium", "firefox"], indirect=True)
 
 
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory):
+    """Where Firefox saves files: its driver reports none."""
+    return tmp_path_factory.mktemp("downloads")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browsers():
+async def browsers(downloads):
     """`await browsers("firefox")`: Debian's browser, the same for all modules; with preferences, one more of its own."""
     started = {}
     async with async_playwright() as playwright:
@@ -125,7 +131,7 @@ async def browsers():
             if not Path(path).exists():
                 missing(f"{path} is not installed; on Debian: apt-get install {Path(path).name}")
             # Playwright's own Firefox is a patched one. Any other is driven by WebDriver BiDi: "moz-firefox".
-            kind = {"channel": "moz-firefox"} if name == "firefox" else {"args": QUIET}
+            kind = {"channel": "moz-firefox", "downloads_path": downloads} if name == "firefox" else {"args": QUIET}
             if preferences:
                 return await playwright.firefox.launch(executable_path=path, firefox_user_prefs=preferences, **kind)
             if name not in started:

@@ -52,23 +52,44 @@ async def test_conversations_are_listed_found_renamed_and_opened_again(provider,
     await expect(page.locator(".cost")).to_contain_text("tokens")
 
 
-async def test_a_conversation_is_exported_as_markdown_and_everything_as_json(provider, visit):
+@pytest.fixture
+def exported(browser, downloads):
+    """`name, text = await exported(page, act())`: the file that the browser saves."""
+
+    async def exported(page, act):
+        if browser.browser_type.name == "chromium":
+            async with page.expect_download() as download:
+                await act
+            saved = await download.value
+            return saved.suggested_filename, (await saved.path()).read_text()
+        before = {*downloads.iterdir()}
+        await act
+        while True:
+            found = {*downloads.iterdir()} - before
+            if len(found) == 1 and (
+                text := (file := found.pop()).read_text()
+            ):  # two while it is written: it and its part
+                return file.name, text
+            await asyncio.sleep(0.01)
+
+    return exported
+
+
+@pytest.mark.in_firefox_too
+async def test_a_conversation_is_exported_as_markdown_and_everything_as_json(provider, visit, exported):
     provider.scripts = [answer("Yes, **bread**")]
     page = await visit()
     await say(page, "How do I bake?")
     await expect(page.locator(".cost")).to_be_visible()
-    async with page.expect_download() as download:
-        await choose(page, "How do I bake?", "Export as Markdown")
-    saved = await download.value
-    assert saved.suggested_filename == "How-do-I-bake.md"
-    text = (await saved.path()).read_text()
+    name, text = await exported(page, choose(page, "How do I bake?", "Export as Markdown"))
+    assert name == "How-do-I-bake.md"
     assert text == "# How do I bake?\n\n## You\n\nHow do I bake?\n\n## Answer\n\nYes, **bread**\n"
     await page.get_by_role("button", name="Settings").click()
-    async with page.expect_download() as download:
-        await page.get_by_role("button", name="Export everything").click()
-    exported = json.loads((await (await download.value).path()).read_text())
-    assert exported["format"] == "chat-nest-conversations-1"
-    [conversation] = exported["conversations"]
+    name, text = await exported(page, page.get_by_role("button", name="Export everything").click())
+    assert name == "Chat-Nest.json"
+    everything = json.loads(text)
+    assert everything["format"] == "chat-nest-conversations-1"
+    [conversation] = everything["conversations"]
     said = sorted(conversation["messages"], key=lambda message: message["created"])
     assert [message["content"] for message in said] == ["How do I bake?", "Yes, **bread**"]
 
