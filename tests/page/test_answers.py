@@ -213,6 +213,11 @@ async def test_a_long_text_is_pasted_whole_and_sent_whole_or_comes_back_whole(pr
     await say(page, text)
     await expect(words(page)).to_have_text("Long")
     assert sent(provider.requests[0]) == [("user", text)]
+    shown = page.locator(".user .words")
+    assert await shown.evaluate("node => node.clientHeight < innerHeight / 2")
+    await page.get_by_role("button", name="Show all").click()
+    assert await shown.evaluate("node => node.clientHeight > innerHeight")
+    await expect(page.get_by_role("button", name="Show less")).to_have_attribute("aria-expanded", "true")
     too_long = text * 7
     await page.evaluate("text => { document.getElementById('prompt').value = text }", too_long)
     await page.get_by_role("button", name="Send").click()

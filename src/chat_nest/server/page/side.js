@@ -5,7 +5,7 @@ import { byId, element, iconButton } from "./dom.js";
 import { asJson, asMarkdown, fileName, save } from "./exports.js";
 import * as store from "./store.js";
 import { toast } from "./toast.js";
-import { word } from "./words.js";
+import { moment, word } from "./words.js";
 
 const narrow = matchMedia("(max-width: 50rem)");
 
@@ -66,7 +66,7 @@ export async function draw() {
 function item(talk) {
   const title = talk.title || word("side.untitled");
   const isCurrent = talk.id === acts.current();
-  const open = element("button", { type: "button", class: "talk", dir: "auto", "aria-current": isCurrent && "true", onclick: () => acts.open(talk.id) }, title);
+  const open = element("button", { type: "button", class: "talk", dir: "auto", "aria-current": isCurrent && "true", title: `${title} · ${moment(talk.updated)}`, onclick: () => acts.open(talk.id) }, title);
   const more = iconButton("more", word("item.menu", { title }), () => showMenu(more, talk, row));
   more.setAttribute("aria-haspopup", "menu");
   const row = element("li", { "data-id": talk.id }, open, more);

@@ -74,6 +74,9 @@ const turns = new WeakMap();
 /** @param {Element} node @returns {Turn | undefined} */
 export const turnOf = (node) => turns.get(node);
 
+/** @param {string} text @returns {boolean} whether it would fill most of a screen */
+const isLong = (text) => text.length > 1_500 || text.split("\n", 21).length > 20;
+
 export class Turn {
   /** @param {Message} message @param {Message[]} versions @param {Acts} acts */
   constructor(message, versions, acts) {
@@ -103,6 +106,18 @@ export class Turn {
     }
     this.setVersions(versions);
     this.settle();
+    if (isMine && isLong(message.content)) this.fold();
+  }
+
+  /** A long message is shown in part, with a button for the rest. */
+  fold() {
+    this.words.classList.add("folded");
+    const button = this.button(word("unfold"), () => {
+      const isFolded = this.words.classList.toggle("folded");
+      button.textContent = word(isFolded ? "unfold" : "fold");
+      button.ariaExpanded = String(!isFolded);
+    });
+    button.ariaExpanded = "false";
   }
 
   get isMine() {

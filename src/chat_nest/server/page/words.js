@@ -109,7 +109,7 @@ export function moment(milliseconds) {
   const when = new Date(milliseconds);
   const isToday = when.toDateString() === new Date().toDateString();
   const hour = { hour: "2-digit", minute: "2-digit" };
-  const isSoon = milliseconds - Date.now() < 6 * 86_400_000;
-  const day = isSoon ? { weekday: "long" } : { day: "numeric", month: "long" };
+  const isNear = Math.abs(milliseconds - Date.now()) < 6 * 86_400_000;
+  const day = isNear ? { weekday: "long" } : { day: "numeric", month: "long" };
   return when.toLocaleString(language, isToday ? hour : { ...day, ...hour });
 }
