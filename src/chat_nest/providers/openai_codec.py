@@ -29,6 +29,7 @@ from chat_nest.providers.loose import field
 from chat_nest.providers.media import data_url, moved_to_user, taken
 from chat_nest.providers.presets import NO_SIGNATURE, OPENAI, Preset
 from chat_nest.providers.refusals import event_failure
+from chat_nest.providers.tools import filled
 
 # The request.
 
@@ -149,7 +150,7 @@ def _message(message: Message, preset: Preset, model: str) -> dict[str, Any]:
     if message.tool_calls:
         said["content"] = message.content or None
         said["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": filled(call.arguments)}}
             for call in message.tool_calls
         ]
         if preset.calls_need == "thoughts":

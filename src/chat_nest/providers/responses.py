@@ -31,6 +31,7 @@ from chat_nest.providers.model_server import ModelServer
 from chat_nest.providers.openai_codec import takes_temperature, takes_verbosity
 from chat_nest.providers.presets import Preset
 from chat_nest.providers.refusals import event_failure
+from chat_nest.providers.tools import filled
 
 # The request.
 
@@ -122,7 +123,7 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
         content: Any = [_part(each) for each in segments(message)] if message.attachments else message.content
         yield {"role": message.role, "content": content}
     for call in message.tool_calls:
-        yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": filled(call.arguments)}
 
 
 def _reasoning(thought: Thought) -> dict[str, Any]:

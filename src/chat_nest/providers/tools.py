@@ -1,4 +1,4 @@
-"""Tool calls and results, for providers with a format other than OpenAI's."""
+"""The tool calls and results of a conversation, as providers take them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def as_object(arguments: str) -> object:
 def names_by_id(messages: Iterable[Message]) -> dict[str, str]:
     """Return the function of each call, by id: some APIs need the name with the result, not the call's id."""
     return {call.id: call.name for message in messages for call in message.tool_calls}
+
+
+def filled(arguments: str) -> str:
+    """Return the arguments of an earlier call, `{}` for none: some servers read them as JSON, and refuse a blank."""
+    return arguments if arguments.strip() else "{}"

@@ -22,6 +22,7 @@ from chat_nest.core.messages import Attachment, Format, Message, Options, Tool, 
 from chat_nest.core.protocols import Prompt
 from chat_nest.core.usage import Usage
 from chat_nest.dialects.responses import FORGOTTEN, Responses
+from chat_nest.providers.openai_codec import request_body as chat_completions_body
 from chat_nest.providers.responses import lacks, request_body, responses_codec, takes
 
 Json = dict[str, Any]
@@ -114,6 +115,21 @@ def test_a_summary_is_asked_for_only_if_the_client_wants_it_and_the_model_reason
     }
     assert "reasoning" not in body()
     assert "reasoning" not in body(model="gpt-4o", options=Options(summary="auto"))
+
+
+@pytest.mark.parametrize(("given", "sent"), [("", "{}"), (" \n", "{}"), ("{}", "{}"), ('{"a":', '{"a":')])
+def test_a_call_without_arguments_has_an_empty_object(given: str, sent: str) -> None:
+    """Servers read them as JSON, and refuse a blank."""
+    call = ToolCall(id="c1", name="clock", arguments=given)
+    messages = (
+        Message(role="user", content="When?"),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="Now", tool_call_id="c1"),
+    )
+    prompt = Prompt(model="m", messages=messages, max_output_tokens=9)
+    [said] = [item for item in json.loads(request_body(prompt))["input"] if item.get("type") == "function_call"]
+    [call_sent] = json.loads(chat_completions_body(prompt))["messages"][1]["tool_calls"]
+    assert said["arguments"] == call_sent["function"]["arguments"] == sent
 
 
 def test_images_and_files_have_their_words_also_in_the_results_of_tools() -> None:
