@@ -99,6 +99,18 @@ async def test_each_user_behind_a_server_of_chats_has_a_budget(tmp_path: Path) -
     assert [reply.status for reply in replies] == [200, 429, 200, 401]
 
 
+[REFUSING] = re.findall(r"```toml\n(\[dialects\]\nbudget_status.*?)```", PAGE, re.DOTALL)
+
+
+async def test_a_daily_limit_is_refused_with_the_configured_status(tmp_path: Path) -> None:
+    (tmp_path / "chat.toml").write_text(f"{REFUSING}[profiles.balanced]\nrequests_per_day = 1\n")
+    body = {"model": "balanced", "messages": [{"role": "user", "content": "Hi"}]}
+    async with Provider(wire_answer("Hello")) as provider:
+        async with command(tmp_path, provider.url, "sk-refusing", "--config", "chat.toml") as server:
+            replies = [await ask(server.port, body, path="/v1/chat/completions") for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 402]
+
+
 SESSIONS = (Path(__file__).parents[2] / "docs/sessions.md").read_text()
 (BACKEND,) = re.findall(r"```python\n(.*?)```", SESSIONS, re.DOTALL)
 IN_A_PAGE = re.findall(r"```js\n(.*?)```", SESSIONS, re.DOTALL)

@@ -204,7 +204,10 @@ FACTS = Facts(
 
 
 class Anthropic:
-    """The dialect of Messages. `path` comes after the client's `base_url`, which ends before `/v1/messages`."""
+    """The dialect of Messages.
+
+    `path` comes after the client's `base_url`, which ends before `/v1/messages`; `budget_status` is as in OpenAI.
+    """
 
     facts: ClassVar[Facts] = FACTS
 

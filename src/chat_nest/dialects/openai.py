@@ -183,7 +183,11 @@ FACTS = Facts(
 
 
 class OpenAI:
-    """The dialect of chat completions. The `base_url` of a client ends with `path`; `now` is the clock of `created`."""
+    """The dialect of chat completions.
+
+    The `base_url` of a client ends with `path`; `now` is the clock of `created`. `budget_status` is the status of a
+    refusal by a budget, or by a limit that resets later than in a minute: many clients repeat a 429, but no 402.
+    """
 
     facts: ClassVar[Facts] = FACTS
 

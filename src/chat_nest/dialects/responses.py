@@ -230,7 +230,8 @@ FACTS = Facts(
 class Responses:
     """The dialect of Responses.
 
-    A client's `base_url` plus `/responses` gives `path`; `now` is the clock of `created_at`.
+    A client's `base_url` plus `/responses` gives `path`; `now` is the clock of `created_at`; `budget_status` is as in
+    OpenAI.
 
     Without `store` no answer is kept, whatever a client sends.
     """

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -564,6 +566,8 @@ async def test_what_is_kept_of_a_request_that_is_released_too_late_is_how_it_end
     async with ledger.reserve(claim("a"), 10, lambda held, failure: record):
         pass
     await ledger.aclose()
+    actual: Any
+    kept: Any
     [(_, actual, source, kept)] = store.endings
     assert (set(actual.values()), source, kept.ending, kept.spent_nothing) == ({0}, "reported", "client_gone", True)
 
