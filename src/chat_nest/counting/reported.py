@@ -60,7 +60,7 @@ def read_usage(
     if reasoning_is == "outside" or thought > answer:
         answer += thought
     if prompt is None:
-        prompt = 0 if known is not None else max(0, whole - answer)
+        prompt = 0 if before.input_tokens else max(0, whole - answer)
     elif cache_is == "outside" or outside:
         prompt += hit + written
     # The excess of a total is output: output costs more, and reasoning is what servers leave out.

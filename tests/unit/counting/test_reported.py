@@ -85,6 +85,7 @@ def test_parts_and_totals_that_disagree(facts: dict[str, Any], expected: tuple[i
 )
 def test_an_input_that_is_missing_is_the_rest_of_the_total(facts: dict[str, Any], expected: tuple[int, int]) -> None:
     assert both(read_usage(None, 9, **facts)) == expected
+    assert both(read_usage(None, 9, **facts, known=Usage(output_tokens=3))) == expected
     assert read_usage(None, 0, **facts) is None
 
 
