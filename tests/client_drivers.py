@@ -10,13 +10,14 @@ A module that does so imports the fixture `client`.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -128,6 +129,7 @@ HEAVY: dict[str, Client] = {
     "strands-anthropic": Client("strands-agents", ANTHROPIC, "agents/strands_client.py", {"model": "anthropic"}, THREE),
 }
 """The clients of `scripts/heavy-clients`, each in a folder of tests/clients."""
+ALL_CLIENTS = {**DRIVERS, **HEAVY}
 AGENTS = {name: client for name, client in HEAVY.items() if client.file.startswith("agents/")}
 """Those in Python, which run in a virtual environment of their own: `scripts/setup agents`."""
 CHAINS = {name: client for name, client in HEAVY.items() if client.file.startswith("chains/")}
@@ -142,7 +144,8 @@ QUIET = {
 }
 """What keeps the frameworks from asking the Internet when they are imported or used."""
 Events = list[dict[str, Any]]
-RUNNING: dict[str, Driver] = {}
+RUNNING: list[Driver] = []
+"""The driver of the latest client, if there is one."""
 
 
 class Watched:
@@ -203,12 +206,11 @@ def missing(what: str, part: str) -> NoReturn:
 
 
 class Driver:
-    """A client's process. Its first case starts it, and so does the next one after it failed."""
+    """The process of a driver's file. Its first case starts it, and so does the next one after it failed."""
 
-    def __init__(self, client: str, folder: Path) -> None:
-        described = {**DRIVERS, **HEAVY}[client]
-        self._own = described.own
-        self._command = find_command(described.file)
+    def __init__(self, file: str, folder: Path) -> None:
+        self.file = file
+        self._command = find_command(file)
         self._complaints = folder / "complaints.txt"
         self._process: subprocess.Popen[str] | None = None
 
@@ -217,7 +219,7 @@ class Driver:
         process = self._process or self._start()
         assert process.stdin
         assert process.stdout
-        process.stdin.write(json.dumps([url, {**self._own, **options}]) + "\n")
+        process.stdin.write(json.dumps([url, options]) + "\n")
         process.stdin.flush()
         events: Events = []
         while line := process.stdout.readline():
@@ -259,12 +261,21 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a client, whose driver runs as long as tests of this module use it."""
-    RUNNING[request.param] = driver = Driver(request.param, tmp_path_factory.mktemp("driver"))
-    yield request.param
-    driver.stop()
-    del RUNNING[request.param]
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a client. The driver of its file runs until a test needs another one, or the tests end."""
+    file = ALL_CLIENTS[request.param].file
+    if not RUNNING or RUNNING[0].file != file:
+        stop_driver()
+        RUNNING.append(Driver(file, tmp_path_factory.mktemp("driver")))
+    return request.param
+
+
+def stop_driver() -> None:
+    while RUNNING:
+        RUNNING.pop().stop()
+
+
+atexit.register(stop_driver)
 
 
 def parametrize_client(clients: Iterable[str]) -> pytest.MarkDecorator:
@@ -281,9 +292,10 @@ def able(what: str, clients: dict[str, Client] = DRIVERS) -> list[str]:
 
 async def drive(client: str, port: int, **options: Any) -> Events:
     """Let a client ask once, and return what it told. Raises where its driver failed."""
-    driver = RUNNING[client]
+    [driver] = RUNNING
+    own = ALL_CLIENTS[client].own
     try:
-        return await asyncio.to_thread(driver.run, f"http://127.0.0.1:{port}", options)
+        return await asyncio.to_thread(driver.run, f"http://127.0.0.1:{port}", {**own, **options})
     except BaseException:
         driver.stop()  # or its thread would wait for ever
         raise

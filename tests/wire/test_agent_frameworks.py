@@ -210,7 +210,7 @@ async def test_a_prompt_that_is_too_long_is_told_and_not_sent_again(client: str,
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[re.split(r"[\s.]", example)[1] for example in EXAMPLES])
-async def test_an_example_of_the_page_prints_the_answer(example: str) -> None:
+async def test_an_example_of_the_page_prints_the_answer(example: str, tmp_path: Path) -> None:
     text = "Hello from the nest"
     written = {"instructor": json.dumps({"text": text}), "dspy": f"[[ ## answer ## ]]\n{text}\n\n[[ ## completed ## ]]"}
     provider = Scripted(answer(*written.get(example.split()[1], text)))
@@ -220,7 +220,7 @@ async def test_an_example_of_the_page_prints_the_answer(example: str) -> None:
         assert code != example
         process = await asyncio.create_subprocess_exec(
             *(command, "-c", code),
-            env={**environment(), **QUIET},
+            env={**environment(), **QUIET, "DSPY_CACHEDIR": str(tmp_path)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import warnings
 
 import openai
 from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from say import image, options, prompt, say, url, weather
 
 logging.disable(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="pydantic")  # of a parsed answer that Haystack turns into a dictionary
 responses = options["model"] == "responses"
 
 
