@@ -663,7 +663,9 @@ def test_a_limit_in_dollars_without_a_price_is_refused_at_once(where: str) -> No
     profile = replace(dear, **money) if where == "profile" else dear
     limits = Limits(**money) if where == "limits" else Limits()
     groups = {"acme": Limits(**money)} if where == "group" else None
-    with pytest.raises(ValueError, match="profile 'dear'.*price of 'openai:unknown' is not known"):
+    with pytest.raises(
+        ValueError, match="profile 'dear'.*price of 'openai:unknown' is not known: add .*openai:unknown"
+    ):
         Profiles({"dear": replace(profile, name="dear")}, limits, WIDE, "UTC", "dear", groups=groups, prices=OWN)
 
 
@@ -870,6 +872,7 @@ def test_row18_tools_are_for_profiles_that_allow_them() -> None:
     with pytest.raises(BadRequest) as refused:
         rules.resolve(CALLER, replace(ask(), messages=talked))
     assert refused.value.field == "messages[1].role"
+    assert refused.value.message.endswith("tools are not accepted from this caller: see allow_tools of the profile")
     assert rules.resolve(CALLER, replace(ask(profile="able"), messages=talked)).name == "able"
 
 
