@@ -675,10 +675,14 @@ async def test_row09_a_trusted_proxy_may_bring_as_many_as_there_are(tmp_path: Pa
                 client.reset()
 
 
+IN_MEMORY = {"CHAT_NEST_STORE_URL": "memory://"}
+"""With a disk that is slow at this moment a server is not ready."""
+
+
 async def test_row09_health_checks_are_answered_by_a_server_that_is_full(tmp_path: Path) -> None:
     async with (
         ScriptedProvider(stream(chunk("one"), HANG)) as provider,
-        command(tmp_path, provider.url, CHAT_NEST_SERVER_MAX_CONNECTIONS="1") as served,
+        command(tmp_path, provider.url, **IN_MEMORY, CHAT_NEST_SERVER_MAX_CONNECTIONS="1") as served,
         connect(served.port) as first,
         AsyncExitStack() as stack,
     ):

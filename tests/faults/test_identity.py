@@ -161,7 +161,8 @@ async def test_row23_whatever_is_wrong_with_a_key_is_the_same_401(tmp_path: Path
 
 async def test_row23_every_format_and_every_path_refuses_in_its_own_shape(tmp_path: Path) -> None:
     await made(tmp_path, "ada")
-    async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **ENVIRON) as served:
+    environ = {**ENVIRON, "CHAT_NEST_STORE_URL": "memory://"}  # ready, however slow the disk is
+    async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **environ) as served:
         for path, shape in SHAPES.items():
             reply = await ask(served.port, CHAT, path=path, headers={**JSON, **bearer("cn_wrong")})
             assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer"), path

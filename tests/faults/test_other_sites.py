@@ -190,7 +190,8 @@ def test_a_host_that_is_none_is_told_at_the_start() -> None:
     ],
 )
 async def test_only_this_machine_sees_why_the_server_is_not_ready(tmp_path: Path, proxied: dict[str, str]) -> None:
-    environ = {"CHAT_NEST_PROFILES_BALANCED_MODEL": "openai:canary-model"}
+    memory = {"CHAT_NEST_STORE_URL": "memory://"}  # a slow disk is a reason, too
+    environ = {"CHAT_NEST_PROFILES_BALANCED_MODEL": "openai:canary-model", **memory}
     async with command(tmp_path, "http://127.0.0.1:9/v1", **environ) as served, connect(served.port) as client:
         for host in {}, {"host": "127.0.0.1"}, {"host": f"[::1]:{served.port}"}:
             reply = await client.request("GET", "/readyz", headers=host)
@@ -201,11 +202,12 @@ async def test_only_this_machine_sees_why_the_server_is_not_ready(tmp_path: Path
         reply = await client.request("GET", "/readyz", headers=proxied)
         assert await reply.body() == (b'{"ready":false,"status":"unavailable","message":"The model can\'t be reached"}')
         assert reply.status == 503
-    async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url) as served:
+    async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **memory) as served:
         async with connect(served.port) as client:
             reply = await client.request("GET", "/readyz", headers=proxied)
             assert (reply.status, await reply.body()) == (200, b'{"ready":true,"status":"ready"}')
-    async with command(tmp_path, "http://127.0.0.1:9/v1", CHAT_NEST_SERVER_READYZ_DETAILS="true") as served:
+    details = {"CHAT_NEST_SERVER_READYZ_DETAILS": "true", **memory}
+    async with command(tmp_path, "http://127.0.0.1:9/v1", **details) as served:
         async with connect(served.port) as client:
             reply = await client.request("GET", "/readyz", headers=proxied)
             assert "openai" in (await reply.json())["providers"]
