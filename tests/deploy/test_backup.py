@@ -177,7 +177,7 @@ async def test_a_backup_of_another_life_of_the_store_is_accepted_by_those_that_r
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all", None], ids=["empty", "text", "other"])
-async def test_what_is_no_backup_changes_nothing(content) -> None:
+async def test_an_invalid_backup_changes_nothing(content) -> None:
     await backed_up()
     if content is None:
         with closing(sqlite3.connect("other.db")) as other:
@@ -207,7 +207,7 @@ async def test_records_of_both_files_are_there_after_a_restore() -> None:
 
 
 @pytest.mark.parametrize("how", ["readable", "missing"])
-async def test_what_operators_did_since_the_backup_stays_if_it_is_known(how) -> None:
+async def test_known_operator_actions_since_the_backup_are_kept(how) -> None:
     store = SQLiteStore("chat-nest.db")
     await store.controls.change([Control(kind="grant", name="ada"), Control(kind="block", name="bob")], act=ACT)
     assert run("backup", "copy.db").exit_code == 0

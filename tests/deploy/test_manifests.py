@@ -106,7 +106,7 @@ def test_the_pods_have_time_to_drain_and_a_configuration_that_passes_check(writt
     assert [CONTAINER["ports"][0]["containerPort"], config.server.host] == [config.server.port, "0.0.0.0"]
 
 
-def test_kubernetes_own_variables_for_the_service_are_switched_off() -> None:
+def test_service_variables_of_kubernetes_are_switched_off() -> None:
     """A Service named chat-nest makes CHAT_NEST_PORT, and an unknown CHAT_NEST_ variable is refused."""
     assert MANIFESTS["Service"]["metadata"]["name"] == "chat-nest"
     assert POD["enableServiceLinks"] is False

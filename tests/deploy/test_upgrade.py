@@ -106,7 +106,7 @@ def test_a_change_that_only_adds_leaves_the_version_that_older_code_reads(tmp_pa
         assert not schema.gone(connection)
 
 
-def test_what_this_release_writes_into_an_empty_file_is_readable_by_the_one_before(tmp_path) -> None:
+def test_a_new_file_of_this_release_is_readable_by_the_previous_one(tmp_path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     use(NOW, url, ["hold", "a", 7])
     assert use(BEFORE, url, ["settle", "a", 6], ["standing"], ["usage"]) == [[[6, 0], [0, 0]], [1, 6]]

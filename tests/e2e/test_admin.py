@@ -299,7 +299,7 @@ def server_url(request):
 
 
 @pytest.mark.parametrize("server_url", ["redis", "postgres"], indirect=True)
-async def test_what_two_workers_did_is_one_picture_on_a_server_of_its_own(tmp_path, server_url):
+async def test_the_operators_server_shows_the_work_of_two_workers_as_one(tmp_path, server_url):
     async with ScriptedProvider(answer("Hello", 3)) as provider:
         options = write(tmp_path, provider)
         store = {"CHAT_NEST_STORE_URL": server_url}

@@ -109,7 +109,7 @@ async def test_a_fleet_that_crosses_a_share_at_once_sends_one_alert(tmp_path, ki
     assert first.id != second.id
 
 
-async def test_an_alert_whose_sender_was_killed_is_delivered_after_the_restart(tmp_path):
+async def test_an_alert_is_delivered_after_its_sender_was_killed_and_restarted(tmp_path):
     """A minute, for which the attempt belonged to the killed process, is taken out of the store."""
     async with ScriptedProvider(answer("ok")) as provider, Receiver(None) as receiver:
         write(tmp_path, provider, f"sqlite:///{tmp_path}/store.db", ALERTS.format(url=receiver.url))
@@ -149,7 +149,7 @@ async def test_a_reload_turns_alerts_on_and_off(tmp_path):
         assert len(receiver.attempts) == 1
 
 
-async def test_a_store_that_is_down_is_told_all_the_same(tmp_path):
+async def test_an_alert_is_sent_while_the_store_is_down(tmp_path):
     async with ScriptedProvider(answer("ok")) as provider, Receiver() as receiver:
         server = RedisServer()
         try:
@@ -166,7 +166,7 @@ async def test_a_store_that_is_down_is_told_all_the_same(tmp_path):
             server.stop()
 
 
-async def test_a_test_alert_says_what_happened(tmp_path):
+async def test_a_test_alert_reports_the_outcome(tmp_path):
     inbox = Inbox()
     async with ScriptedProvider() as provider, Receiver() as receiver, mail_server(inbox, tls="none") as port:
         mail = (
@@ -186,7 +186,7 @@ async def test_a_test_alert_says_what_happened(tmp_path):
     assert said == "chat-nest: webhook: not sent: status 503\nchat-nest: email: not sent: the mail server answers 554\n"
 
 
-async def test_without_a_receiver_the_test_says_what_to_set(tmp_path):
+async def test_a_test_alert_without_a_receiver_names_the_missing_setting(tmp_path):
     async with ScriptedProvider() as provider:
         write(tmp_path, provider, "memory://")
         assert await run(tmp_path, "alerts", "test") == (

@@ -95,7 +95,7 @@ async def test_row8_a_reader_who_never_reads_is_dropped(tmp_path) -> None:
         assert (await settled(bench.port))["tokens_per_day"]["used"] > 0
 
 
-async def test_row10_a_body_that_is_too_large_is_told_so_in_json(tmp_path) -> None:
+async def test_row10_a_body_that_is_too_large_gets_a_json_error(tmp_path) -> None:
     async with behind(tmp_path, answer("x")) as bench:
         body = json.dumps({"messages": [{"role": "user", "content": "x" * 300_000}]}).encode()
         reply = await ask(bench.port, body)
@@ -114,7 +114,7 @@ async def test_row10_a_body_that_is_too_large_is_told_so_in_json(tmp_path) -> No
         assert (await ask(bench.port)).status == 200, "and nginx goes on"
 
 
-async def test_row21_what_a_client_says_of_itself_is_ignored_and_what_nginx_says_is_believed(tmp_path) -> None:
+async def test_row21_forwarding_headers_are_trusted_from_nginx_and_ignored_from_clients(tmp_path) -> None:
     async with behind(tmp_path, answer("x", input_tokens=5, output_tokens=1)) as bench:
 
         async def chat(port: int, source: str, **fields: str) -> None:
@@ -158,7 +158,7 @@ async def test_row41_a_client_that_leaves_closes_the_provider(tmp_path, script, 
         assert len(bench.provider.requests) == 1
 
 
-async def test_row47_a_drain_ends_well_what_runs_and_refuses_what_is_new(tmp_path) -> None:
+async def test_row47_a_drain_completes_running_answers_and_refuses_new_requests(tmp_path) -> None:
     release = asyncio.Event()
     script = stream(chunk("one"), release, chunk("two"), finish(), usage(5, 2), DONE)
     async with behind(tmp_path, script) as bench, connect(bench.port) as client:

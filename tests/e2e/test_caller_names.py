@@ -80,7 +80,7 @@ async def test_a_configured_secret_is_the_deployments(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*caller-secret"))
 
 
-async def test_where_no_secret_can_be_kept_it_serves_and_says_so(tmp_path: Path) -> None:
+async def test_it_starts_with_a_warning_if_no_secret_can_be_stored(tmp_path: Path) -> None:
     (tmp_path / "chat-nest.db.caller-secret").mkdir()
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url) as served:
         assert (await ask(served.port)).status == 200

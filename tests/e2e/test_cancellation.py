@@ -238,7 +238,7 @@ def resident() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_a_slow_reader_gets_everything_at_its_own_pace():
+async def test_a_slow_reader_gets_the_whole_answer():
     """Backpressure end to end: nothing is lost, and the provider is never far ahead of the reader."""
     count = 600
     text = "x" * 4_000
@@ -345,7 +345,7 @@ async def one(setup: Setup, kind: int) -> None:
             pass
 
 
-async def test_row_50_tasks_and_files_return_to_where_they_were():
+async def test_row_50_tasks_and_files_return_to_their_numbers():
     scripts: list[Script] = [
         answer("word ", 20),
         stream(chunk("word "), HANG),

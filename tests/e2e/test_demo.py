@@ -111,13 +111,13 @@ async def test_it_answers_with_text_usage_and_a_finish(provider):
     await provider.check()
 
 
-async def test_it_answers_the_same_again_whatever_temperature_a_profile_has(provider):
+async def test_it_answers_the_same_again_at_any_temperature_of_a_profile(provider):
     first = await answer(provider, prompt("Tell me about birds.", temperature=2.0))
     again = await answer(provider, prompt("Tell me about birds.", temperature=0.7))
     assert text_of(first) == text_of(again) != ""
 
 
-async def test_the_answer_ends_at_the_tokens_asked_for(provider):
+async def test_the_answer_ends_at_the_requested_number_of_tokens(provider):
     deltas = await answer(provider, prompt("Tell me a long story.", max_output_tokens=7))
     assert deltas[-1] == FinishDelta("length") or FinishDelta("length") in deltas
     assert next(delta.usage for delta in deltas if isinstance(delta, UsageDelta)).output_tokens == 7
@@ -190,7 +190,7 @@ async def test_a_server_that_runs_already_is_used_and_left_running(model):
         await asyncio.to_thread(server.close)
 
 
-async def test_only_who_has_the_key_can_use_it_and_only_on_this_machine(model):
+async def test_it_accepts_only_requests_with_the_key_from_this_machine(model):
     server = await asyncio.to_thread(start_demo_server)
     try:
         (pid,) = children()
@@ -226,7 +226,7 @@ def listening(pid):
     return found
 
 
-async def test_it_prints_its_url_and_nothing_else_whatever_it_is_asked(model, tmp_path):
+async def test_it_prints_only_its_url_whatever_is_requested(model, tmp_path):
     """Broken bodies too: they are what llama.cpp would quote."""
     said = tmp_path / "output"
     with said.open("wb") as output:

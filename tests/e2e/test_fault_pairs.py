@@ -17,5 +17,5 @@ SEED = os.environ.get("FAULT_PAIRS_SEED", "1")
 
 
 @pytest.mark.timeout(600)
-async def test_whatever_breaks_together_the_ledger_has_what_the_provider_made(tmp_path):
+async def test_the_ledger_has_the_providers_output_after_any_pair_of_faults(tmp_path):
     assert await run(covering(random.Random(SEED)), tmp_path, SEED) == []

@@ -174,7 +174,7 @@ async def test_hundreds_at_once_with_a_budget_in_dollars(tmp_path, store, provid
 
 
 @pytest.mark.parametrize("profile", LAST)
-async def test_the_last_one_is_clamped_to_what_is_left(shared, profile):
+async def test_the_last_request_is_clamped_to_the_remaining_budget(shared, profile):
     served, provider, last = shared.served, shared.provider, LAST[profile][1]
     caller = 4 + [*LAST].index(profile)
     answers = await all_at_once(served, provider, [caller] * 300, profile)
@@ -187,7 +187,7 @@ async def test_the_last_one_is_clamped_to_what_is_left(shared, profile):
     assert shared.one_counter() == (provider.total, 0)
 
 
-async def test_room_that_comes_back_is_given_out_again(shared):
+async def test_freed_budget_is_granted_again(shared):
     """The first wave uses a half of what it held; the second gets exactly the rest."""
     served, provider = shared.served, shared.provider
     provider.share = 0.5
@@ -407,7 +407,7 @@ async def test_one_key_at_several_workers_at_once(shared):
     assert (await ask(served.port, 10, number=1, key="one")).code == "idempotency_key_reused"
 
 
-async def test_a_key_whose_answer_has_ended_tells_its_ending(shared):
+async def test_a_repeated_key_gets_the_ending_of_the_finished_answer(shared):
     served, provider = shared.served, shared.provider
     first = await ask(served.port, 12, key="one")
     assert first.done
@@ -435,7 +435,7 @@ async def test_a_first_attempt_that_spent_nothing_frees_its_key(shared):
     assert await used_by(served, 13) == WHOLE
 
 
-async def test_who_leaves_while_being_reserved_frees_nobody_elses_request(shared):
+async def test_leaving_during_a_reservation_frees_no_other_request(shared):
     served, store, provider = shared.served, shared.store, shared.provider
     provider.go_on.clear()
     running = asyncio.create_task(ask(served.port, 14, key="one"))
@@ -457,7 +457,7 @@ async def test_who_leaves_while_being_reserved_frees_nobody_elses_request(shared
 # Last: a worker may need a moment after it.
 
 
-async def test_a_store_that_hangs_refuses_everybody_in_line(shared):
+async def test_a_hanging_store_refuses_every_queued_request(shared):
     served, store, provider = shared.served, shared.store, shared.provider
     await answered_again(served, [9])
     async with store.busy():

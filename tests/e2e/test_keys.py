@@ -128,7 +128,7 @@ async def check_refusals(admin):
 
 
 @pytest.mark.parametrize("kept", KEPT)
-async def test_two_workers_accept_what_operators_make(tmp_path, kept):
+async def test_two_workers_accept_keys_made_by_operators(tmp_path, kept):
     async with ScriptedProvider(answer("Hello", 3)) as provider:
         lines = KEPT[kept].format(folder=tmp_path)
         text = CONFIG.format(url=provider.url, folder=tmp_path, secret=SECRET, keys=lines)

@@ -35,7 +35,7 @@ async def until(port, status):
         in_a_row = in_a_row + 1 if (await ask(port)).status == status else 0
 
 
-async def test_two_workers_obey_and_stop_what_they_run(tmp_path):
+async def test_two_workers_obey_controls_and_stop_running_answers(tmp_path):
     never = asyncio.Event()
     slow = stream(chunk("Hel"), never, finish(), usage(5, 2), DONE)
     async with (

@@ -146,7 +146,7 @@ def requests_of(text: str) -> dict[str, float]:
     return {sample.labels["code"]: sample.value for family in counted for sample in family.samples}
 
 
-async def test_prometheus_has_what_the_dashboard_and_the_rules_ask(tmp_path) -> None:
+async def test_prometheus_has_all_metrics_of_the_dashboard_and_the_rules(tmp_path) -> None:
     counters = tmp_path / "counters"
     counters.mkdir()
     hanging = stream(chunk("Hel"), HANG)

@@ -88,7 +88,7 @@ ALL = pytest.mark.parametrize("server", [*SERVERS, "nginx"])
 
 @ALL
 @WAYS
-async def test_finish_goes_on_and_can_be_read_afterwards(server, way, tmp_path):
+async def test_finish_continues_and_can_be_read_afterwards(server, way, tmp_path):
     rest = asyncio.Event()
     script = stream(chunk("one "), rest, chunk("two"), finish(), usage(9, 2), DONE)
     async with served(server, tmp_path, script, "finish") as (provider, port):
@@ -104,7 +104,7 @@ async def test_finish_goes_on_and_can_be_read_afterwards(server, way, tmp_path):
 
 
 @ALL
-async def test_grace_waits_for_who_comes_back_and_begins_again_when_he_leaves(server, tmp_path):
+async def test_grace_waits_for_a_returning_reader_and_restarts_when_it_leaves(server, tmp_path):
     async with served(server, tmp_path, stream(chunk("one "), HANG), "grace") as (provider, port):
         run = await leave_after_a_token(port, "reset")
         async with connect(port) as one, connect(port) as two:

@@ -146,7 +146,7 @@ async def test_a_wrong_file_changes_nothing_and_names_the_line(tmp_path, count):
             assert (await standing(served.port))["tokens_per_day"]["limit"] == 1_000
 
 
-async def test_what_takes_a_restart_is_named_and_the_rest_is_in_force(tmp_path):
+async def test_settings_that_need_a_restart_are_named_and_the_rest_is_in_force(tmp_path):
     async with ScriptedProvider(answer("x")) as provider:
         write(tmp_path, provider.url)
         async with serving(tmp_path) as served, connect(served.port) as client:
@@ -252,7 +252,7 @@ async def test_a_reload_by_sighup_while_the_store_is_down_is_in_force_and_logged
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_a_server_that_drains_changes_nothing_and_says_so(tmp_path, count):
+async def test_a_draining_server_refuses_a_reload_with_the_reason(tmp_path, count):
     go_on = asyncio.Event()
     script = stream(chunk("one"), go_on, chunk("two"), finish(), usage(3, 2), DONE)
     async with ScriptedProvider(script) as provider:
@@ -271,7 +271,7 @@ async def test_a_server_that_drains_changes_nothing_and_says_so(tmp_path, count)
             assert await served.ended() == 0
 
 
-async def test_without_a_server_the_command_says_how_else(tmp_path):
+async def test_without_a_server_the_command_explains_the_alternative(tmp_path):
     write(tmp_path, "http://127.0.0.1:9/v1")
     code, said = await reload(tmp_path)
     assert code == 1
@@ -343,7 +343,7 @@ async def test_systemd_hears_of_the_start_a_reload_life_and_the_end(tmp_path, co
                 assert await served.ended() == 0
 
 
-async def test_the_version_is_told(tmp_path):
+async def test_the_version_is_reported(tmp_path):
     async with ScriptedProvider(answer("x")) as provider:
         write(tmp_path, provider.url)
         async with serving(tmp_path) as served, connect(served.port) as client:

@@ -102,7 +102,7 @@ async def test_cut_anywhere_and_read_on_at_any_worker_nothing_is_lost_or_doubled
 
 
 @KINDS
-async def test_any_worker_stops_it_and_charges_what_came_by_its_caller_only(kind, tmp_path):
+async def test_any_worker_stops_a_run_for_its_caller_only_and_charges_received_tokens(kind, tmp_path):
     async with ScriptedProvider(stream(chunk("one "), HANG)) as provider, workers(tmp_path, provider, kind) as all:
         user = a_user()
         for number, worker in enumerate(all[1:]):
@@ -128,7 +128,7 @@ async def status(worker, run, user):
 
 
 @KINDS
-async def test_an_answer_that_nobody_may_come_back_to_is_stopped_from_any_worker_too(kind, tmp_path):
+async def test_an_answer_without_resume_is_also_stopped_from_any_worker(kind, tmp_path):
     policy = {"CHAT_NEST_PROFILES_BALANCED_ON_DISCONNECT": "cancel"}
     async with (
         ScriptedProvider(stream(chunk("one "), HANG)) as provider,
@@ -165,7 +165,7 @@ async def test_row27_the_same_key_attaches_at_another_worker(kind, tmp_path):
 
 
 @KINDS
-async def test_row48_its_process_is_killed_readers_are_told_and_the_hold_is_charged(kind, tmp_path):
+async def test_row48_after_its_process_is_killed_readers_get_an_error_and_the_hold_is_charged(kind, tmp_path):
     async with (
         ScriptedProvider(stream(chunk("one "), HANG)) as provider,
         workers(tmp_path, provider, kind, 2) as (a, b),
@@ -191,7 +191,7 @@ async def get_usage(worker, user):
     return {limit["name"]: limit for limit in json.loads(reply.raw)["limits"]}
 
 
-async def test_a_frozen_worker_stops_nobody_from_finding_what_another_has(tmp_path):
+async def test_a_frozen_worker_does_not_hide_runs_of_other_workers(tmp_path):
     async with (
         ScriptedProvider(stream(chunk("one "), HANG)) as provider,
         workers(tmp_path, provider, "local", 3) as all,
@@ -314,7 +314,7 @@ async def bash(example, port, user, run=""):
     return said
 
 
-async def test_the_commands_of_the_document_do_what_it_says(tmp_path):
+async def test_the_commands_of_the_document_work_as_described(tmp_path):
     if shutil.which("curl") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("curl is not installed")
     come_back, stopping, again = examples()

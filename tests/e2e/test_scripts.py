@@ -104,7 +104,7 @@ def test_setup_names_a_part_that_is_not_there():
     assert "there is no part everything" in said
 
 
-def test_where_the_environment_can_not_be_made_setup_says_how_to_choose_another(tmp_path):
+def test_setup_explains_how_to_choose_another_environment_if_one_can_not_be_made(tmp_path):
     (tmp_path / "file").touch()
     code, said = run("scripts/setup", VENV_DIR=str(tmp_path / "file/venv"))
     assert code == 1

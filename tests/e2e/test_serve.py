@@ -115,7 +115,7 @@ async def get(served: Served, path: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.parametrize("name", ["balanced", "expanded", "free", "constrained"])
-async def test_the_readmes_configuration_limits_a_caller_whatever_profile_it_names(tmp_path, name):
+async def test_the_configuration_of_the_readme_limits_a_caller_with_any_profile(tmp_path, name):
     readme = Path(__file__).parents[2] / "README.md"
     [block] = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
     assert "tokens_per_day = 50_000 " in block
@@ -164,7 +164,7 @@ async def test_a_server_with_a_provider(tmp_path):
         assert secret not in served.logged
 
 
-async def test_a_refused_key_is_told_where_to_correct_it(tmp_path):
+async def test_a_refused_key_is_reported_with_the_place_to_correct_it(tmp_path):
     async with ScriptedProvider(failure(401, f"Incorrect API key provided: {KEY}")) as provider:
         provider.models = failure(401, f"Incorrect API key provided: {KEY}")
         async with serving(tmp_path, **using(provider)) as served:
@@ -225,7 +225,7 @@ async def test_colors_only_on_a_terminal_that_wants_them(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_row47_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path, workers):
+async def test_row47_after_sigterm_running_answers_end_and_new_ones_are_refused(tmp_path, workers):
     release = asyncio.Event()
     script = stream(chunk("one"), release, chunk("two"), finish(), usage(5, 2), DONE)
     async with (
@@ -269,7 +269,7 @@ async def told(served: Served, method: str, path: str) -> tuple[int, object, str
             assert served.process.returncode is None, served.logged
 
 
-async def test_row47_answers_that_outlast_the_drain_are_told_and_settled(tmp_path):
+async def test_row47_answers_that_outlast_the_drain_get_an_error_and_are_settled(tmp_path):
     async with (
         ScriptedProvider(stream(chunk("one"), chunk("two"), asyncio.Event())) as provider,
         serving(tmp_path, CHAT_NEST_SERVER_DRAIN_SECONDS="0.5", **using(provider)) as served,
@@ -344,7 +344,7 @@ async def test_row8_a_slow_reader_is_dropped_by_the_real_server(tmp_path):
         assert await served.stop() == 0
 
 
-async def test_row9_out_of_file_descriptors_it_says_so_once_and_comes_back(tmp_path):
+async def test_row9_without_file_descriptors_it_logs_once_and_recovers(tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); sys.argv[0] = 'chat-nest'; "
     script = stream(chunk("one"), finish(), usage(5, 1), DONE)
     async with ScriptedProvider(script) as provider:
@@ -616,7 +616,7 @@ async def test_a_host_that_is_no_address(tmp_path):
     ]
 
 
-async def test_workers_with_budgets_of_their_own(tmp_path):
+async def test_workers_with_separate_budgets(tmp_path):
     code, lines = await refused(
         tmp_path, "--port", "0", "--workers", "2", OPENAI_API_KEY=KEY, CHAT_NEST_STORE_URL="memory://"
     )
@@ -664,7 +664,7 @@ async def test_a_demo_that_can_not_be_loaded(tmp_path, native, reason):
 # Other wire formats.
 
 
-async def test_every_format_answers_at_its_path_as_the_file_says(tmp_path):
+async def test_every_format_answers_at_its_configured_path(tmp_path):
     (tmp_path / "chat.toml").write_text('[dialects]\nopenai = "/openai/v1"\nanthropic = false\nblog = true\n')
     async with (
         ScriptedProvider(answer("Hello ", 2)) as provider,

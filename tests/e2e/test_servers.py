@@ -45,7 +45,7 @@ async def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             assert "Traceback" not in served.log.read_text()
 
 
-async def test_each_token_arrives_when_the_provider_says_it(pair):
+async def test_each_token_arrives_when_the_provider_sends_it(pair):
     first, second = asyncio.Event(), asyncio.Event()
     pair.next(stream(chunk("one"), first, chunk("two"), second, finish(), usage(9, 2), DONE))
     async with connect(pair.port) as client:
@@ -198,7 +198,7 @@ ENDING = ["uvicorn", "hypercorn"] if sys.version_info < (3, 12) else ["uvicorn"]
 
 
 @pytest.mark.parametrize("server", ENDING)
-async def test_row_47_a_stream_that_does_not_end_is_told_and_settled(server, tmp_path):
+async def test_row_47_a_stream_that_does_not_end_gets_an_error_and_is_settled(server, tmp_path):
     store = f"sqlite:///{tmp_path / 'ledger.db'}"
     async with ScriptedProvider(stream(chunk("one"), chunk("two"), HANG)) as provider:
         env = {"OPENAI_BASE_URL": provider.url, "STORE": store}
@@ -286,7 +286,7 @@ async def test_closed_by_async_with():
                 await provider.closed(0)
 
 
-async def test_a_missing_key_is_told_at_once():
+async def test_a_missing_key_is_reported_at_once():
     clean = {"PATH": "/usr/bin:/bin"}
     code = "from chat_nest import create_chat_handler; create_chat_handler()"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=clean, stderr=subprocess.PIPE)

@@ -116,7 +116,7 @@ def slow_answer(release: asyncio.Event):
     return stream(chunk("Hel"), release, chunk("lo"), finish(), usage(5, 3), DONE)
 
 
-async def test_row43_a_frozen_store_ends_no_stream_and_admits_nobody(tmp_path, redis) -> None:
+async def test_row43_a_frozen_store_ends_no_stream_and_admits_no_request(tmp_path, redis) -> None:
     release = asyncio.Event()
     async with ScriptedProvider(slow_answer(release)) as provider, serving(tmp_path, provider, redis.port) as served:
         port, process = served

@@ -115,7 +115,7 @@ async def test_a_signal_ends_a_server_that_waits_for_its_store(tmp_path, store, 
     ],
 )
 @pytest.mark.parametrize("words", [("serve", "--port", "0"), ("pause", "--all")])
-async def test_a_store_that_stays_away_is_an_error_that_says_what_to_do(tmp_path, words, url, named) -> None:
+async def test_an_unreachable_store_is_an_error_with_a_remedy(tmp_path, words, url, named) -> None:
     port = free_port()
     async with started(tmp_path, url.format(port=port), *words) as process:
         said = (await process.communicate())[0].decode()

@@ -124,7 +124,7 @@ async def test_the_whole_answer_is_sent_and_settled_before_done_is_sent() -> Non
     await handler.aclose()
 
 
-async def test_row41_blocked_on_a_socket_that_nobody_reads() -> None:
+async def test_row41_leaving_while_blocked_on_an_unread_socket() -> None:
     """A client that stops reading stops the provider; when it leaves, the provider is closed and what came is charged."""
     handler, store, provider = make()
     blocked, leave, never = asyncio.Event(), asyncio.Event(), asyncio.Event()

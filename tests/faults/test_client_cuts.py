@@ -104,7 +104,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         yield made
 
 
-def test_rows_41_and_42_whatever_happens_to_the_clients_connection_it_is_settled_once(tmp_path) -> None:
+def test_rows_41_and_42_a_request_is_settled_once_however_the_connection_fails(tmp_path) -> None:
     sources, endings = set(), set()
 
     # No shrinking: an example that waits in vain takes its whole time again at every attempt.

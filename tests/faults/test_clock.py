@@ -52,7 +52,7 @@ async def test_row46_a_stepped_clock_ends_no_answer_and_no_upload(step: float, m
             assert (await settled(port))["tokens_per_day"]["used"] == 11
 
 
-async def test_row46_a_provider_that_falls_silent_is_given_up_though_the_clock_stands(
+async def test_row46_a_silent_provider_is_given_up_while_the_clock_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()

@@ -97,7 +97,7 @@ TOKEN = (
         ("POST", TOKEN, "85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead"),
     ],
 )
-async def test_the_signature_is_that_of_aws_s_own_vectors(
+async def test_the_signature_matches_the_test_vectors_of_aws(
     monkeypatch: pytest.MonkeyPatch, method: str, token: str | None, signature: str
 ) -> None:
     keys(monkeypatch, token)

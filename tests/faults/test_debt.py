@@ -64,7 +64,7 @@ async def test_odd_text_is_charged_as_reported_and_the_next_request_waits_for_it
     await handler.aclose()
 
 
-async def test_a_prompt_is_held_as_the_model_counts_it_that_counts_most_though_it_be_a_fallback() -> None:
+async def test_a_prompt_is_held_by_the_highest_count_of_all_models_and_fallbacks() -> None:
     least, most = (prompt_bound([Message(role="user", content=ODD)], counter_for(model)) for model in ("gpt-4o", MODEL))
     assert least + 100 < most
     for day, status in ((most + 100, 200), (most - 1, 429)):
@@ -88,7 +88,7 @@ async def test_a_model_that_counts_more_is_held_for_more_next_time() -> None:
     await handler.aclose()
 
 
-async def test_odd_text_makes_ordinary_prompts_half_as_dear_again_at_most_and_nobody_is_charged_for_it() -> None:
+async def test_odd_text_raises_bounds_of_ordinary_prompts_by_half_at_most_and_is_not_charged() -> None:
     """All that an attacker gains: other callers' holds are at most 1.5 times as large; what they pay is reported."""
     store = MemoryStore(FakeClock())
     text = "How do I reverse a list without changing the original one? " * 20
@@ -177,7 +177,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-async def test_whatever_of_a_request_the_model_reads_is_held_for(field: str) -> None:
+async def test_every_part_of_a_request_that_the_model_reads_is_held(field: str) -> None:
     clock = FakeClock()
     provider = ScriptedProvider(
         [[TextDelta("ok")], [FinishDelta("stop"), UsageDelta(Usage(input_tokens=5, output_tokens=1))]]

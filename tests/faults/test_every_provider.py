@@ -310,7 +310,7 @@ async def test_row_35_a_never_ending_answer_is_cut_and_its_connection_closed(kin
 
 
 @every_kind
-async def test_row_36_what_is_not_understood_and_a_line_without_end(kind: Kind) -> None:
+async def test_row_36_unparsable_events_and_an_endless_line(kind: Kind) -> None:
     for bad in (b"data: {\n\n", b"data: {}}\n\n", b"x" * (1 << 20) + b"x"):
         async with chat(kind, stream(kind, kind.begin, kind.deltas[0], bad, HANG)) as (handler, server, _):
             answer = await ask(handler)
@@ -329,7 +329,7 @@ async def test_row_37_a_success_that_no_model_has_written_costs_nothing(kind: Ki
 
 
 @every_kind
-async def test_row_37_json_that_is_no_answer_is_charged_and_not_asked_for_again(kind: Kind) -> None:
+async def test_row_37_json_without_an_answer_is_charged_and_not_retried(kind: Kind) -> None:
     for script, code in ((failure(200, ECHO), "upstream_error"), (http(200, b'{"a":1}'), "upstream_protocol")):
         async with chat(kind, script) as (handler, server, _provider):
             answer = await ask(handler)
@@ -349,9 +349,7 @@ async def test_row_37_an_error_in_the_middle(kind: Kind) -> None:
 
 @every_kind
 @pytest.mark.parametrize("path", CHATS)
-async def test_row_37_a_failure_that_may_have_been_billed_is_told_so_that_no_client_asks_again(
-    kind: Kind, path: str
-) -> None:
+async def test_row_37_a_failure_that_may_have_been_billed_is_reported_as_not_retryable(kind: Kind, path: str) -> None:
     """Clients of every format repeat a request for its status."""
     body, _ = CHATS[path]
     dialects = ("native", "openai", "ai_sdk", "ag_ui", "anthropic", "blog")
@@ -375,7 +373,7 @@ async def test_row_37_a_failure_that_may_have_been_billed_is_told_so_that_no_cli
 @pytest.mark.parametrize(
     ("bills", "asked", "free"), [("full", 1, False), ("unknown", 1, False), ("stops", 2, False), (None, 3, True)]
 )
-async def test_row_33_what_a_lost_request_costs_is_for_the_operator_to_say_on_this_machine_too(
+async def test_row_33_the_operator_sets_the_cost_of_a_lost_request_for_local_servers_too(
     bills: str | None, asked: int, free: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server on 127.0.0.1 may be a proxy to one that bills: that it bills nothing is only the default."""
@@ -389,7 +387,7 @@ async def test_row_33_what_a_lost_request_costs_is_for_the_operator_to_say_on_th
 
 
 @every_kind
-async def test_row_37_a_failure_in_a_stream_is_logged_with_the_provider_s_own_word(
+async def test_row_37_a_failure_in_a_stream_is_logged_with_the_code_of_the_provider(
     kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = {"error": {"message": ECHO, "code": "server_on_fire", "type": "server_on_fire"}, "type": "error"}
@@ -419,7 +417,7 @@ async def test_row_38_a_storm_of_500_opens_the_breaker(kind: Kind, monkeypatch: 
 
 
 @every_kind
-async def test_row_41_leaving_in_the_middle_closes_the_connection_and_charges_what_came(kind: Kind) -> None:
+async def test_row_41_leaving_in_the_middle_closes_the_connection_and_charges_received_tokens(kind: Kind) -> None:
     leave = asyncio.Event()
 
     async def sent(said: bytes) -> None:

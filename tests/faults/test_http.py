@@ -329,14 +329,14 @@ async def test_row06_a_method_that_is_not_for_chats(method: bytes) -> None:
         assert setup.provider.requests == []
 
 
-async def test_row06_a_method_that_nobody_knows() -> None:
+async def test_row06_an_unknown_method() -> None:
     await refused(post(start=b"BREW /api/chat HTTP/1.1\r\n"), 405, "method_not_allowed")
 
 
 @pytest.mark.parametrize(
     "junk", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10, b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n"]
 )
-async def test_row06_what_is_no_request_to_this_server(junk: bytes) -> None:
+async def test_row06_bytes_that_are_no_request(junk: bytes) -> None:
     await refused(junk, 400, "bad_request")
 
 
@@ -527,7 +527,7 @@ async def test_row07_an_answer_may_take_longer_than_every_deadline_of_a_request(
         assert b"event: done" in reply.raw
 
 
-async def test_row07_who_asks_for_much_and_reads_nothing_is_dropped() -> None:
+async def test_row07_a_client_that_requests_much_and_reads_nothing_is_dropped() -> None:
     """Without a chat: the answers are complete for the application, and only the kernel and we hold them."""
     big = b"x" * 8_000_000
 
@@ -729,9 +729,7 @@ async def test_row09_streams_over_the_cap_are_refused_before_anything_is_reserve
     ],
 )
 @pytest.mark.parametrize("endless", [False, True])
-async def test_a_body_that_nobody_wants_is_not_read_for_ever(
-    fields: tuple[bytes, ...], status: int, endless: bool
-) -> None:
+async def test_an_unread_body_is_dropped_after_a_limit(fields: tuple[bytes, ...], status: int, endless: bool) -> None:
     async with running(deadlines=ConnectionDeadlines(linger=0.3)) as setup, connect(setup.port) as client:
         flood = b"10000\r\n" + b"x" * 65_536 + b"\r\n" if CHUNKED in fields else b"x" * 65_536
         client.write(post(*fields, body=flood * (MAX_BODY_BYTES // 65_536 if CHUNKED in fields else 1)))

@@ -65,7 +65,7 @@ def code(reply):
     return json.loads(reply.body)["code"]
 
 
-async def test_row27_after_the_end_the_recorded_ending_is_told_and_nothing_is_asked():
+async def test_row27_after_the_end_the_recorded_ending_is_sent_and_no_provider_is_called():
     setup = Setup()
     first = await setup.ask()
     again = await setup.ask()
@@ -79,7 +79,7 @@ async def test_row27_after_the_end_the_recorded_ending_is_told_and_nothing_is_as
     assert await setup.used() == (8, 0)
 
 
-async def test_row27_while_the_first_runs_the_second_is_told_to_wait():
+async def test_row27_a_repeat_of_a_running_request_is_refused_with_a_wait():
     go_on = asyncio.Event()
     setup = Setup([*answer("one "), go_on.wait][:1] + [go_on.wait] + answer("two "))
     first = asyncio.create_task(setup.ask())
@@ -139,7 +139,7 @@ async def test_a_key_with_and_without_quotes_is_the_same():
     assert (await setup.ask(b"k1")).headers["idempotency-replayed"] == "true"
 
 
-async def test_what_spent_nothing_may_be_asked_again_under_its_key():
+async def test_a_request_that_cost_nothing_may_be_repeated_under_its_key():
     setup = Setup([UpstreamUnreachable(spent_nothing=True)] * 3)
     failing = ScriptedProvider([])
 
@@ -158,7 +158,7 @@ async def test_what_spent_nothing_may_be_asked_again_under_its_key():
     assert "idempotency-replayed" in (await setup.ask()).headers
 
 
-async def test_an_answer_that_broke_off_is_not_asked_again_under_its_key():
+async def test_a_broken_answer_is_not_requested_again_under_its_key():
     setup = Setup([*answer("one ")[:1], UpstreamTruncated()])
     first = await setup.ask()
     assert json.loads(first.events[-1][1])["code"] == "upstream_truncated"
@@ -170,7 +170,7 @@ async def test_an_answer_that_broke_off_is_not_asked_again_under_its_key():
     assert setup.provider.opened == 1
 
 
-async def test_a_request_whose_lease_ran_out_is_told_as_lost_until_it_is_settled_after_all():
+async def test_a_request_with_an_expired_lease_is_reported_as_lost_until_it_is_settled():
     go_on = asyncio.Event()
     setup = Setup([*answer("one ")[:1], go_on.wait, *answer("two ")])
     first = asyncio.create_task(setup.ask())
@@ -188,7 +188,7 @@ async def test_a_request_whose_lease_ran_out_is_told_as_lost_until_it_is_settled
     assert setup.provider.opened == 1
 
 
-async def test_who_leaves_while_reserving_does_not_end_what_another_has():
+async def test_leaving_while_reserving_does_not_end_the_request_of_another():
     """The second request's release, which undoes whatever it may have reserved, must not touch the first's hold."""
     go_on = asyncio.Event()
     setup = Setup([*answer("one ")[:1], go_on.wait, *answer("two ")])
@@ -213,7 +213,7 @@ async def test_who_leaves_while_reserving_does_not_end_what_another_has():
     assert (await setup.used())[1] == 0
 
 
-async def test_who_leaves_while_reserving_first_frees_the_key():
+async def test_leaving_during_the_first_reservation_frees_the_key():
     setup = Setup()
     setup.store.go_on.clear()
     leave = asyncio.Event()
@@ -243,7 +243,7 @@ async def test_two_keys_are_refused():
     assert (reply.status, json.loads(reply.body)["field"]) == (400, "Idempotency-Key")
 
 
-async def test_each_attempt_that_asked_a_provider_has_a_row_and_a_refused_one_has_none(tmp_path):
+async def test_each_attempt_that_called_a_provider_has_a_row_and_a_refused_one_has_none(tmp_path):
     """Twelve attempts under one key: the first eleven are refused by the provider and cost nothing; all are admitted."""
     clock, requests = FakeClock(), 12
     provider = ScriptedProvider([UpstreamAuth(spent_nothing=True)])

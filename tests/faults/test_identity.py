@@ -111,7 +111,7 @@ def charged(folder: Path) -> list[tuple[str, int, str]]:
         connection.close()
 
 
-async def test_row23_whatever_is_wrong_with_a_key_is_the_same_401(tmp_path: Path) -> None:
+async def test_row23_every_fault_of_a_key_is_the_same_401(tmp_path: Path) -> None:
     good, old, gone = await made(tmp_path, "ada"), await made(tmp_path, "old"), await made(tmp_path, "gone")
     edit(tmp_path, "old", expires=(datetime.now(UTC) - timedelta(seconds=1)).isoformat())
     assert (await keys(tmp_path, "revoke", (await ids(tmp_path))["gone"]))[0] == 0
@@ -159,7 +159,7 @@ async def test_row23_whatever_is_wrong_with_a_key_is_the_same_401(tmp_path: Path
         assert len(provider.requests) == 3
 
 
-async def test_row23_every_format_and_every_path_refuses_in_its_own_shape(tmp_path: Path) -> None:
+async def test_row23_every_format_and_path_refuses_in_the_shape_of_the_format(tmp_path: Path) -> None:
     await made(tmp_path, "ada")
     environ = {**ENVIRON, "CHAT_NEST_STORE_URL": "memory://"}  # ready, however slow the disk is
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **environ) as served:
@@ -182,7 +182,7 @@ async def test_row23_every_format_and_every_path_refuses_in_its_own_shape(tmp_pa
         assert provider.requests == []
 
 
-async def test_a_wrong_key_gets_nothing_of_what_its_address_may_have(tmp_path: Path) -> None:
+async def test_a_wrong_key_does_not_fall_back_to_the_limits_of_the_address(tmp_path: Path) -> None:
     ada = await made(tmp_path, "ada")
     environ = {
         **ENVIRON,
@@ -208,7 +208,7 @@ async def test_a_wrong_key_gets_nothing_of_what_its_address_may_have(tmp_path: P
             assert document["paths"]["/api/chat"]["post"]["security"] == [{"bearer": []}, {}]
 
 
-async def test_row23_two_keys_of_one_caller_share_what_it_may(tmp_path: Path) -> None:
+async def test_row23_two_keys_of_one_caller_share_its_limits(tmp_path: Path) -> None:
     one, two, other = await made(tmp_path, "ada"), await made(tmp_path, "ada"), await made(tmp_path, "bob")
     limit = {"CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY": "2"}
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **ENVIRON, **limit) as served:
@@ -249,7 +249,7 @@ async def test_row24_a_key_revoked_mid_stream_ends_its_answer_and_begins_none(tm
     assert source == "estimated"
 
 
-async def test_row24_a_file_that_can_not_be_read_lets_nobody_in_until_it_is_mended(tmp_path: Path) -> None:
+async def test_row24_an_unreadable_key_file_refuses_all_requests_until_it_is_fixed(tmp_path: Path) -> None:
     ada = bearer(await made(tmp_path, "ada"))
     whole = (tmp_path / "keys.json").read_bytes()
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url, **ENVIRON) as served:

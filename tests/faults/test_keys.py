@@ -142,7 +142,7 @@ async def test_a_refused_key_rests_and_the_next_one_answers_before_any_fallback(
             assert not handler._chat.upstream.breakers["p"]._limited
 
 
-async def test_a_key_rests_for_the_model_only_whose_limit_is_reached() -> None:
+async def test_a_key_rests_only_for_the_model_with_the_exhausted_limit() -> None:
     async with Vendor(a=LIMITED) as server, chat(server, api_keys=[A, B]) as handler:
         await ask(handler)
         server.by_key.clear()
@@ -169,7 +169,7 @@ async def test_a_fallback_answers_once_every_key_rests() -> None:
         (BROKE, REFUSED, 503, "upstream_quota"),
     ],
 )
-async def test_a_request_that_finds_every_key_at_rest_is_told_of_the_first_to_wake(
+async def test_with_every_key_at_rest_the_error_is_that_of_the_key_with_the_shortest_rest(
     first: bytes, second: bytes, status: int, code: str
 ) -> None:
     async with Vendor(a=first, b=second) as server, chat(server, api_keys=[A, B]) as handler:
@@ -227,7 +227,7 @@ async def test_an_outage_still_opens_it() -> None:
     ],
     ids=["lost", "504", "408", "a quota after a time-out", "an error in the stream", "an error after text"],
 )
-async def test_no_other_key_is_asked_where_the_first_may_have_been_billed(script: Script) -> None:
+async def test_no_other_key_is_tried_if_the_first_attempt_may_have_been_billed(script: Script) -> None:
     """The provider's word on abandoned answers is not known: not even one more attempt is paid for."""
     async with Vendor(a=script) as server, chat(server, api_keys=[A, B], abort_bills="unknown") as handler:
         await ask(handler)
@@ -235,7 +235,7 @@ async def test_no_other_key_is_asked_where_the_first_may_have_been_billed(script
         assert await spent(handler) > 0
 
 
-async def test_a_limit_that_is_told_in_a_stream_lets_the_key_rest() -> None:
+async def test_a_key_rests_after_a_limit_is_reported_inside_a_stream() -> None:
     script = stream(event([], error={"message": "x", "code": "insufficient_quota"}))
     async with Vendor(a=script) as server, chat(server, api_keys=[A, B], abort_bills="unknown") as handler:
         for _ in range(3):

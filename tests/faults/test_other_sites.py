@@ -88,7 +88,7 @@ async def test_row25_a_foreign_page_with_its_users_cookie_can_neither_spend_nor_
                 await begun.body()
 
 
-async def test_who_may_act() -> None:
+async def test_requests_that_change_something_need_an_allowed_origin() -> None:
     async with ScriptedProvider(answer("x")) as provider:
         listed = create_chat_handler(api_key="k", base_url=provider.url, model="m", origins=("https://shop.example",))
         async with serve(listed) as port:
@@ -162,7 +162,7 @@ async def test_a_rebound_name_gets_nothing_of_a_server_on_loopback(tmp_path: Pat
         ({"TRUSTED_PROXIES": "10.0.0.1"}, "chat.example", "https://shop.example", 200),
     ],
 )
-async def test_what_is_configured_counts(
+async def test_the_configured_hosts_count(
     tmp_path: Path, settings: dict[str, str], host: str, origin: str | None, status: int
 ) -> None:
     environ = {f"CHAT_NEST_SERVER_{name}": value for name, value in settings.items()}
@@ -171,7 +171,7 @@ async def test_what_is_configured_counts(
         assert (await ask(served.port, headers=headers)).status == status
 
 
-def test_a_host_that_is_none_is_told_at_the_start() -> None:
+def test_an_invalid_allowed_host_is_refused_at_the_start() -> None:
     for entry in ("https://chat.example", "chat.example:8000", "", "*example", "a b", "[::1", "é.example"):
         with pytest.raises(ValueError, match="allowed_hosts"):
             create_chat_handler(api_key="k", allowed_hosts=(entry,))
@@ -213,7 +213,7 @@ async def test_only_this_machine_sees_why_the_server_is_not_ready(tmp_path: Path
             assert "openai" in (await reply.json())["providers"]
 
 
-async def test_a_program_needs_a_credential_where_origins_name_a_site(tmp_path: Path) -> None:
+async def test_a_program_needs_a_credential_if_origins_name_a_site(tmp_path: Path) -> None:
     _, key = create_key(tmp_path / "keys.json", b"s" * 32, Rights(caller="ada"))
     sessions = Sessions(["a-secret-of-more-than-thirty-two-bytes"])
     token, narrow = (
@@ -266,7 +266,7 @@ async def test_a_program_needs_a_credential_where_origins_name_a_site(tmp_path: 
                     assert (allowed.headers["access-control-allow-headers"] == "x-stainless-os") == named
 
 
-async def test_a_page_elsewhere_is_refused_before_anybody_asks_who_sent_it() -> None:
+async def test_a_page_of_another_origin_is_refused_before_the_caller_is_identified() -> None:
     asked: list[Any] = []
 
     def identify(scope: Any) -> Caller:

@@ -77,7 +77,7 @@ async def test_a_write_full_of_requests_costs_no_more_than_a_few(heads: list[int
     assert heads[0] <= 1 + MOST_PIPELINED
 
 
-async def test_so_many_are_answered_and_the_last_answer_says_that_it_is_the_last(heads: list[int]) -> None:
+async def test_pipelined_requests_are_answered_up_to_the_limit_and_the_last_answer_closes(heads: list[int]) -> None:
     app = Counting()
     async with serve_http(app) as (port, _):
         async with connect(port) as client:
@@ -109,7 +109,7 @@ async def test_other_clients_have_their_turn_between_two_requests_of_a_flood() -
 
 
 @pytest.mark.parametrize("end", [b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n"])
-async def test_what_follows_a_chunked_body_in_one_write_is_not_read_and_the_connection_closes(end: bytes) -> None:
+async def test_bytes_after_a_chunked_body_in_one_write_are_not_read_and_the_connection_closes(end: bytes) -> None:
     app = Counting()
     chunked = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n"
     async with serve_http(app) as (port, _), connect(port) as client:

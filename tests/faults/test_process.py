@@ -142,7 +142,7 @@ async def test_row48_killed_in_any_phase_the_ledger_nets_to_what_was_spent_or_mo
 # Row 46: no room on the disk, as far as this process can tell.
 
 
-async def test_row46_on_a_full_disk_nobody_is_admitted_and_what_runs_is_drained_and_settled(tmp_path) -> None:
+async def test_row46_on_a_full_disk_requests_are_refused_and_running_answers_are_settled(tmp_path) -> None:
     release = asyncio.Event()
     async with ScriptedProvider(slow(release)) as provider, command(tmp_path, provider.url) as served:
         async with connect(served.port) as client:
@@ -178,7 +178,7 @@ async def until_ready(port: int, status: int) -> dict[str, Any]:
 # Rows 23 and 32, as far as there is something to ask: a server knows its callers by their address or a proxy's header.
 
 
-async def test_row23_what_stands_in_authorization_is_believed_by_nobody(tmp_path) -> None:
+async def test_row23_an_unverified_authorization_header_identifies_no_caller(tmp_path) -> None:
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url) as served:
         for sent in ("Bearer ' OR 1=1; DROP TABLE requests; --", "Basic eDp5", "Bearer somebody"):
             assert (await ask(served.port, headers={**JSON, "authorization": sent})).status == 200
@@ -189,7 +189,7 @@ async def test_row23_what_stands_in_authorization_is_believed_by_nobody(tmp_path
         assert day["used"] == 3, "one caller, whatever it said"
 
 
-async def test_row32_a_page_that_runs_no_script_but_its_own_and_loads_nothing_from_elsewhere(tmp_path) -> None:
+async def test_row32_the_page_runs_and_loads_only_files_of_its_origin(tmp_path) -> None:
     async with ScriptedProvider(answer("x")) as provider, command(tmp_path, provider.url) as served:
         async with connect(served.port) as client:
             reply = await client.request("GET", "/")

@@ -359,7 +359,9 @@ async def test_row_35_an_end_that_is_one(script: Script, provider: ScriptedProvi
     assert await ask(client) == ([*HELLO, FinishDelta("stop")], None)
 
 
-async def test_row_35_what_follows_done_is_not_waited_for(provider: ScriptedProvider, client: OpenAIProvider) -> None:
+async def test_row_35_the_end_does_not_wait_for_bytes_after_done(
+    provider: ScriptedProvider, client: OpenAIProvider
+) -> None:
     provider.scripts = [chain([head(), piece(finish() + DONE)], repeat(piece(chunk("more"))))]
     assert await ask(client) == ([FinishDelta("stop")], None)
     await provider.closed(0)
@@ -615,7 +617,7 @@ async def test_a_provider_that_can_be_reached(status: int, provider: ScriptedPro
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_key_that_is_refused_says_what_to_do(
+async def test_a_refused_key_is_an_error_with_a_remedy(
     status: int, provider: ScriptedProvider, client: OpenAIProvider
 ) -> None:
     provider.models = failure(status, ECHO, KEY)

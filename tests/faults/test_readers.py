@@ -53,7 +53,7 @@ async def words(run):
     return "".join([delta.text async for _, batch in run.read(0) for delta in batch if hasattr(delta, "text")])
 
 
-async def test_finish_goes_on_without_a_reader_and_is_charged_what_it_used():
+async def test_finish_continues_without_a_reader_and_is_charged_its_usage():
     go_on = asyncio.Event()
     setup = Setup([*answer("one ")[:1], go_on.wait, *answer("two ", "three")], on_disconnect="finish")
     read = await setup.leave_after(b"one ")
@@ -81,7 +81,7 @@ async def test_cancel_is_the_default_and_keeps_nothing():
 
 
 @pytest.mark.looptime(start=0)
-async def test_grace_ends_it_when_nobody_came_back():
+async def test_grace_ends_the_answer_if_no_reader_returns():
     setup = Setup([*answer("one ")[:1], asyncio.Event().wait], on_disconnect="grace", grace_seconds=30)
     await setup.leave_after(b"one ")
     await asyncio.sleep(29.9)
@@ -113,7 +113,7 @@ async def test_grace_does_not_end_it_while_somebody_reads():
 
 
 @pytest.mark.looptime(start=0)
-async def test_what_nobody_reads_still_has_its_time_outs():
+async def test_time_outs_apply_to_an_answer_without_a_reader():
     setup = Setup([*answer("one ")[:1], asyncio.Event().wait], on_disconnect="finish")
     await setup.leave_after(b"one ")
     await asyncio.sleep(61)
@@ -123,7 +123,7 @@ async def test_what_nobody_reads_still_has_its_time_outs():
     await setup.handler.aclose()
 
 
-async def test_a_failure_that_nobody_saw_is_told_to_who_comes_back():
+async def test_a_failure_without_a_reader_is_kept_for_a_returning_reader():
     go_on = asyncio.Event()
     setup = Setup([*answer("one ")[:1], go_on.wait, UpstreamTruncated()], on_disconnect="finish")
     await setup.leave_after(b"one ")
@@ -134,7 +134,7 @@ async def test_a_failure_that_nobody_saw_is_told_to_who_comes_back():
     await setup.handler.aclose()
 
 
-async def test_closing_ends_what_goes_on_without_a_reader():
+async def test_closing_ends_answers_without_a_reader():
     setup = Setup([*answer("one ")[:1], asyncio.Event().wait], on_disconnect="finish")
     await setup.leave_after(b"one ")
     [run] = setup.logs._runs.values()

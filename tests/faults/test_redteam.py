@@ -83,7 +83,7 @@ async def test_usage_behind_the_cap_in_the_same_read_is_charged() -> None:
 
 
 @pytest.mark.parametrize("name", ["maxTokensPerRequest", "dailyTokenLimit"])
-async def test_a_client_s_own_limit_beyond_what_a_store_counts_limits_nothing(name, caplog) -> None:
+async def test_a_client_limit_above_the_range_of_a_store_limits_nothing(name, caplog) -> None:
     provider = ScriptedProvider(answer("hello"))
     profile = replace(BALANCED, model="p:m", tokens_per_request=None, tokens_per_day=None)
     async with create_chat_handler(providers={"p": provider}, profiles={"balanced": profile}) as handler:
@@ -101,7 +101,7 @@ async def test_more_than_was_held_is_an_alarm(caplog) -> None:
     await handler.aclose()
 
 
-async def test_an_absurd_usage_is_settled_all_the_same() -> None:
+async def test_an_absurd_usage_is_settled() -> None:
     absurd = UsageDelta(Usage(input_tokens=2**50, output_tokens=2**50))
     handler, _ = make([[TextDelta("a")], [FinishDelta("stop"), absurd]])
     await collect(handler, BODY)
@@ -182,7 +182,7 @@ class Clings:
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_provider_that_does_not_let_go_is_not_waited_for(caplog) -> None:
+async def test_a_provider_that_does_not_close_is_abandoned(caplog) -> None:
     provider = Clings()
     handler, _ = make([], provider=provider)
     leave = asyncio.Event()
@@ -279,14 +279,14 @@ async def test_an_endless_retry_after_is_left_out() -> None:
     await handler.aclose()
 
 
-def test_no_repr_shows_what_was_said_or_who_said_it() -> None:
+def test_no_repr_shows_message_text_or_the_caller() -> None:
     message = Message(role="user", content="canary")
     request = ChatRequest(messages=(message,), system_prompt="canary")
     assert "canary" not in repr([message, request, Caller(id="canary")])
 
 
 @pytest.mark.parametrize(("url", "calls"), [("http://127.0.0.1:1/v1", True), ("https://models.example/v1", False)])
-async def test_only_a_model_on_this_machine_is_asked_again_after_a_lost_connection(url, calls, monkeypatch) -> None:
+async def test_only_a_local_model_is_called_again_after_a_lost_connection(url, calls, monkeypatch) -> None:
     from chat_nest.core.errors import UpstreamUnavailable
     from chat_nest.core.messages import Message
     from chat_nest.core.protocols import Prompt

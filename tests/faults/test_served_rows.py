@@ -109,7 +109,7 @@ async def test_row22_a_flood_of_made_up_callers_meets_the_cap_of_all_and_leaves_
         assert counters(tmp_path) == before, "who was refused is not remembered"
 
 
-async def test_row28_a_storm_of_retries_costs_nothing_and_reaches_nobody(tmp_path) -> None:
+async def test_row28_a_storm_of_retries_costs_nothing_and_reaches_no_provider(tmp_path) -> None:
     config = CONFIG[: CONFIG.rindex("requests_per_minute")] + "requests_per_hour = 1\n"
     async with serving(tmp_path, config=config) as (served, provider):
         assert (await ask(served.port)).status == 200

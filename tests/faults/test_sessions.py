@@ -97,7 +97,7 @@ def code(reply: Reply) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_its_limits_hold_over_all_workers_beside_the_caller_s_own(tmp_path: Path, kind: str) -> None:
+async def test_limits_of_a_session_hold_over_all_workers_beside_those_of_the_caller(tmp_path: Path, kind: str) -> None:
     async with (
         ScriptedProvider(*[answer("x")] * 4) as provider,
         served(tmp_path, provider, kind) as ((one, two), operator),
@@ -128,7 +128,7 @@ async def test_its_limits_hold_over_all_workers_beside_the_caller_s_own(tmp_path
         assert len(provider.requests) == 2
 
 
-async def test_a_value_can_only_lower_what_the_profile_gives(tmp_path: Path) -> None:
+async def test_a_value_can_only_lower_the_limits_of_the_profile(tmp_path: Path) -> None:
     acme = key(tmp_path, "sessions", group="acme")
     limits = {
         "CHAT_NEST_PROFILES_BALANCED_REQUESTS_PER_DAY": "1",
@@ -185,7 +185,7 @@ async def test_a_session_draws_on_the_limits_of_its_key_and_has_no_other_profile
         assert (await standing(one.port, bearer(tokens[1])))["requests_per_day"]["used"] == 3
 
 
-async def test_it_can_not_mint_and_a_key_does_what_its_scopes_say(tmp_path: Path) -> None:
+async def test_a_session_can_not_mint_and_a_key_has_only_its_scopes(tmp_path: Path) -> None:
     chats, both = key(tmp_path, "chat"), key(tmp_path, "chat", "sessions")
     async with (
         ScriptedProvider(answer("x"), answer("x")) as provider,
@@ -212,7 +212,7 @@ async def test_it_can_not_mint_and_a_key_does_what_its_scopes_say(tmp_path: Path
         assert len(provider.requests) == 3
 
 
-async def test_every_format_refuses_in_its_own_words_and_echoes_nothing(tmp_path: Path) -> None:
+async def test_every_format_refuses_in_its_error_shape_and_echoes_nothing(tmp_path: Path) -> None:
     here, there = Sessions([SECRET]), Sessions(["canary-another-deployment-" + "7d" * 20])
     past = Sessions([SECRET], now=lambda: time() - 3_600)
     made = here.create(caller="canary-ada")
@@ -282,7 +282,7 @@ async def test_a_reader_without_headers_follows_with_the_read_token_and_can_do_n
         assert len(provider.requests) == 1
 
 
-async def test_an_answer_goes_on_when_its_session_expires(tmp_path: Path) -> None:
+async def test_an_answer_continues_when_its_session_expires(tmp_path: Path) -> None:
     release = asyncio.Event()
     script = stream(chunk("one "), release, chunk("two"), finish(), usage(5, 3), DONE)
     async with ScriptedProvider(script) as provider, served(tmp_path, provider) as ((one, two), operator):
@@ -350,7 +350,7 @@ async def run_of(reply: Reply) -> str:
     return json.loads(reply.raw.partition(b"data: ")[2].partition(b"\n")[0])["id"]
 
 
-async def test_who_may_revoke_and_what(tmp_path: Path) -> None:
+async def test_which_callers_may_revoke_which_sessions(tmp_path: Path) -> None:
     async with ScriptedProvider(answer("x")) as provider, served(tmp_path, provider, count=1) as ((one,), operator):
         session = await minted(one.port, operator)
         async with connect(one.port) as client:

@@ -36,7 +36,7 @@ def postgres() -> tuple[Any, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("kind", [redis, postgres])
-async def test_row46_a_store_whose_own_clock_is_wrong_for_a_while_forgets_nothing(
+async def test_row46_a_store_with_a_wrong_clock_for_a_while_forgets_nothing(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SteppedClock(tmp_path)

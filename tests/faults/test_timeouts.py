@@ -100,7 +100,7 @@ async def test_the_stream_opens_after_a_second_while_the_provider_keeps_its_head
 
 
 @pytest.mark.looptime(start=0)
-async def test_row33_silent_before_headers_opens_a_stream_that_says_so_because_the_prompt_may_be_billed() -> None:
+async def test_row33_silence_before_headers_is_an_error_in_a_stream_as_the_prompt_may_be_billed() -> None:
     provider = SlowToAccept(100, WHOLE)
     got, events = await names(make(provider, first_token=30, commit=40))
     assert at(30)

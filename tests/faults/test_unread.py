@@ -165,7 +165,7 @@ async def running(script: Any, **timeouts: float) -> AsyncIterator[tuple[Setup, 
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "given-up"])
-async def test_words_that_wait_for_a_reader_who_leaves_or_is_given_up_are_charged(side: Side, leaves: bool) -> None:
+async def test_unread_text_is_charged_if_the_reader_leaves_or_is_given_up(side: Side, leaves: bool) -> None:
     script = Answering(side)
     async with running(script, write=PATIENCE if leaves else 0.5) as (setup, client):
         if leaves:
@@ -190,7 +190,7 @@ async def test_a_report_that_waits_is_charged(side: Side) -> None:
     assert ending.reason is None, "its reader was not told the end"
 
 
-async def test_while_the_provider_is_not_read_nobody_knows_what_it_makes_and_the_hold_is_charged(side: Side) -> None:
+async def test_the_hold_is_charged_if_the_reader_leaves_while_the_provider_is_not_read(side: Side) -> None:
     class Pouring(Answering):
         async def __call__(self, provider: ProviderSide) -> None:
             await provider.send(head())
@@ -221,7 +221,7 @@ async def test_an_answer_that_is_no_stream_was_made_whole_before_it_came(side: S
     assert (ending.usage.output_tokens, ending.source) == (HELD, "assumed")
 
 
-async def test_a_reader_who_keeps_up_pays_for_what_came(side: Side) -> None:
+async def test_a_fast_reader_is_charged_for_the_tokens_that_arrived(side: Side) -> None:
     script = stream(*map(chunk, LAST), HANG)
     async with running(script) as (setup, client):
         reply = await client.reply()

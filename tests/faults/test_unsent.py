@@ -80,7 +80,7 @@ class App:
         await send({"type": "http.response.body", "body": self.body})
 
 
-async def test_eight_big_answers_to_one_who_reads_nothing_are_one_and_soon_dropped() -> None:
+async def test_eight_big_pipelined_answers_without_a_reader_are_one_and_soon_dropped() -> None:
     app = App(BIG)
     async with serve_http(app, deadlines=QUICK) as (port, context):
         async with connect(port, receive_buffer=4_096) as client:
@@ -127,7 +127,7 @@ def paced() -> list[Any]:
 
 
 @pytest.mark.parametrize("policy", ["cancel", "finish"])
-async def test_row08_a_reader_who_takes_nothing_of_a_slow_stream_is_noticed(policy: str) -> None:
+async def test_row08_a_client_that_reads_nothing_of_a_slow_stream_is_noticed(policy: str) -> None:
     endings = Endings()
     async with ScriptedProvider(paced()) as provider:
         handler = create_chat_handler(

@@ -248,7 +248,7 @@ async def spent(handler: ChatHandler) -> int:
 
 
 @every_vendor
-async def test_an_answer_in_the_vendors_own_shape(kind: str) -> None:
+async def test_an_answer_in_the_shape_of_the_vendor(kind: str) -> None:
     shape, preset = SHAPES[kind], PRESETS[kind]
     event_of_thought, reasoning, text = thought(kind)
     script = stream(
@@ -332,7 +332,7 @@ async def test_an_error_in_the_stream_is_charged_and_ends_the_answer(kind: str) 
 
 
 @every_vendor
-async def test_a_stream_that_breaks_off_is_charged_as_the_preset_says(kind: str) -> None:
+async def test_a_broken_stream_is_charged_by_the_rule_of_the_preset(kind: str) -> None:
     script = stream(said(kind, {"content": "Hel"}), said(kind, {"content": "lo"}), CLOSE)
     async with chat(kind, script) as (handler, server):
         answer = await ask(handler, streamed=True)
@@ -360,7 +360,7 @@ async def test_a_request_that_a_gateway_on_this_machine_lost_is_charged(kind: st
 
 
 @pytest.mark.parametrize("kind", [kind for kind, preset in PRESETS.items() if preset.json_schema == "no"])
-async def test_a_schema_is_refused_before_a_vendor_without_them_is_asked(kind: str) -> None:
+async def test_a_schema_is_refused_before_a_vendor_without_schemas_is_called(kind: str) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
     async with chat(kind, stream(said(kind, {"content": "{}"}), SHAPES[kind].end, DONE)) as (handler, server):
         answer = await ask(handler, response_format=schema)

@@ -45,7 +45,7 @@ async def test_dollars_are_shown_where_they_run_out_first(provider, visit):
 
 
 @pytest.mark.in_firefox_too
-async def test_stop_ends_the_providers_stream_and_tells_what_was_charged(provider, visit):
+async def test_stop_ends_the_providers_stream_and_shows_the_charge(provider, visit):
     provider.scripts = [forever("one ", "two ", "three"), answer("Yes")]
     page = await visit()
     await say(page, "Count")
@@ -63,7 +63,7 @@ async def test_stop_ends_the_providers_stream_and_tells_what_was_charged(provide
     assert sent(await provider.request(1)) == [("user", "Count"), ("assistant", "one two three"), ("user", "Go on")]
 
 
-async def test_stopped_before_the_first_word_the_chat_goes_on(provider, visit):
+async def test_the_chat_continues_after_a_stop_before_the_first_word(provider, visit):
     provider.scripts = [forever(), answer("Yes")]
     page = await visit()
     await say(page, "Count")
@@ -325,7 +325,7 @@ async def test_a_message_too_large_for_what_is_left_today_comes_back_to_be_short
 
 
 @pytest.mark.in_firefox_too
-async def test_an_answer_that_was_cut_says_so_and_can_be_asked_again(provider, visit):
+async def test_a_truncated_answer_is_marked_and_can_be_requested_again(provider, visit):
     provider.scripts = [stream(chunk("Hel"), CLOSE), answer("Hello")]
     page = await visit()
     await say(page, "Hi")
@@ -398,7 +398,7 @@ async def test_the_second_click_of_a_double_click_does_not_stop(provider, visit)
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
 
 
-async def test_the_conversation_that_is_sent_keeps_within_one_body_and_what_was_left_out_is_told(provider, visit):
+async def test_a_long_conversation_is_cut_to_fit_one_body_with_a_note(provider, visit):
     """However long the chat grows: the server refuses bodies over 256 KiB."""
     provider.scripts = [answer("é" * 19_000)]
     page = await visit(profile="large")
@@ -558,7 +558,7 @@ async def test_reconnecting_is_given_up_after_a_while_and_retry_finds_the_same_a
         assert len(provider.requests) == 1
 
 
-async def test_an_answer_that_is_not_kept_any_more_is_told_plainly(provider, visit):
+async def test_a_message_explains_that_an_answer_is_no_longer_kept(provider, visit):
     provider.scripts = [forever("one two"), answer("again")]
     page = await visit(profile="kept")
     await say(page, "Count")
@@ -573,7 +573,7 @@ async def test_an_answer_that_is_not_kept_any_more_is_told_plainly(provider, vis
 
 
 @pytest.mark.in_firefox_too
-async def test_a_killed_server_is_told_and_when_it_is_back_the_chat_goes_on(provider, visit, serving):
+async def test_a_killed_server_is_shown_and_the_chat_continues_after_the_restart(provider, visit, serving):
     provider.scripts = [forever("one"), answer("Yes")]
     served = await serving(provider)
     page = await visit(served.url)

@@ -117,7 +117,7 @@ async def test_a_challenge_is_stopped_with_its_message(visit, provider):
     assert len(provider.requests) == 1
 
 
-async def test_a_solution_that_is_refused_is_told_and_can_be_tried_again(visit, provider):
+async def test_a_refused_solution_is_shown_and_can_be_tried_again(visit, provider):
     provider.scripts = [answer("First. ", 1), answer("Second. ", 1)]
     page = await visit()
     await say(page, "Hello")
@@ -133,7 +133,7 @@ async def test_a_solution_that_is_refused_is_told_and_can_be_tried_again(visit, 
 
 
 @pytest.mark.in_firefox_too
-async def test_the_widget_of_a_service_is_shown_in_a_frame_of_its_own(browser, with_widget, verifier, provider):
+async def test_the_widget_of_a_service_is_shown_in_a_separate_frame(browser, with_widget, verifier, provider):
     provider.scripts = [answer("First. ", 1), answer("Second. ", 1)]
     context = await browser.new_context(locale="en-US")
     page = await context.new_page()
@@ -164,7 +164,7 @@ async def test_the_widget_of_a_service_is_shown_in_a_frame_of_its_own(browser, w
     await context.close()
 
 
-async def test_a_score_of_recaptcha_is_asked_for_without_a_checkbox(browser, shared, serving, verifier, provider):
+async def test_a_recaptcha_score_is_requested_without_a_checkbox(browser, shared, serving, verifier, provider):
     script = """
     window.grecaptcha = { ready: (then) => then(), execute: async (key, { action }) => `token of ${key} for ${action}` };
     ready();

@@ -95,7 +95,7 @@ async def test_a_conversation_is_exported_as_markdown_and_everything_as_json(pro
 
 
 @pytest.mark.in_firefox_too
-async def test_what_is_deleted_comes_back_with_undo(provider, visit):
+async def test_undo_restores_a_deleted_conversation(provider, visit):
     provider.scripts = [answer("Yes")]
     page = await visit()
     for title in ("One", "Two"):
@@ -152,7 +152,7 @@ async def test_a_reload_in_the_middle_of_an_answer_loses_and_doubles_nothing(pro
 
 
 @pytest.mark.in_firefox_too
-async def test_a_reload_before_the_first_word_asks_nothing_twice(provider, visit):
+async def test_a_reload_before_the_first_word_sends_no_request_twice(provider, visit):
     begin = asyncio.Event()
     provider.scripts = [[begin, *answer("late")]]
     page = await visit(profile="kept")
@@ -167,7 +167,7 @@ async def test_a_reload_before_the_first_word_asks_nothing_twice(provider, visit
 
 
 @pytest.mark.in_firefox_too
-async def test_stop_after_a_reload_ends_it_where_it_runs(provider, visit):
+async def test_stop_after_a_reload_ends_the_run_on_the_server(provider, visit):
     provider.scripts = [forever("one ", "two "), answer("Yes")]
     page = await visit(profile="kept", **PHONE)
     await say(page, "Count")
@@ -185,7 +185,7 @@ async def test_stop_after_a_reload_ends_it_where_it_runs(provider, visit):
 
 
 @pytest.mark.in_firefox_too
-async def test_where_answers_are_not_kept_a_reload_ends_one_and_says_so(provider, visit):
+async def test_a_reload_ends_an_answer_with_a_note_if_answers_are_not_kept(provider, visit):
     provider.scripts = [forever("one"), answer("again")]
     page = await visit()
     await say(page, "Count")
@@ -208,7 +208,7 @@ CLOSED_TOO_SOON = """() => {
 
 
 @pytest.mark.in_firefox_too
-async def test_what_was_seen_of_an_answer_outlives_a_reload_before_it_could_be_stored(provider, visit):
+async def test_the_shown_part_of_an_answer_survives_a_reload_before_it_is_stored(provider, visit):
     provider.scripts = [forever("one ", "**two**"), answer("again"), forever("later")]
     page = await visit()
     await page.evaluate(CLOSED_TOO_SOON)
@@ -245,7 +245,7 @@ async def saved(page, text):
 
 
 @pytest.mark.in_firefox_too
-async def test_an_answer_goes_on_while_another_conversation_is_open(provider, visit):
+async def test_an_answer_continues_while_another_conversation_is_open(provider, visit):
     more = asyncio.Event()
     provider.scripts = [stream(chunk("one "), more, chunk("two"), finish(), usage(1, 2), DONE), answer("Yes")]
     page = await visit()
@@ -311,7 +311,7 @@ async def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(
 
 
 @pytest.mark.in_firefox_too
-async def test_another_tab_goes_on_with_an_answer_whose_tab_was_closed(provider, visit):
+async def test_another_tab_continues_the_answer_of_a_closed_tab(provider, visit):
     more, rest = asyncio.Event(), asyncio.Event()
     script = stream(chunk("one "), more, chunk("two "), rest, chunk("three"), finish(), usage(1, 3), DONE)
     provider.scripts = [script]
@@ -350,7 +350,7 @@ async def test_a_conversation_of_200_turns_opens_at_its_end_and_is_whole(provide
     await expect(page.locator(".message.assistant").nth(10).locator("strong")).to_have_text("a")
 
 
-async def test_where_the_browser_keeps_nothing_the_page_says_so_and_works(provider, visit):
+async def test_the_page_works_with_a_note_if_the_browser_stores_nothing(provider, visit):
     provider.scripts = [answer("Yes")]
     page = await visit()
     await page.add_init_script("Object.defineProperty(window, 'indexedDB', { get() { throw new Error('no') } })")
@@ -369,7 +369,7 @@ FULL = """() => {
 }"""
 
 
-async def test_where_the_device_is_full_the_page_says_so_and_works(provider, visit):
+async def test_the_page_works_with_a_note_if_the_device_is_full(provider, visit):
     provider.scripts = [answer("Yes"), answer("No")]
     page = await visit()
     await page.evaluate(FULL)
@@ -397,7 +397,7 @@ async def test_a_clock_that_is_set_back_changes_no_order(provider, visit):
 
 
 @pytest.mark.in_firefox_too
-async def test_what_is_written_in_the_box_outlives_a_reload_and_another_page(provider, visit, served):
+async def test_a_draft_survives_a_reload_and_another_page(provider, visit, served):
     provider.scripts = [answer("Yes")]
     page = await visit()
     await say(page, "Hi")

@@ -94,7 +94,7 @@ async def test_an_image_alone_is_a_message_and_has_a_title(provider, visit):
     await expect(page.locator("#list .talk")).to_have_text(["Image"])
 
 
-async def test_a_large_image_is_scaled_to_what_the_server_states_and_says_nothing_of_its_camera(provider, visit):
+async def test_a_large_image_is_scaled_to_the_servers_limit_without_camera_metadata(provider, visit):
     provider.scripts = [answer("Noise")]
     page = await visit(profile="seeing")
     photo = await image(page, "photo.jpg", 4000, 3000, kind="image/jpeg")
@@ -152,7 +152,7 @@ async def test_images_are_pasted_and_dropped_and_removed(provider, visit):
     await expect(page.get_by_role("button", name="Add images")).to_be_hidden()
 
 
-async def test_what_is_no_image_and_what_is_too_much_is_refused_in_words(provider, visit):
+async def test_a_file_that_is_no_image_and_one_image_too_many_are_refused_with_a_message(provider, visit):
     page = await visit(profile="seeing")
     note = page.get_by_role("alert")
     await attach(page, {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
@@ -171,7 +171,7 @@ async def test_what_is_no_image_and_what_is_too_much_is_refused_in_words(provide
     assert provider.requests == []
 
 
-async def test_the_newest_images_are_sent_and_of_the_others_the_model_is_told(provider, visit):
+async def test_the_newest_images_are_sent_and_text_replaces_the_others(provider, visit):
     provider.scripts = [answer("One"), answer("Two"), answer("Three"), answer("Four")]
     page = await visit(profile="seeing")
     for number in range(2):
@@ -233,7 +233,7 @@ async def test_an_export_has_the_images_and_undo_brings_them_back(provider, visi
     await expect(shown(page)).to_have_js_property("naturalWidth", 40)
 
 
-async def test_where_no_profile_takes_images_the_policy_has_no_place_for_them(provider, serving, visit):
+async def test_the_policy_allows_no_images_if_no_profile_accepts_them(provider, serving, visit):
     served = await serving(provider, "[profiles.balanced]\n[providers.openai]\n")
     page = await visit(served.url)
     policy = (await page.request.get(served.url)).headers["content-security-policy"]

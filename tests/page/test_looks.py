@@ -74,7 +74,7 @@ async def stays_inside(page, width):
 
 @pytest.mark.in_firefox_too
 @pytest.mark.parametrize("width", [360, 1280])
-async def test_what_is_seen_first_waits_for_no_code_and_what_is_sent_then_comes_later(provider, visit, held, width):
+async def test_the_first_paint_waits_for_no_code_and_an_early_message_is_sent_later(provider, visit, held, width):
     provider.scripts = [answer("Yes")]
     opened: asyncio.Future = asyncio.get_running_loop().create_future()
 
@@ -160,7 +160,7 @@ async def test_in_a_low_window_the_header_and_what_is_left_are_there(visit, size
 
 
 @pytest.mark.in_firefox_too
-async def test_each_paragraph_has_the_direction_of_its_own_words(provider, visit):
+async def test_each_paragraph_has_the_direction_of_its_text(provider, visit):
     provider.scripts = [answer("مرحبا بكم.\n\nHello there.\n\n1. واحد\n2. two")]
     page = await visit()
     await say(page, "Hello\nمرحبا")
@@ -174,7 +174,7 @@ async def test_each_paragraph_has_the_direction_of_its_own_words(provider, visit
 
 
 @pytest.mark.in_firefox_too
-async def test_with_forced_colours_everything_is_told_apart(provider, visit):
+async def test_everything_is_distinguishable_with_forced_colours(provider, visit):
     provider.scripts = [answer(RICH)]
     page = await visit(forced_colors="active")
     assert await page.evaluate("matchMedia('(forced-colors: active)').matches")
@@ -185,7 +185,7 @@ async def test_with_forced_colours_everything_is_told_apart(provider, visit):
 
 
 @pytest.mark.in_firefox_too
-async def test_motion_is_reduced_for_those_who_want_so(provider, visit):
+async def test_motion_is_reduced_if_the_system_prefers_it(provider, visit):
     provider.scripts = [forever("one")]
     page = await visit(reduced_motion="reduce")
     await say(page, "Hi")

@@ -108,7 +108,7 @@ async def test_markdown_is_shown_as_what_it_means(provider, visit):
 
 
 @pytest.mark.parametrize("size", [1, 3, 17, 64])
-async def test_what_comes_in_pieces_is_shown_as_what_comes_at_once(visit, size):
+async def test_text_in_pieces_is_rendered_like_the_whole_text(visit, size):
     page = await visit()
     whole = await page.evaluate(RENDER, [RICH, 0])
     assert await page.evaluate(RENDER, [RICH, size]) == whole
@@ -240,7 +240,7 @@ async def test_hostile_answers_stay_inert(provider, visit):
         await expect(page.get_by_label("Your message")).to_be_visible()
 
 
-async def test_what_a_visitor_writes_stays_text(provider, visit):
+async def test_text_of_a_visitor_stays_text(provider, visit):
     provider.scripts = [answer("Hi")]
     page = await visit()
     text = "".join(HOSTILE.values()).replace("\0", "")
@@ -316,7 +316,7 @@ async def test_code_of_markdown_that_fails_to_load_is_loaded_again(provider, vis
 
 
 @pytest.mark.in_firefox_too
-async def test_formulas_whose_styles_failed_to_load_stay_as_written_and_the_next_is_drawn(provider, visit, held):
+async def test_formulas_stay_as_text_if_their_styles_fail_and_the_next_is_drawn(provider, visit, held):
     provider.scripts = [answer("So $x^2$"), answer("And $y^2$")]
     page = await visit(before=held.fail("**/katex.min.css"))
     await say(page, "A formula")

@@ -278,7 +278,7 @@ async def test_a_grant_raises_the_limit_and_is_withdrawn_and_a_reset_begins_anew
     await expect(granted).to_have_count(0)
 
 
-async def test_a_refused_act_says_why_and_changes_nothing(desk, visit):
+async def test_a_refused_action_shows_the_reason_and_changes_nothing(desk, visit):
     served = await desk(answer("Hello", 3))
     page = await visit(served)
     await page.get_by_role("button", name="Block…", exact=True).last.click()
@@ -325,7 +325,7 @@ async def test_a_key_that_is_removed_ends_the_page(desk, visit):
     await expect(page.locator("#board")).to_be_visible()
 
 
-async def test_the_page_comes_back_when_the_server_does(desk, visit):
+async def test_the_page_reconnects_when_the_server_returns(desk, visit):
     served = await desk(answer("Hello", 3))
     page = await visit(served)
     served.served.process.send_signal(signal.SIGTERM)
@@ -369,7 +369,7 @@ async def test_the_spending_is_charted_and_a_table_and_nothing_of_a_chat_is_ther
     assert KEY not in shown
 
 
-async def test_without_records_the_page_says_why(desk, visit):
+async def test_without_records_the_page_explains_the_reason(desk, visit):
     served = await desk(answer("Hello", 3), store="memory://")
     page = await visit(served)
     await expect(card(page, "Spending")).to_contain_text("keeps no records")

@@ -10,7 +10,7 @@ from scripted_provider import DONE, answer, chunk, finish, stream, usage
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_a_conversation_with_a_continued_and_a_stopped_answer_goes_on(provider, visit):
+async def test_a_conversation_continues_after_a_continued_and_a_stopped_answer(provider, visit):
     cut = stream(chunk("one two "), finish("length"), usage(5, 2), DONE)
     provider.scripts = [cut, answer("three"), answer("Yes"), forever("Never"), answer("Well")]
     page = await visit(profile="signed")

@@ -71,7 +71,7 @@ async def test_a_changed_question_begins_a_branch_and_the_old_one_stays(provider
 
 
 @pytest.mark.in_firefox_too
-async def test_an_answer_that_was_cut_at_the_limit_goes_on_in_its_place(provider, visit):
+async def test_an_answer_cut_at_the_limit_continues_in_its_place(provider, visit):
     cut = stream(chunk("one two "), finish("length"), usage(5, 2), DONE)
     provider.scripts = [cut, answer("three"), answer("Yes")]
     page = await visit()
@@ -103,7 +103,7 @@ async def test_a_refused_second_answer_leaves_the_first_and_its_question(provide
 
 
 @pytest.mark.in_firefox_too
-async def test_instructions_go_with_a_conversation_where_the_profile_takes_them(provider, visit):
+async def test_instructions_are_sent_with_a_conversation_if_the_profile_accepts_them(provider, visit):
     provider.scripts = [answer("Arr")]
     page = await visit(profile="instructed")
     await page.get_by_role("button", name="Settings").click()

@@ -146,7 +146,7 @@ async def test_no_other_site_shows_the_chat(served, browser):
 
 
 @pytest.mark.in_firefox_too
-async def test_where_a_key_is_needed_it_is_asked_for_and_kept_for_the_tab(visit, shared, serving, tmp_path):
+async def test_the_page_prompts_for_a_required_key_and_keeps_it_for_the_tab(visit, shared, serving, tmp_path):
     file = tmp_path / "keys.json"
     _, secret = create_key(file, b"x" * 32, Rights(caller="ada"))
     environ = {"CHAT_NEST_IDENTITY_KEYS_FILE": str(file), "CHAT_NEST_IDENTITY_SECRET": "x" * 32}
@@ -183,7 +183,7 @@ async def test_where_a_key_is_needed_it_is_asked_for_and_kept_for_the_tab(visit,
         ('suggestions = ["a", 1]', "page.suggestions: must be a list of strings"),
     ],
 )
-async def test_what_cannot_be_meant_does_not_start(tmp_path, line, said):
+async def test_a_contradictory_configuration_does_not_start(tmp_path, line, said):
     file = tmp_path / "chat-nest.toml"
     file.write_text(f"[page]\n{line}\n")
     with pytest.raises(ConfigError) as error:

@@ -55,7 +55,7 @@ async def test_an_attempt_is_made_by_one_process(boxes):
     assert sorted(await asyncio.gather(*(box.take(entry) for box in boxes))) == [False] * 9 + [True]
 
 
-async def test_who_dies_with_an_attempt_leaves_it_to_another_with_the_same_id(boxes, clock):
+async def test_an_attempt_of_a_dead_process_is_taken_over_with_the_same_id(boxes, clock):
     await post(boxes[0], channels=["webhook"])
     [entry] = await boxes[0].pending()
     assert await boxes[0].take(entry)  # and is killed
@@ -67,7 +67,7 @@ async def test_who_dies_with_an_attempt_leaves_it_to_another_with_the_same_id(bo
     assert await boxes[1].take(same)
 
 
-async def test_what_was_delivered_is_not_taken_by_who_read_it_before(boxes, clock):
+async def test_a_delivered_alert_is_not_taken_by_a_process_that_read_it_before(boxes, clock):
     await post(boxes[0], channels=["webhook"])
     [entry] = await boxes[1].pending()
     assert await boxes[0].take(entry)
@@ -94,7 +94,7 @@ async def test_a_failed_attempt_is_put_off_longer_and_longer_and_given_up_after_
     assert await boxes[0].pending() == []
 
 
-async def test_a_receiver_that_asks_for_time_gets_it(boxes):
+async def test_retry_after_of_a_receiver_is_honoured(boxes):
     await post(boxes[0], channels=["webhook"])
     [entry] = await boxes[0].pending()
     assert (await boxes[0].put_off(entry, 1_000.0)).due == START + 1_000.0

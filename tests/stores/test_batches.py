@@ -244,7 +244,7 @@ async def workers(kind):
 
 @pytest.mark.parametrize("paid", [1, 20, 10_000])
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
-async def test_eight_workers_grant_exactly_what_the_budget_pays(kind, paid):
+async def test_eight_workers_grant_exactly_the_budget(kind, paid):
     line = window(paid * 100, key="all", resets_at=4_000_000_000.0)
     asked = paid + 320
     async with workers(kind) as stores:

@@ -200,7 +200,7 @@ class World:
     BEFORE_MIDNIGHT, "behind", [("ask", 400, "settle")] * 5 + [("step", -DAY, None)] + [("ask", 400, "settle")] * 5
 )
 @example(FIRST_HOUR, "ahead", [("step", DAY, None), ("ask", 9, "crash"), ("ask", 9, "crash"), ("right", None, None)])
-def test_a_wrong_clock_gives_no_budget_twice_and_refuses_nobody_once_it_is_right(kind, began, wrong, script):
+def test_a_wrong_clock_gives_no_budget_twice_and_blocks_no_caller_once_it_is_right(kind, began, wrong, script):
     async def run():
         clock = Clock(began)
         async with STORES[kind](clock) as store:
@@ -226,7 +226,7 @@ def test_a_wrong_clock_gives_no_budget_twice_and_refuses_nobody_once_it_is_right
     asyncio.run(run())
 
 
-def test_the_times_are_what_they_are_said_to_be():
+def test_the_constants_are_the_documented_times():
     from datetime import datetime
 
     said = [datetime.fromtimestamp(at, ZoneInfo(ZONE)).isoformat() for at in (BEFORE_MIDNIGHT, FIRST_HOUR, MONTHS_END)]

@@ -20,7 +20,7 @@ def retention_of(store):
 # reserve: all lines or none
 
 
-async def test_a_claim_holds_every_line_and_says_what_is_left(store):
+async def test_a_claim_holds_every_line_and_returns_the_remaining_limits(store):
     day, minute, streams = window(1_000, fixed=50), rate(30), gauge(3)
     answer = await store.reserve(claim("a", day, minute, streams, request(200, fixed=50)), LEASE)
     assert answer == Granted(output_tokens=100, room=(850, 29, 2, 50))
@@ -109,7 +109,7 @@ async def test_retry_after_a_full_rate_is_enough(store, clock):
     assert await store.reserve(claim("b", line, most=100, least=40), LEASE) == Granted(output_tokens=40, room=(0,))
 
 
-async def test_retry_after_what_can_never_fit_a_rate_is_its_period(store):
+async def test_retry_after_of_a_claim_that_never_fits_a_rate_is_the_period(store):
     line = rate(10, fixed=11, period=7)
     assert await store.reserve(claim("a", line), LEASE) == Refused(line=0, room=10, retry_after=7.0)
 
@@ -136,7 +136,7 @@ async def test_no_wait_helps_a_request_that_is_too_large(store):
     assert await store.reserve(claim("a", request(40, fixed=50)), LEASE) == Refused(line=0, room=40, retry_after=0.0)
 
 
-async def test_a_gauge_counts_who_is_there(store):
+async def test_a_gauge_counts_current_holders(store):
     line = gauge(2)
     claims = [claim(id, line) for id in "abc"]
     assert (await store.reserve(claims[0], LEASE)).room == (1,)
@@ -236,7 +236,7 @@ async def test_settling_charges_the_actual_and_frees_the_rest(store):
 
 
 @pytest.mark.parametrize("actual", [None, {}, {"requests": 3}])
-async def test_what_is_not_known_is_charged_whole(store, actual):
+async def test_unknown_usage_is_charged_the_whole_hold(store, actual):
     line = window(1_000, fixed=50)
     await store.reserve(claim("a", line), LEASE)
     assert await store.settle(claim("a", line), actual, "assumed") is True
@@ -269,13 +269,13 @@ async def test_settling_twice_is_one_settlement(store):
     assert await standing(store, line) == (30, 0)
 
 
-async def test_settling_what_was_never_reserved_charges_nothing(store):
+async def test_settling_an_unknown_reservation_charges_nothing(store):
     line = window(1_000)
     assert await store.settle(claim("a", line), {"tokens": 30}, "reported") is False
     assert await standing(store, line) == (0, 0)
 
 
-async def test_a_rate_gets_back_what_was_not_used(store):
+async def test_a_rate_regains_unused_units(store):
     line = rate(600, fixed=100, per_token=1, unit="tokens")
     await store.reserve(claim("a", line, most=500), LEASE)
     await store.settle(claim("a", line), {"tokens": 250}, "reported")
@@ -283,7 +283,7 @@ async def test_a_rate_gets_back_what_was_not_used(store):
     assert found.room == 350
 
 
-async def test_a_rate_does_not_get_back_what_has_drained(store, clock):
+async def test_a_rate_does_not_regain_drained_units(store, clock):
     line = rate(600, fixed=600, unit="tokens")
     await store.reserve(claim("a", line), LEASE)
     clock.advance(45)  # 450 have drained, 150 have not
@@ -293,7 +293,7 @@ async def test_a_rate_does_not_get_back_what_has_drained(store, clock):
     assert (await store.peek([line]))[0].room == 0
 
 
-async def test_what_of_a_rate_has_drained_is_not_given_to_others_either(store, clock):
+async def test_drained_units_of_a_rate_are_not_given_to_others(store, clock):
     line = rate(600, fixed=0, per_token=1, unit="tokens")
     await store.reserve(claim("a", line, most=300), LEASE)
     clock.advance(20)  # 200 have drained, 100 have not
@@ -338,7 +338,7 @@ async def test_releasing_gives_everything_back(store):
     assert await store.peek(lines) == before
 
 
-async def test_what_was_settled_is_not_released(store):
+async def test_a_settled_reservation_is_not_released(store):
     line = window(1_000)
     await store.reserve(claim("a", line), LEASE)
     await store.settle(claim("a", line), {"tokens": 30}, "reported")
@@ -346,7 +346,7 @@ async def test_what_was_settled_is_not_released(store):
     assert await standing(store, line) == (30, 0)
 
 
-async def test_what_was_released_is_not_settled(store):
+async def test_a_released_reservation_is_not_settled(store):
     line = window(1_000)
     await store.reserve(claim("a", line), LEASE)
     await store.release(claim("a", line))
@@ -354,7 +354,7 @@ async def test_what_was_released_is_not_settled(store):
     assert await standing(store, line) == (0, 0)
 
 
-async def test_what_has_expired_is_not_released(store, clock):
+async def test_an_expired_reservation_is_not_released(store, clock):
     line = window(1_000)
     await store.reserve(claim("a", line), LEASE)
     clock.advance(LEASE)
@@ -412,7 +412,7 @@ async def test_a_request_that_outlived_its_lease_holds_again_what_it_held(store,
     assert await standing(store, streams) == (0, 0)
 
 
-async def test_who_outlived_a_lease_holds_again_beside_what_others_hold(store, clock):
+async def test_a_request_that_outlived_its_lease_holds_again_beside_others(store, clock):
     day = window(1_000)
     one, other = claim("a", day), claim("b", day, most=30)
     await store.reserve(one, LEASE)
@@ -423,7 +423,7 @@ async def test_who_outlived_a_lease_holds_again_beside_what_others_hold(store, c
     assert await standing(store, day) == (0, 130)
 
 
-async def test_who_outlived_a_lease_holds_a_gauge_again_though_it_is_full(store, clock):
+async def test_a_request_that_outlived_its_lease_holds_a_full_gauge_again(store, clock):
     streams = gauge(2)
     old, new = [claim(f"old{n}", streams) for n in range(2)], [claim(f"new{n}", streams) for n in range(2)]
     for one in old:
@@ -481,7 +481,7 @@ async def test_an_extended_lease_lasts_from_then_on_whatever_it_was_before(store
 
 
 @pytest.mark.parametrize("ahead", [3_600.0, 86_400.0])
-async def test_who_renews_after_a_clock_was_set_back_does_not_hold_until_the_wrong_time(store, clock, ahead):
+async def test_a_renewal_after_a_clock_was_set_back_does_not_last_until_the_wrong_time(store, clock, ahead):
     one, day, streams = claim("a", window(1_000), gauge(1)), window(1_000), gauge(1)
     clock.advance(ahead)
     await store.reserve(one, LEASE)
@@ -628,7 +628,7 @@ async def test_a_clock_that_is_set_back_forgets_no_debt(store, clock):
     assert isinstance(await store.reserve(claim("b", line), LEASE), Granted)
 
 
-async def test_a_rate_gets_back_what_was_held_before_the_clock_was_set_back(store, clock):
+async def test_a_rate_regains_units_held_before_the_clock_was_set_back(store, clock):
     line = rate(600, fixed=600, unit="tokens")
     clock.advance(3_600)
     await store.reserve(claim("a", line), 2 * 3_600)
@@ -640,7 +640,7 @@ async def test_a_rate_gets_back_what_was_held_before_the_clock_was_set_back(stor
 # peek
 
 
-async def test_what_nobody_drew_on_is_all_there(store):
+async def test_an_unused_line_is_whole(store):
     assert await store.peek([window(9), rate(8), gauge(7), request(6)]) == (
         Standing(used=0, held=0, room=9, resets_at=START + 86_400),
         Standing(used=0, held=0, room=8, resets_at=START),
@@ -827,7 +827,7 @@ async def test_an_id_released_before_it_was_seen_is_free_for_other_owners(store)
     assert await standing(store, line) == (0, 100)
 
 
-async def test_an_owner_who_releases_a_free_id_can_not_reserve_it_later(store):
+async def test_an_owner_that_released_a_free_id_can_not_reserve_it_later(store):
     line = window(1_000)
     first, late = (replace(claim("a", line), owner=owner) for owner in ("first", "late"))
     await store.reserve(first, LEASE)
@@ -881,7 +881,7 @@ async def test_a_key_is_charged_once_until_the_retention_after_its_last_attempt(
 
 
 @pytest.mark.parametrize("ended", ["released", "settled", "expired"])
-async def test_a_repeated_key_draws_on_the_lines_of_its_own_attempt(store, clock, ended):
+async def test_a_repeated_key_draws_on_the_lines_of_the_new_attempt(store, clock, ended):
     """Those of another session, or of the model of another profile."""
     caller, old, new = (window(1_000, key=key) for key in ("caller", "session:one", "session:two"))
     nothing = replace(ANSWERED, usage=Usage(), cost=0, ending="upstream_auth", spent_nothing=True)
@@ -942,7 +942,7 @@ async def kept(store, one):
     return again.state, again.record
 
 
-async def test_a_settlement_keeps_its_record_for_who_comes_again(store):
+async def test_a_settlement_keeps_its_record_for_a_repeated_request(store):
     one = asking("a", window(1_000))
     await store.reserve(one, LEASE)
     assert await kept(store, one) == ("open", None)
@@ -973,7 +973,7 @@ async def test_a_claim_without_a_record_has_none(store):
 
 
 @pytest.mark.parametrize("paid", [False, True])
-async def test_the_record_of_a_lost_request_has_what_was_charged(store, clock, paid):
+async def test_the_record_of_a_lost_request_has_the_charge(store, clock, paid):
     record = replace(ASKED, usage=Usage(input_tokens=7, output_tokens=100))
     money = [window(10**6, fixed=70, per_token=10, key="money", unit="nanousd")] if paid else []
     one = asking("a", window(57, fixed=7), *money, record=record)
@@ -985,7 +985,7 @@ async def test_the_record_of_a_lost_request_has_what_was_charged(store, clock, p
     assert await kept(store, one) == ("settled", ANSWERED)
 
 
-async def test_what_was_released_has_no_record(store):
+async def test_a_released_reservation_has_no_record(store):
     one = asking("a", window(1_000))
     await store.reserve(one, LEASE)
     await store.release(one)

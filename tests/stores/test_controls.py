@@ -62,7 +62,7 @@ async def test_of_the_rows_that_ended_over_a_day_ago_the_thousand_that_ended_las
 
 
 @pytest.mark.parametrize("days", [1, 3, 3_000])
-async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_ahead(store, clock, days):
+async def test_a_row_that_ends_tonight_is_in_force_again_after_a_clock_was_ahead(store, clock, days):
     line = window(1_000, key="caller:c:tokens_per_day:2026-09-21", resets_at=START + 600)
     grant = grant_row(line, BudgetGrant(amount=500, kind="grant"), "word", "")
     revoked = Control(kind="session", name="s_" + "0" * 24, expires=START + 600)
@@ -79,7 +79,7 @@ async def test_what_ends_tonight_is_in_force_again_after_a_clock_was_ahead(store
     await live.aclose()
 
 
-async def test_the_version_tells_whether_anything_changed(store):
+async def test_the_version_changes_with_every_change(store):
     first = await store.controls.watch(-1)
     assert first.rows == ()
     assert await store.controls.watch(first.version) is None

@@ -262,7 +262,7 @@ async def test_pauses_outlive_lost_counters(tmp_path, kind):
     place.close()
 
 
-async def test_what_ran_when_the_store_was_emptied_takes_nothing_from_what_runs_after_it(place):
+async def test_requests_from_before_the_store_was_emptied_take_nothing_from_later_ones(place):
     store = place.open()
     for id in ("ends", "stays", "lost"):
         assert isinstance(await store.reserve(claim(id, DAY), LEASE), Granted)
@@ -322,7 +322,7 @@ async def test_records_outlive_the_table_of_the_counters(tmp_path, kind):
 
 
 @pytest.mark.parametrize("place", NEW_MACHINE, ids=way_name, indirect=True)
-async def test_a_store_that_a_new_machine_has_begun_anew_is_closed_to_who_has_seen_the_old_one(place):
+async def test_a_store_recreated_on_a_new_machine_is_closed_to_processes_that_knew_the_old_one(place):
     old = place.open()
     await spend(old, "a")
     await place.empty()
@@ -354,7 +354,7 @@ async def test_a_store_that_has_everything_is_used_without_a_word(place):
 
 
 @pytest.mark.parametrize("kind", [Postgres, Redis])
-async def test_a_machine_that_remembers_nothing_uses_what_it_finds(tmp_path, kind):
+async def test_a_machine_without_a_remembered_epoch_accepts_the_store(tmp_path, kind):
     place = kind(tmp_path)
     await spend(place.open(), "a")
     elsewhere = place.open("another machine")
@@ -399,7 +399,7 @@ async def test_a_removed_file_is_not_made_again(tmp_path):
 # The file.
 
 
-def test_what_a_crash_cut_off_is_not_believed_and_the_next_line_is(tmp_path):
+def test_a_line_cut_by_a_crash_is_ignored_and_the_next_one_is_read(tmp_path):
     path = tmp_path / "deep" / "epoch"
     epochs = Epochs(path)
     assert epochs.known() == ""

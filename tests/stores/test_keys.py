@@ -56,7 +56,7 @@ def issuer(store, secret=SECRET):
     return StoreIssuer(store.controls, secret, by="cli:test")
 
 
-async def test_every_process_lets_in_a_new_key_and_refuses_a_revoked_one_at_its_next_look(store):
+async def test_every_process_accepts_a_new_key_and_refuses_a_revoked_one_at_its_next_read(store):
     one, two = await Server(store).look(), await Server(store).look()
     made = await issuer(store).create(
         Rights(caller="ada", group="acme", profiles=("expanded", "balanced"), limits={"tokens_per_day": 500})
@@ -167,7 +167,7 @@ async def test_changes_at_once_lose_nothing(store):
     assert await (await server.look()).lets_in(made[11].text)
 
 
-async def test_a_key_of_another_secret_or_version_is_refused_and_said(store, caplog):
+async def test_a_key_of_another_secret_or_version_is_refused_with_the_reason(store, caplog):
     made = await issuer(store).create(Rights(caller="ada"))
     with pytest.raises(ValueError, match="made with another secret"):
         await issuer(store, OTHER).create(Rights(caller="eve"))
@@ -183,14 +183,14 @@ async def test_a_key_of_another_secret_or_version_is_refused_and_said(store, cap
     assert await (await Server(store).look()).lets_in(made.text)
 
 
-async def test_what_does_not_fit_a_row_names_its_field(store):
+async def test_a_value_too_long_for_a_row_is_refused_with_its_field(store):
     long = tuple(f"{number:>0200}" for number in range(50))
     with pytest.raises(WrongKey, match="profiles must be shorter"):
         await issuer(store).create(Rights(caller="ada", profiles=long))
     assert await issuer(store).keys() == []
 
 
-async def test_a_copy_that_is_too_old_lets_nobody_in(store):
+async def test_an_outdated_copy_of_the_keys_admits_no_caller(store):
     """The store went away after the key was seen: for a second the key is known, then nobody is."""
     made = await issuer(store).create(Rights(caller="ada"))
     at = [1_000.0]
@@ -228,7 +228,7 @@ async def _fail():
         (("admin",), Unauthorized, Unauthorized, "in"),
     ],
 )
-async def test_a_key_does_what_its_scopes_say_and_nothing_else(scopes, chat, sessions, admin):
+async def test_a_key_has_only_its_scopes(scopes, chat, sessions, admin):
     from chat_nest.stores.memory import MemoryStore
 
     store = MemoryStore()

@@ -39,7 +39,7 @@ class Worker:
         return self.counters.learned()[MODEL]
 
 
-async def test_workers_and_restarts_share_what_was_learned(store, clock):
+async def test_workers_and_restarts_share_learned_steps(store, clock):
     first, second = Worker(store, clock), Worker(store, clock)
     first.learn(120)
     assert await first.exchange() == 120
@@ -60,7 +60,7 @@ async def test_the_same_that_is_learned_at_once_is_learned_once(store, clock):
     assert {await worker.exchange() for worker in workers} == {120}
 
 
-async def test_a_bound_rises_by_half_at_most_whatever_is_learned_and_whatever_stands_in_the_store(store, clock):
+async def test_a_bound_rises_by_half_at_most_whatever_is_learned_or_stored(store, clock):
     workers = [Worker(store, clock) for _ in range(3)]
     for _ in range(10):
         for worker in workers:
@@ -128,7 +128,7 @@ async def test_a_store_that_is_away_changes_nothing(caplog):
     assert await Worker(store, clock).exchange() == 120
 
 
-async def test_what_is_known_is_not_written_again_and_exact_counters_ask_nothing():
+async def test_a_known_step_is_not_written_again_and_exact_counters_read_nothing():
     clock = Clock()
     store = Asked(clock)
     worker = Worker(store, clock)
@@ -173,7 +173,7 @@ async def test_a_new_year_keeps_what_running_processes_know():
         max_size=30,
     )
 )
-def test_no_report_whatever_moves_a_bound_out_of_its_range(reports):
+def test_no_report_moves_a_bound_out_of_its_range(reports):
     async def run() -> None:
         clock = Clock()
         store = MemoryStore(clock)

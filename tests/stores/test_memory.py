@@ -240,7 +240,7 @@ async def test_a_claim_that_was_settled_late_is_remembered_from_then_on(clock):
     assert isinstance(await store.reserve(claim("a", line), LEASE), Granted)
 
 
-async def test_counters_that_fill_the_store_exactly_are_let_in(clock):
+async def test_counters_that_fill_the_store_exactly_are_admitted(clock):
     store = MemoryStore(clock, max_keys=3)
     assert isinstance(await store.reserve(claim("a", gauge(2), window(1_000), rate(9)), LEASE), Granted)
     assert isinstance(await store.reserve(claim("b", gauge(2), request(1_000), window(1_000)), LEASE), Granted)

@@ -35,13 +35,13 @@ def test_a_file_is_named_whole_wherever_the_process_was_started(tmp_path, monkey
     assert place_of(open_store("sqlite:///chat.db")) == f"the SQLite store {tmp_path}/chat.db"
 
 
-def test_redis_is_not_mended_at_the_disk() -> None:
+def test_no_disk_remedy_is_given_for_redis() -> None:
     assert "disk" not in remedy_of(open_store("redis://h"))
     assert "disk" not in remedy_of(open_store("postgresql://h"))
     assert "disk" in remedy_of(open_store("sqlite:///chat.db"))
 
 
-def test_a_store_of_ones_own_is_named_by_its_class() -> None:
+def test_a_custom_store_is_named_by_its_class() -> None:
     class Own(MemoryStore):
         place = ""
 

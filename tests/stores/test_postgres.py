@@ -130,7 +130,7 @@ async def test_time_is_the_servers(url, monkeypatch):
     await store.aclose()
 
 
-async def test_what_nobody_asks_for_any_more_is_deleted_in_steps(url, clock):
+async def test_expired_rows_are_deleted_in_steps(url, clock):
     store = PostgresStore(url, timeout=60.0, retention=100.0, _now=clock)
     old, drained, streams = window(10**9, key="old", resets_at=START + 50), rate(10**6), gauge(10**6)
     for n in range(20):
@@ -675,7 +675,7 @@ async def test_a_frozen_server_is_given_up_on_in_time_and_used_again_when_it_tha
     await store.aclose()
 
 
-async def test_nobody_there_is_unavailable_and_the_password_is_not_told(caplog):
+async def test_an_unreachable_server_is_unavailable_and_the_password_is_not_shown(caplog):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         store = PostgresStore(f"postgresql://user:hunter2@127.0.0.1:{closed.getsockname()[1]}/db", timeout=0.1)

@@ -142,7 +142,7 @@ async def test_a_lost_request_is_a_row_that_a_late_settlement_corrects(place, cl
     assert (await store.reserve(one, LEASE)).record == ANSWERED
 
 
-async def test_a_settlement_that_finds_its_own_lease_run_out_is_one_row(place, clock):
+async def test_a_settlement_after_its_lease_expired_is_one_row(place, clock):
     store = place.store(clock)
     for id, record in (("a", ANSWERED), ("b", None)):
         await store.reserve(asking(id), LEASE)
@@ -154,7 +154,7 @@ async def test_a_settlement_that_finds_its_own_lease_run_out_is_one_row(place, c
     ]
 
 
-async def test_whoever_calls_next_charges_the_lost_and_writes_their_rows(place, clock):
+async def test_the_next_call_charges_lost_requests_and_writes_their_rows(place, clock):
     store = place.store(clock)
     for n in range(3):
         await store.reserve(asking(f"{n}"), LEASE)
@@ -163,7 +163,7 @@ async def test_whoever_calls_next_charges_the_lost_and_writes_their_rows(place, 
     assert [row[1] for row in place.requests()] == ["0", "1", "2"]
 
 
-async def test_what_was_released_or_refused_has_no_row(place, clock):
+async def test_released_and_refused_requests_have_no_row(place, clock):
     store = place.store(clock)
     await store.reserve(asking("a"), LEASE)
     await store.release(asking("a"))
@@ -232,7 +232,7 @@ requests = st.lists(
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 @settings(max_examples=examples(40))
 @given(requests)
-def test_the_rows_are_what_the_memory_store_would_tell_of_each_request(kind, steps):
+def test_the_rows_are_those_of_the_memory_store(kind, steps):
     async def run():
         clock = Clock()
         async with place_of(kind) as place:
@@ -324,7 +324,7 @@ async def test_a_sweep_deletes_a_bounded_number_of_records(clock, monkeypatch):
         assert left == [["4", "5", "6", "7", "8", "9"], ["8", "9"], []]
 
 
-async def test_none_are_kept_for_no_days_and_who_comes_again_is_told_all_the_same(place, clock):
+async def test_with_no_days_no_record_is_kept_but_a_repeated_request_gets_its_ending(place, clock):
     before, store = place.store(clock), place.store(clock, records_days=0)
     await chat(before, "before")
     await chat(store, "a")
@@ -445,7 +445,7 @@ async def test_days_are_the_zones_also_where_one_has_25_hours(place, clock):
     assert [(*row.by, row.requests) for row in found] == [("balanced", "2026-10-24", 2), ("balanced", "2026-10-25", 3)]
 
 
-async def test_what_cost_the_most_comes_first_within_a_day(place, clock):
+async def test_the_most_expensive_requests_come_first_within_a_day(place, clock):
     store = place.store(clock)
     for n, (day, model, cost) in enumerate(
         [(1, "p:a", 5), (0, "p:b", 1), (1, "p:c", 9), (1, "p:d", None), (0, "p:a", 2)]

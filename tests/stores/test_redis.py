@@ -200,7 +200,7 @@ async def test_the_servers_clock_counts_not_ours(fresh):
     assert await store.sweep() == 1
 
 
-async def test_what_is_over_is_forgotten_by_itself(fresh):
+async def test_expired_keys_are_removed_by_redis(fresh):
     prefix = secrets.token_hex(8)
     store = fresh(prefix=prefix, retention=0.2)
     lines = window(100, key="soon", resets_at=time.time() + 0.1), rate(100, key="rpm", period=1), gauge(3)
@@ -213,7 +213,7 @@ async def test_what_is_over_is_forgotten_by_itself(fresh):
     )
 
 
-async def test_a_gauge_is_free_again_though_many_leases_ran_out_at_once(fresh):
+async def test_a_gauge_is_free_again_after_many_leases_expired_at_once(fresh):
     """More than one reserve charges; the gauge's own are the last of them."""
     clock = Clock()
     store, line = fresh(_now=clock), gauge(5)
@@ -294,7 +294,7 @@ async def test_a_policy_that_changes_is_noticed_by_the_next_sweep(server, opened
         await store.reserve(claim("b", DAY), LEASE)
 
 
-async def test_row45_an_emptied_server_grants_nothing_to_who_knew_it(server, opened):
+async def test_row45_an_emptied_server_grants_nothing_to_processes_that_knew_it(server, opened):
     store = opened(server.url)
     await store.reserve(claim("a", DAY), LEASE)
     dump = server.ask("DUMP", "{chat-nest:0}:epoch")
@@ -338,7 +338,7 @@ async def test_a_new_process_believes_no_emptied_server_while_another_knows_bett
     assert isinstance(await new.reserve(claim("c", DAY), LEASE), Granted)  # who has begun goes on
 
 
-async def test_a_window_stays_an_hour_beyond_the_latest_end_that_was_told(server, opened):
+async def test_a_window_stays_for_an_hour_after_the_latest_end_that_was_returned(server, opened):
     store, now = opened(server.url), time.time()
     berlin, los_angeles = (window(1_000, key="day", resets_at=now + hours * 3_600) for hours in (1, 9))
     for number, line in enumerate((berlin, los_angeles, berlin)):
@@ -369,7 +369,7 @@ async def test_a_key_is_remembered_for_an_hour_after_its_last_attempt(server, op
     assert server.ask("PTTL", "{chat-nest:0}:claim:a") > 3_500_000
 
 
-async def test_a_server_that_stops_is_unavailable_and_comes_back(server, opened):
+async def test_a_stopped_server_is_unavailable_until_it_returns(server, opened):
     store = opened(server.url)
     await asyncio.gather(*(store.peek([DAY]) for _ in range(20)))
     server.kill()
@@ -652,7 +652,7 @@ def day_of(scope, key, unit, **fields):
 
 
 @pytest.mark.parametrize("tight", [1, 2])
-async def test_what_a_later_partition_refuses_the_earlier_ones_give_back(cluster, opened, tight):
+async def test_earlier_partitions_release_a_claim_that_a_later_one_refuses(cluster, opened, tight):
     store = opened(cluster.url, prefix=secrets.token_hex(8))
     lines = [
         day_of("caller", "caller:a", "tokens"),

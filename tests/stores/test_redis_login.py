@@ -86,7 +86,7 @@ async def test_the_right_password_opens_it_and_no_other(server, opened, caplog):
     assert "hunter" not in caplog.text
 
 
-async def test_a_password_that_is_asked_for_later_is_noticed_by_the_next_connection(server, opened):
+async def test_a_password_that_is_required_later_is_noticed_by_the_next_connection(server, opened):
     store = opened(server.url)
     await chat(store)
     server.ask("CONFIG", "SET", "requirepass", PASSWORD)
@@ -95,7 +95,7 @@ async def test_a_password_that_is_asked_for_later_is_noticed_by_the_next_connect
     await with_password.aclose()
 
 
-async def test_a_database_of_its_own(server, opened):
+async def test_a_separate_database(server, opened):
     await chat(opened(f"{server.url}/3"))
     await chat(opened(f"{server.url}/4"))
     assert server.ask("DBSIZE") == 0
@@ -214,7 +214,7 @@ async def test_tls_with_a_private_authority(secure, opened, files):
 
 
 @pytest.mark.parametrize("authorities", ["theirs", None])
-async def test_a_server_of_an_unknown_authority_is_refused_and_told_nothing(secure, opened, files, authorities, caplog):
+async def test_a_server_of_an_unknown_authority_is_refused_and_gets_no_data(secure, opened, files, authorities, caplog):
     query = f"?ssl_ca_certs={files[authorities]}" if authorities else ""
     why = await refused(opened(f"rediss://:{ESCAPED}@127.0.0.1:{secure.tls_port}{query}"))
     assert isinstance(why, ssl.SSLCertVerificationError)

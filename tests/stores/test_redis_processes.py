@@ -112,7 +112,7 @@ async def opened():
 @pytest.mark.skipif("REDIS_URL" in os.environ, reason="looks into the server")
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "seed"), [("one", 1), ("one", 2), ("cluster", 3), ("cluster", 4)])
-async def test_what_killed_processes_leave_is_charged_in_full_and_nothing_twice(kind, seed, opened):
+async def test_reservations_of_killed_processes_are_charged_in_full_and_once(kind, seed, opened):
     prefix = secrets.token_hex(8)
     url = shared_redis_url() if kind == "one" else shared_cluster().url
     servers = [shared_server()] if kind == "one" else shared_cluster().nodes[:3]

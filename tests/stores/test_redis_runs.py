@@ -83,7 +83,7 @@ async def test_a_run_of_another_process_is_followed_as_it_is_written(url):
         assert one._live == one._here._runs == {}
 
 
-async def test_stop_reaches_who_has_it(url):
+async def test_stop_reaches_the_process_of_the_run(url):
     async with fleet(url, 3) as (one, two, three):
         asked = []
         three.listen(lambda name, owner: asked.append((name, owner)) or owner == "ada")
@@ -109,7 +109,7 @@ async def test_the_oldest_is_forgotten_in_redis_as_in_memory(url):
         assert found.finale == END
 
 
-async def test_what_has_ended_expires_with_its_names(url):
+async def test_an_ended_run_expires_with_its_names(url):
     async with fleet(url, keep=0.2) as (one, two):
         run = one.begin("r", "ada", "m", ["name"])
         await find(two, "name")
@@ -136,7 +136,7 @@ async def test_a_newer_run_of_a_name_keeps_it(url):
         assert (await two.find("name")).id == "r2"
 
 
-async def test_what_is_kept_of_a_run_is_renewed_for_as_long_as_it_goes_on(url, monkeypatch):
+async def test_the_keys_of_a_run_are_renewed_while_it_runs(url, monkeypatch):
     monkeypatch.setattr(redis_runs, "RENEW_SECONDS", 0.0)
     async with fleet(url) as (one, two):
         run = one.begin("r", "ada", "m", ["name"])
@@ -192,7 +192,7 @@ async def written_but(runs, left):
         await asyncio.sleep(0.005)
 
 
-async def test_who_reads_elsewhere_is_known_and_that_he_left(url):
+async def test_a_reader_on_another_process_is_noticed_until_it_leaves(url):
     async with fleet(url) as (one, two):
         run = one.begin("r", "ada", "m")
         assert run.readers == 0
@@ -245,7 +245,7 @@ async def test_a_process_that_dies_is_an_end_without_a_finale():
         assert found.finale is None
 
 
-async def test_a_redis_that_is_down_stops_no_run_and_keeps_nobody_waiting():
+async def test_a_redis_that_is_down_stops_no_run_and_delays_no_reader():
     server = RedisServer()
     try:
         async with fleet(server.url) as (one, two):
@@ -277,7 +277,7 @@ async def test_a_redis_that_is_down_stops_no_run_and_keeps_nobody_waiting():
         server.stop()
 
 
-async def test_more_followers_than_there_may_be_are_told_to_come_again(monkeypatch):
+async def test_followers_above_the_limit_are_refused_with_retry_after(monkeypatch):
     monkeypatch.setattr("chat_nest.runs.redis_connection.MAX_FOLLOWED", 1)
     async with fleet(shared_server().url) as (one, two):
         one.begin("r", "ada", "m").append([TextDelta("a")])
@@ -295,7 +295,7 @@ def test_a_url_that_can_not_be_used():
         RedisRuns("http://x")
 
 
-async def test_what_has_ended_is_forgotten_by_its_owner_from_any_process(url):
+async def test_the_caller_deletes_an_ended_run_from_any_process(url):
     async with fleet(url) as (one, two):
         run = one.begin("r", "ada", "m", ["name"])
         run.append([TextDelta("a")])

@@ -82,7 +82,7 @@ async def store(proxy):
 
 
 @pytest.mark.parametrize("after", [1, 17, 60, 61, 300, 600])
-async def test_calls_whose_answers_are_cut_off_get_them_on_a_new_connection(proxy, store, after):
+async def test_calls_with_lost_answers_get_them_on_a_new_connection(proxy, store, after):
     await store.ping()
     proxy.cut_after = after
     claims = [claim(f"{number}", DAY, most=10 + number) for number in range(30)]
@@ -134,7 +134,7 @@ async def test_many_calls_at_once_share_one_connection_that_one_of_them_opens(pr
 
 
 @pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n+OK\r\n+OK\r\n", b"", b"$-2\r\n"])
-async def test_who_is_no_redis_server_is_not_believed(words):
+async def test_a_server_that_does_not_speak_redis_is_refused(words):
     handlers = set()
 
     async def serve(reader, writer):
@@ -156,7 +156,7 @@ async def test_who_is_no_redis_server_is_not_believed(words):
         await asyncio.wait(handlers)
 
 
-async def test_closing_does_not_wait_for_answers_that_nobody_waits_for(proxy):
+async def test_closing_does_not_wait_for_answers_of_abandoned_calls(proxy):
     store = RedisStore(proxy.url, prefix=secrets.token_hex(8))
     await store.ping()
     proxy.stalled = proxy.accepted
@@ -169,7 +169,7 @@ async def test_closing_does_not_wait_for_answers_that_nobody_waits_for(proxy):
         await store.aclose()
 
 
-async def test_a_retired_connection_answers_what_it_was_asked_and_ends():
+async def test_a_retired_connection_answers_pending_calls_and_ends():
     server = RedisServer()
     try:
         wire = await Login(None, None, None, 0).open(("127.0.0.1", server.port))
@@ -184,7 +184,7 @@ async def test_a_retired_connection_answers_what_it_was_asked_and_ends():
         server.stop()
 
 
-async def test_an_error_is_its_askers_alone():
+async def test_an_error_fails_only_its_call():
     wire = await Login(None, None, None, 0).open(("127.0.0.1", shared_server().port))
     good, bad, after = await asyncio.gather(
         wire.ask("ECHO", "a"), wire.ask("EVALSHA", "0" * 40, 0), wire.ask("ECHO", b"\0\xff"), return_exceptions=True

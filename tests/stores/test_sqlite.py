@@ -88,7 +88,7 @@ async def test_the_files_are_for_their_owner_only(store, path):
     assert modes == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600, ".store.db.epoch": 0o600}
 
 
-async def test_nothing_is_forgotten_between_two_processes_lives(store, path, clock):
+async def test_nothing_is_lost_between_two_processes(store, path, clock):
     lines = window(1_000), rate(9), gauge(3)
     await store.reserve(claim("a", *lines), LEASE)
     await store.reserve(claim("b", *lines), LEASE)
@@ -200,7 +200,7 @@ async def test_a_file_of_version_1_is_brought_up_to_date_with_what_is_running(st
     ]
 
 
-async def test_a_process_of_version_1_goes_on_with_a_file_that_was_brought_up_to_date(store, path):
+async def test_a_process_of_version_1_continues_with_an_upgraded_file(store, path):
     make_version_1(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
         assert old.execute("SELECT count(*) FROM reservations").fetchone() == (3,)
@@ -213,7 +213,7 @@ async def test_a_process_of_version_1_goes_on_with_a_file_that_was_brought_up_to
     assert await store.reserve(claim("new", LINE), LEASE) == Duplicate(output_tokens=80, state="open")
 
 
-async def test_many_endings_at_once_are_within_what_old_sqlites_take(store, path, monkeypatch):
+async def test_many_endings_at_once_stay_within_the_limits_of_old_sqlite(store, path, monkeypatch):
     execute, most = SQLiteFile.execute, []
     monkeypatch.setattr(
         SQLiteFile, "execute", lambda file, text, values=(): (most.append(len(values)), execute(file, text, values))[1]
@@ -262,7 +262,7 @@ async def test_calls_that_wait_share_a_commit_and_are_answered_after_it(store, p
     assert await standing(store, LINE) == (0, 130_000)
 
 
-async def test_a_refusal_knows_the_leases_of_its_own_transaction(store):
+async def test_a_refusal_counts_the_leases_of_the_same_transaction(store):
     await store.ping()
     calls = []
     for n in range(50):

@@ -90,7 +90,7 @@ async def test_postgresql_and_the_clock(scheme):
     await store.aclose()
 
 
-def test_postgresql_without_its_package_says_what_to_install(monkeypatch):
+def test_postgresql_without_its_package_names_the_extra_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("chat_nest.stores.postgres")]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)

@@ -33,7 +33,7 @@ def has_reason(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) -> boo
     return " is long because " in " ".join((ast.get_docstring(node) or "").split())
 
 
-def test_what_is_long_has_a_reason() -> None:
+def test_long_files_and_functions_have_a_reason() -> None:
     found = {str(file.relative_to(PACKAGE)): [*too_long(file.read_text())] for file in PACKAGE.rglob("*.py")}
     assert len(found) > 300
     assert {file: names for file, names in found.items() if names} == {}

@@ -166,7 +166,7 @@ async def test_an_abort_closes_the_providers_socket(client: str) -> None:
 
 @EACH
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day"])
-async def test_a_refusal_is_told_and_not_asked_again(client: str, limit: str) -> None:
+async def test_a_refusal_is_shown_and_not_repeated(client: str, limit: str) -> None:
     provider = Scripted(answering(client, "hi", input_tokens=9_900, output_tokens=400))
     most = {"requests_per_minute": 1, "tokens_per_day": 10_000}[limit]
     app = watched(provider, **{"requests_per_minute": None, limit: most})
@@ -197,7 +197,7 @@ async def test_as_installed_it_sends_a_refused_budget_so_often(client: str, form
 
 @EACH
 @pytest.mark.parametrize("limit", ["tokens_per_request", "max_body_bytes"])
-async def test_a_prompt_that_is_too_long_is_told_and_not_sent_again(client: str, limit: str) -> None:
+async def test_a_prompt_that_is_too_long_is_shown_and_not_sent_again(client: str, limit: str) -> None:
     prompt = "Hello " * (2_000 if limit == "tokens_per_request" else 60_000)
     provider = Scripted(answer("hi"))
     app = watched(provider, tokens_per_request=1_500, requests_per_minute=None)

@@ -104,7 +104,7 @@ async def test_row_10_a_body_at_the_limit_is_read(chat):
 
 
 @pytest.mark.parametrize("length", ["+4", "0x4", "-1", "4, 4", "9" * 30])
-async def test_row_10_a_length_that_is_no_number_of_bytes_reaches_nobody(chat, length):
+async def test_row_10_an_invalid_content_length_reaches_no_provider(chat, length):
     async with connect(chat.port) as client:
         client.send("POST", "/api/chat", headers={**JSON, "content-length": length})
         try:
@@ -179,7 +179,7 @@ async def test_row_10_gzip_is_unpacked_and_counted_unpacked(chat):
         b'// canary-7c1e\n{"messages":[]}',
     ],
 )
-async def test_row_11_what_is_not_a_json_object_in_utf_8(chat, body):
+async def test_row_11_a_body_that_is_not_a_json_object_in_utf_8(chat, body):
     reply = await chat.refuses(body, field="body")
     assert json.loads(reply.raw)["error"] == "Invalid messages payload"
 
@@ -218,7 +218,7 @@ async def test_row_12_text_that_cannot_be_sent_on(chat, text):
 
 
 @pytest.mark.parametrize("said", ["\0", "a\0b", "\ufffd", "\u2028\x85\ufeff\x1b"])
-async def test_row_12_what_a_model_said_is_accepted_in_the_history(said):
+async def test_row_12_any_text_of_a_model_is_accepted_in_the_history(said):
     """Else one odd answer would end its conversation for good."""
     async with setup_with() as chat:
         chat.provider.scripts = [answer(said, 1, input_tokens=9), answer("Hello ", 3, input_tokens=9)]
@@ -297,7 +297,7 @@ async def test_row_14_a_temperature_that_is_no_number(chat, value):
 @pytest.mark.parametrize(
     "name", ["n", "best_of", "logprobs", "top_logprobs", "logit_bias", "tools", "functions", "tool_choice"]
 )
-async def test_row_15_what_would_cost_more_is_refused(chat, name):
+async def test_row_15_fields_that_raise_the_cost_are_refused(chat, name):
     await chat.refuses(user("x", **{name: CANARY}), field=name)
 
 
@@ -360,7 +360,7 @@ async def test_row_18_unless_the_profile_allows_them():
         assert (await ask(chat.port, {"messages": [{"role": "tool", "content": "1"}, *messages[1:]]})).status == 400
 
 
-async def test_row_18_a_system_prompt_is_ignored_where_it_is_not_allowed(chat):
+async def test_row_18_a_system_prompt_is_ignored_unless_it_is_allowed(chat):
     assert (await ask(chat.port, user("x", systemPrompt=CANARY))).status == 200
     assert chat.provider.requests[0].json()["messages"] == [{"role": "user", "content": "x"}]
 
@@ -387,7 +387,7 @@ async def test_row_19_special_tokens_are_ordinary_text(chat):
     assert chat.provider.requests[0].json()["messages"] == [{"role": "user", "content": text}]
 
 
-async def test_row_20_a_prompt_over_what_remains():
+async def test_row_20_a_prompt_over_the_remaining_budget():
     """Shortening helps, and tomorrow helps: the refusal says both, and what is left."""
     profiles = {"balanced": replace(BALANCED, tokens_per_day=700)}
     async with setup_with(profiles=profiles) as chat:
@@ -464,7 +464,7 @@ async def test_row_28_refused_bodies_count_on_the_callers_rate(bad):
         assert chat.provider.opened == 1
 
 
-async def test_row_28_a_storm_of_retries_reaches_nobody():
+async def test_row_28_a_storm_of_retries_reaches_no_provider():
     profiles = {"balanced": replace(BALANCED, requests_per_minute=1)}
     async with setup_with(profiles=profiles) as chat:
         assert (await ask(chat.port)).status == 200
@@ -484,7 +484,7 @@ async def test_row_28_a_storm_of_retries_reaches_nobody():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_row_30_a_refusal_that_echoes_our_key_shows_it_to_nobody(chat, status, caplog):
+async def test_row_30_a_key_echoed_in_a_refusal_is_never_shown(chat, status, caplog):
     chat.provider.scripts = [failure(status, f"Incorrect API key provided: {KEY}", x_leak=KEY, www_authenticate=KEY)]
     reply = await ask(chat.port)
     assert reply.status == 502
@@ -507,7 +507,7 @@ async def test_row_30_nor_an_error_in_the_stream(chat):
     assert b"event: done" not in reply.raw
 
 
-async def test_row_30_only_our_own_headers_come_back(chat):
+async def test_row_30_no_header_of_the_provider_is_relayed(chat):
     script = list(answer("x"))
     script[0] = script[0].replace(b"\r\n\r\n", b"\r\nx-provider-org: secret\r\nset-cookie: a=b\r\n\r\n")  # type: ignore[union-attr]
     chat.provider.scripts = [script]

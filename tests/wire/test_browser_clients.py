@@ -258,7 +258,7 @@ async def test_a_stop_closes_the_providers_socket(visit: Visits) -> None:
         ({"requests_per_minute": None, "tokens_per_day": 2_100}, "budget exceeded"),
     ],
 )
-async def test_a_refusal_is_shown_and_not_asked_again(visit: Visits, limits: dict[str, int], said: str) -> None:
+async def test_a_refusal_is_shown_and_not_retried(visit: Visits, limits: dict[str, int], said: str) -> None:
     provider = Scripted(answer("Hello", input_tokens=100, output_tokens=2_000))
     app = visit.app(provider, **limits)
     async with serve(app) as port:

@@ -138,7 +138,7 @@ async def test_an_abort_closes_the_providers_socket(client: str) -> None:
 
 @EACH
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day", "tokens_per_request"])
-async def test_a_refusal_is_told_and_not_asked_again(client: str, limit: str) -> None:
+async def test_a_refusal_is_shown_and_not_repeated(client: str, limit: str) -> None:
     """LangChain with `maxRetries: 0`, without which it waits for Retry-After."""
     most = 1 if limit == "requests_per_minute" else 500
     app, provider = watched(answer("hi", input_tokens=100, output_tokens=400), **{limit: most})
@@ -155,7 +155,7 @@ async def test_a_refusal_is_told_and_not_asked_again(client: str, limit: str) ->
 
 
 @EACH
-async def test_an_error_in_the_middle_is_told_and_not_taken_for_an_end(client: str) -> None:
+async def test_an_error_in_the_middle_is_shown_and_not_taken_for_an_end(client: str) -> None:
     app, provider = watched([[TextDelta("one ")], UpstreamIdle()])
     async with serve(app) as port:
         events = await drive(client, port)

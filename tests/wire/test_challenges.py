@@ -124,7 +124,7 @@ async def test_a_solution_is_of_its_visitor():
     ],
     ids=["IPv4", "IPv6"],
 )
-async def test_a_solution_counts_where_its_challenge_was_given(bind, near, far, here, close, elsewhere):
+async def test_a_solution_counts_only_for_the_network_of_its_challenge(bind, near, far, here, close, elsewhere):
     """A proxy or a phone whose address changes within a network passes, unless the address is asked for."""
 
     async def status(port, sent_from):
@@ -138,7 +138,7 @@ async def test_a_solution_counts_where_its_challenge_was_given(bind, near, far, 
         assert [await status(port, each) for each in (here, close, elsewhere)] == [200, near, far]
 
 
-async def test_an_address_or_a_network_that_asks_for_challenges_without_end_is_refused():
+async def test_an_address_or_a_network_that_requests_too_many_challenges_is_refused():
     async with chat(proxies=["127.0.0.1"]) as (_, port), connect(port) as client:
 
         async def served(addresses):
@@ -177,7 +177,7 @@ async def test_a_solution_is_of_its_deployment():
         lambda text: "é",
     ],
 )
-async def test_what_is_no_solution_passes_nobody(change):
+async def test_an_invalid_solution_does_not_pass(change):
     async with chat() as (_, port):
         challenge, visitor = await refused(port, {})
         wrong = await solve(port, change(solved(challenge)), **visitor)
@@ -185,7 +185,7 @@ async def test_what_is_no_solution_passes_nobody(change):
         assert "set-cookie" not in wrong.headers
 
 
-async def test_an_unsolved_and_an_eased_challenge_pass_nobody():
+async def test_an_unsolved_or_an_eased_challenge_does_not_pass():
     async with chat() as (_, port):
         challenge, visitor = await refused(port, {})
         made = altcha.Challenge.from_dict(challenge["challenge"])
@@ -327,7 +327,7 @@ def said(kind, **change):
 
 
 @pytest.mark.parametrize("kind", PASSES)
-async def test_a_service_says_who_passes(kind):
+async def test_a_service_decides_which_solutions_pass(kind):
     async with ScriptedProvider() as verifier, chat(service(kind, verifier.url)) as (provider, port):
         challenge, visitor = await refused(port, {})
         assert (challenge["kind"], challenge["site_key"]) == (kind, "site")

@@ -153,7 +153,7 @@ async def test_row_41_an_abort_closes_the_providers_socket(client):
 
 @EVERY
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day"])
-async def test_row_28_a_refusal_is_told_and_not_asked_again(client, limit):
+async def test_row_28_a_refusal_is_shown_and_not_retried(client, limit):
     most = 1 if limit == "requests_per_minute" else 500
     script = answer("hi", input_tokens=100, output_tokens=400)
     app, provider = watched(script, limits={"requests_per_minute": None, limit: most})
@@ -171,7 +171,7 @@ async def test_row_28_a_refusal_is_told_and_not_asked_again(client, limit):
 
 @parametrize_client([name for name in DRIVERS if name != "eventsource"])  # whose words are in the URL
 @pytest.mark.parametrize("limit", ["tokens_per_request", "max_body_bytes"])
-async def test_a_prompt_that_is_too_long_is_told_and_not_sent_again(client, limit):
+async def test_a_prompt_that_is_too_long_is_shown_and_not_sent_again(client, limit):
     prompt = "Hello " * (2_000 if limit == "tokens_per_request" else 60_000)
     app, provider = watched(answer("hi"), limits={"tokens_per_request": 500, "requests_per_minute": None})
     async with serve(app) as port:
@@ -184,7 +184,7 @@ async def test_a_prompt_that_is_too_long_is_told_and_not_sent_again(client, limi
 
 
 @EVERY
-async def test_an_error_in_the_middle_is_told_and_not_taken_for_an_end(client):
+async def test_an_error_in_the_middle_is_shown_and_not_taken_for_an_end(client):
     app, provider = watched([[TextDelta("one ")], UpstreamIdle()])
     async with serve(app) as port:
         events = await drive(client, port)

@@ -183,7 +183,7 @@ async def test_a_count_that_the_provider_sent_first_is_the_first_events() -> Non
     assert events(reply.raw)[0]["message"]["usage"]["input_tokens"] == 77
 
 
-async def test_models_are_listed_in_the_format_of_who_asks() -> None:
+async def test_models_are_listed_in_the_format_of_the_client() -> None:
     """An Anthropic client is known by its `anthropic-version`; OpenAI's format has the same path."""
     async with serve(agent(Scripted(answer("Hi")))) as port, connect(port) as client:
         anthropics = await (await client.request("GET", "/v1/models", headers=BETA)).json()
@@ -358,7 +358,7 @@ async def test_a_client_that_is_stopped_closes_the_providers_stream(name: str) -
 
 @each()
 @pytest.mark.parametrize("limit", ["tokens_per_day", "requests_per_day", "tokens_per_request"])
-async def test_a_refusal_is_shown_and_not_asked_again(name: str, limit: str) -> None:
+async def test_a_refusal_is_shown_and_not_retried(name: str, limit: str) -> None:
     """With the settings of docs/clients.md: opencode repeats a 429 for more than a minute."""
     provider = Scripted(answer("Hello", input_tokens=99_000, output_tokens=900))
     limits: dict[str, Any] = {

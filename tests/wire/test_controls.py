@@ -98,7 +98,7 @@ async def test_a_paused_model_is_replaced_by_its_fallback(tmp_path):
         assert json.loads((await ask(port)).raw)["code"] == "paused"
 
 
-async def test_a_pause_with_an_end_ends_by_itself_and_tells_when(tmp_path):
+async def test_a_pause_with_an_end_ends_by_itself_and_sends_retry_after(tmp_path):
     async with chat(tmp_path) as (_, port, operator, handler):
         await seen(handler, operator.pause("all", seconds=30))
         refused = await ask(port)

@@ -99,7 +99,7 @@ async def test_a_stream(provider, path, body):
     assert len(names) == len(set(names)), "no header twice"
 
 
-async def test_a_first_count_of_zero_does_not_replace_the_own_count_of_the_input(provider):
+async def test_a_first_count_of_zero_does_not_replace_our_count_of_the_input(provider):
     provider.scripts = [stream(usage(0, 0), chunk("Hi"), finish(), usage(9, 1), DONE)]
     async with serve(handler_for(provider)) as port:
         reply = await ask(port, ANTHROPIC, path="/v1/messages")
@@ -234,7 +234,7 @@ async def test_row_30_a_providers_refusal_is_a_status_and_no_key(provider, path,
 
 @STREAMS
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_day"])
-async def test_a_refusal_in_the_dialects_own_shape(provider, path, body, limit):
+async def test_a_refusal_in_the_shape_of_the_dialect(provider, path, body, limit):
     limits = {"requests_per_minute": None, limit: 1 if limit == "requests_per_minute" else 500}
     provider.scripts = [answer("Hello ", 3, input_tokens=100, output_tokens=400)]
     async with serve(handler_for(provider, profiles={"balanced": replace(BALANCED, **limits)})) as port:
@@ -319,7 +319,7 @@ async def test_a_request_for_a_model_that_is_not_offered(provider):
     assert {request.json()["model"] for request in provider.requests} == {"gpt-4o-mini"}
 
 
-async def test_row_15_tools_are_for_those_whose_profile_allows_them(provider):
+async def test_row_15_tools_need_a_profile_that_allows_them(provider):
     tools = {"tools": [{"type": "function", "function": {"name": "weather"}}]}
     async with serve(handler_for(provider)) as port:
         reply = await ask(port, {**OPENAI, **tools}, path="/v1/chat/completions")
@@ -470,7 +470,7 @@ async def test_a_dialect_alone_answers_at_its_mount_point_too(provider):
         assert (reply.status, (await reply.json())["error"]["code"]) == (404, "not_found")
 
 
-def test_what_can_not_be_routed_says_so():
+def test_an_unroutable_request_gets_an_error():
     with pytest.raises(ValueError, match="there is no dialect 'opnai'"):
         create_chat_handler(api_key="k", dialect="opnai")
     with pytest.raises(ValueError, match="two dialects answer POST"):
@@ -492,7 +492,7 @@ async def test_an_event_source(provider):
     assert [request.json()["messages"][-1]["content"] for request in provider.requests] == ["Hello there"]
 
 
-async def test_get_is_off_unless_asked_for(provider):
+async def test_get_is_off_by_default(provider):
     handler = create_chat_handler(api_key="k", base_url=provider.url, dialect="blog")
     async with serve(handler) as port, connect(port) as client:
         assert (await client.request("GET", "/chat?message=Hello")).status == 405

@@ -207,7 +207,7 @@ async def test_10_api_keys(provider, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["CHAT_NEST_IDENTITY_KEYS_FILE", "CHAT_NEST_IDENTITY_SECRET"])
-def test_10_api_keys_without_its_variables_says_what_to_set(missing, tmp_path, monkeypatch):
+def test_10_api_keys_without_its_variables_names_them(missing, tmp_path, monkeypatch):
     monkeypatch.setenv("CHAT_NEST_IDENTITY_KEYS_FILE", str(tmp_path / "keys.json"))
     monkeypatch.setenv("CHAT_NEST_IDENTITY_SECRET", "0123456789abcdef" * 4)
     monkeypatch.delenv(missing)
@@ -216,7 +216,7 @@ def test_10_api_keys_without_its_variables_says_what_to_set(missing, tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["01_smallest", "02_fastapi", "03_starlette", "04_litestar", "05_your_users"])
-def test_an_example_without_a_key_says_what_to_set(name, monkeypatch):
+def test_an_example_without_a_key_names_the_variable(name, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ValueError, match='^no API key: pass api_key=.*"A model without a key" in docs/embedding.md'):

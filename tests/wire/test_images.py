@@ -193,7 +193,7 @@ async def test_an_image_and_a_file_reach_every_provider_in_its_words_and_in_thei
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_a_profile_without_images_refuses_a_new_one_by_name_and_asks_nobody(path: str) -> None:
+async def test_a_profile_without_images_refuses_a_new_one_by_name_and_calls_no_provider(path: str) -> None:
     async with chat("openai", limits={"allow_images": False}) as (port, served):
         reply = await post(port, path, user(path, "What is it?", PNG))
         assert reply.status == 400
@@ -259,7 +259,7 @@ async def test_a_url_is_passed_on_where_the_profile_allows_it_and_never_fetched(
         assert elsewhere.opened == 0
 
 
-async def test_the_first_bytes_say_what_an_image_is_not_the_client() -> None:
+async def test_the_type_of_an_image_is_read_from_its_first_bytes() -> None:
     """https://github.com/anthropics/claude-code/issues/35234: a wrong media type is a 400 of the provider's."""
     async with chat("anthropic") as (port, served):
         for data, kind in ((jpeg(9, 9), "image/jpeg"), (webp(9, 9, b"VP8X"), "image/webp"), (gif(9, 9), "image/gif")):
@@ -302,7 +302,7 @@ async def test_a_body_with_images_is_larger_than_one_of_text_alone() -> None:
         assert (reply.status, b"prompt is too long" in reply.raw) == (400, True)
 
 
-async def test_a_thread_with_too_many_or_too_large_images_lives_and_says_what_was_left_out() -> None:
+async def test_a_thread_with_too_many_or_too_large_images_continues_and_reports_dropped_ones() -> None:
     images = [png(9, 9, padding=40_000 + index) for index in range(5)]
     large = png(9, 9, padding=300_000)
     turns: list[Json] = []
@@ -343,7 +343,7 @@ async def test_old_images_go_before_old_turns_when_a_request_has_no_room_for_the
     ]
 
 
-async def test_images_are_reserved_before_the_answer_and_counted_for_who_asks() -> None:
+async def test_images_are_reserved_before_the_answer_and_counted_for_the_caller() -> None:
     def prompt(width: int, height: int) -> Json:
         return user("/v1/messages", "Hi", png(width, height))
 
@@ -385,7 +385,7 @@ async def test_a_kept_answer_keeps_no_image() -> None:
         ({"type": "file", "file": {"file_data": url(b"PK\3\4", "application/zip")}}, "must be a PNG, JPEG"),
     ],
 )
-async def test_what_no_provider_is_sent_is_refused_by_name(part: Json, rule: str) -> None:
+async def test_attachments_that_no_provider_accepts_are_refused_by_name(part: Json, rule: str) -> None:
     async with chat("openai") as (port, served):
         reply = await ask(port, {"messages": [{"role": "user", "content": [part]}]}, path="/v1/chat/completions")
         assert (reply.status, rule in reply.raw.decode()) == (400, True)

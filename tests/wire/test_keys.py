@@ -90,7 +90,7 @@ async def test_a_key_with_every_limit_is_answered():
         assert {name for scope, name in shown if scope == "key"} == set(limits)
 
 
-async def test_a_limit_in_dollars_without_a_price_is_said():
+async def test_a_limit_in_dollars_without_a_price_is_reported():
     async with chat() as (provider, port, issuer):
         key = await issuer.create(Rights(caller="ada", limits={"usd_per_day": 1}))
         reply = await ask(port, headers=bearer(key.text))
@@ -140,7 +140,7 @@ async def test_an_answer_of_a_revoked_key_is_stopped_and_settled_and_the_next_re
         assert len(provider.requests) == 1
 
 
-async def test_a_rotated_key_goes_on_with_what_its_running_answer_holds():
+async def test_a_rotated_key_keeps_the_holds_of_its_running_answer():
     go_on = asyncio.Event()
     slow = stream(chunk("Hel"), go_on, chunk("lo"), finish(), usage(9, 3), DONE)
     async with chat(slow, answer("x", 1)) as (_, port, issuer):

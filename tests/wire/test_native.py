@@ -77,7 +77,7 @@ async def test_older_turns_leave_room_for_the_whole_answer(provider, asked, answ
     assert json.loads(re.findall(r"event: done\ndata: (.*)", reply.raw.decode())[-1])["dropped_messages"] > 0
 
 
-async def test_each_token_is_a_chunk_of_its_own_as_soon_as_it_came(provider):
+async def test_each_token_is_sent_as_one_chunk_at_once(provider):
     release = asyncio.Event()
     provider.scripts = [stream(chunk("one"), release, chunk("two"), finish(), usage(9, 2), DONE)]
     async with serve(handler_for(provider)) as port, connect(port) as client:
@@ -183,7 +183,7 @@ async def test_the_npm_client_may_send_back_an_answer_that_it_cancelled(provider
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x01\x1f\x7f", "\u2028\ufeff", "\ud7ff\U0001f600"], ids=ascii)
-async def test_the_npm_client_may_send_back_whatever_the_model_said(provider, text):
+async def test_the_npm_client_may_send_back_any_text_of_the_model(provider, text):
     provider.scripts = [answer(text, 1)]
     async with serve(handler_for(provider)) as port:
         said = await npm_chat(port)
@@ -207,7 +207,7 @@ async def test_the_npm_client_takes_a_4xx_as_final(provider):
     assert outcome.refusal["error"] == "Invalid messages payload"
 
 
-async def test_the_npm_client_asks_again_after_a_5xx_and_is_charged_once(provider):
+async def test_the_npm_client_retries_after_a_5xx_and_is_charged_once(provider):
     provider.scripts = [failure(401), failure(403), answer("Hello ", 3, input_tokens=9)]
     async with serve(handler_for(provider)) as port:
         outcome = await npm_chat(port, sleep=no_pause)
@@ -321,7 +321,7 @@ async def test_every_refusal_is_json_that_another_origin_may_read(provider, stat
         assert "traceback" not in reply.raw.decode().lower()
 
 
-async def test_a_rate_limit_says_when_to_come_back(provider):
+async def test_a_rate_limit_sends_retry_after(provider):
     profiles = {"balanced": replace(BALANCED, requests_per_minute=1)}
     async with serve(handler_for(provider, profiles=profiles)) as port:
         assert (await ask(port)).status == 200
@@ -364,7 +364,7 @@ async def test_a_preflight_is_answered_without_a_body(provider, path):
         assert (await client.post()).status == 200, "the connection goes on"
 
 
-async def test_only_listed_origins_are_let_in(provider):
+async def test_only_listed_origins_are_admitted(provider):
     async with serve(handler_for(provider, origins=["https://shop.example"])) as port:
         for origin, allowed in (
             ("https://shop.example", "https://shop.example"),

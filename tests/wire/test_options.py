@@ -45,7 +45,7 @@ async def chat(model, **options):
 
 
 @CHATS
-async def test_a_schema_reaches_the_provider_in_its_own_words(path, body):
+async def test_a_schema_reaches_the_provider_in_its_format(path, body):
     async with ScriptedProvider(answer("{}", 1)) as provider, chat("openai:gpt-4o", base_url=provider.url) as port:
         assert (await ask(port, body, path=path)).status == 200
         asked = provider.requests[0].json()["response_format"]
@@ -77,7 +77,7 @@ async def test_json_without_a_schema_is_not_anthropics(provider_url="http://127.
         assert (reply.status, (await reply.json())["error"]["param"]) == (400, "response_format")
 
 
-async def test_a_fallback_that_lacks_it_is_not_asked():
+async def test_a_fallback_without_a_required_field_is_not_called():
     first, second = Scripted([ConnectionError()]), Scripted(said("{}"))
     second.lacks = lambda prompt: ["format"] if prompt.options.format else []
     fallbacks = {"fallbacks": ("b:m",)}

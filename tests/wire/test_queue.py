@@ -41,7 +41,7 @@ def slow(release, text="Hello "):
     return [*first, release, *rest]
 
 
-async def test_a_request_waits_is_told_its_position_and_is_answered_when_its_turn_comes():
+async def test_a_request_waits_gets_its_position_and_is_answered_in_its_turn():
     release = asyncio.Event()
     async with chat(slow(release), answer("Second ", 2), concurrent_streams=5) as (provider, _, port):
         async with connect(port) as first, connect(port) as second:
@@ -81,7 +81,7 @@ async def test_other_formats_get_a_comment_and_a_whole_answer_just_waits(path, b
             assert (await whole).status == 200
 
 
-async def test_a_limit_that_was_reached_meanwhile_is_told_in_the_stream_that_has_waited():
+async def test_a_limit_reached_during_the_wait_is_an_error_in_the_stream():
     release = asyncio.Event()
     async with chat(slow(release), requests_per_day=1) as (provider, _, port):
         async with connect(port) as first, connect(port) as second:
@@ -95,7 +95,7 @@ async def test_a_limit_that_was_reached_meanwhile_is_told_in_the_stream_that_has
             await one.body()
 
 
-async def test_who_leaves_the_queue_frees_its_place_and_is_charged_nothing():
+async def test_leaving_the_queue_frees_the_place_and_costs_nothing():
     release = asyncio.Event()
     async with chat(slow(release), answer("Third ", 2), requests_per_day=9) as (provider, handler, port):
         async with connect(port) as first, connect(port) as third:
@@ -114,7 +114,7 @@ async def test_who_leaves_the_queue_frees_its_place_and_is_charged_nothing():
         assert (await settled(port))["requests_per_day"]["used"] == 2
 
 
-async def test_a_drain_empties_the_queue_and_what_runs_goes_on():
+async def test_a_drain_empties_the_queue_and_running_answers_continue():
     release = asyncio.Event()
     async with chat(slow(release)) as (provider, handler, port):
         async with connect(port) as first, connect(port) as second:
@@ -149,7 +149,7 @@ async def test_a_caller_with_many_requests_does_not_hold_up_one_with_a_single_re
         assert asked.index("modest") <= 2, "in the first round"
 
 
-async def test_requests_of_visitors_who_keep_no_cookie_have_one_turn_for_their_address():
+async def test_visitors_without_a_cookie_share_the_turn_of_their_address():
     release = asyncio.Event()
     async with ScriptedProvider(slow(release), answer("More ", 2)) as provider:
         handler = create_chat_handler(
@@ -182,7 +182,7 @@ async def await_reply(client):
     return await (await client.reply()).body()
 
 
-async def test_a_providers_429_is_waited_for_by_those_who_come_after_it_too():
+async def test_later_requests_also_wait_for_the_429_of_a_provider():
     refused = failure(429, "Rate limit reached", "rate_limit_exceeded", retry_after="1")
     async with chat(refused, answer("Well ", 2), streams=None) as (provider, _, port):
         one = asyncio.create_task(ask(port, USER))

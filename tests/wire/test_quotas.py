@@ -46,7 +46,7 @@ async def last(port, **more):
     return reply, name, json.loads(data)
 
 
-async def test_an_answer_tells_what_it_cost_and_what_is_left():
+async def test_an_answer_reports_its_cost_and_the_remaining_limits():
     async with chat(usd_per_day=1.0, tokens_per_month=10_000) as (_, port):
         reply, name, done = await last(port)
         assert (name, done["cost_usd"]) == ("done", pytest.approx(9e-5 + 3e-3))
@@ -78,7 +78,7 @@ async def test_a_budget_in_dollars_clamps_the_answer_and_then_refuses():
         assert usd["unit"] == "usd"
 
 
-async def test_each_kind_of_refusal_has_a_code_of_its_own():
+async def test_each_kind_of_refusal_has_a_distinct_code():
     expected = {
         "rate_limited": {"requests_per_hour": 1},
         "budget_exceeded": {"tokens_per_hour": 60},
@@ -109,7 +109,7 @@ async def test_too_many_at_once_has_its_code_too():
 @pytest.mark.parametrize(
     "body", [b"{", b'{"messages":[]}', b'{"messages":[{"role":"user","content":"a"}],"model":"x"}']
 )
-async def test_a_bad_request_tells_how_the_callers_limits_stand(body):
+async def test_a_bad_request_reports_the_limits_of_the_caller(body):
     async with chat() as (provider, port):
         await ask(port)
         refused = await ask(port, body)
@@ -128,7 +128,7 @@ async def test_usage_has_the_headers_too():
         assert usage["usd_per_day"]["used"] == pytest.approx(3.09e-3)
 
 
-async def test_what_others_spend_is_told_only_where_it_refuses():
+async def test_the_spending_of_others_is_reported_only_if_it_refuses():
     async with chat(Limits(tokens_per_day=500)) as (provider, port):
         reply = await ask(port)
         assert standings(reply).keys() == {"requests_per_minute", "tokens_per_day"}

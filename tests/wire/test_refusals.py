@@ -62,7 +62,7 @@ async def got(port: int, method: str, path: str):
 
 @OFFICIAL
 @pytest.mark.parametrize("limits", [{"tokens_per_day": 650}, {"requests_per_day": 1}], ids=["tokens", "requests"])
-async def test_a_day_is_told_as_a_date_and_no_client_sleeps_until_then(path, body, limits):
+async def test_a_daily_limit_has_a_date_and_no_client_sleeps_until_then(path, body, limits):
     now = FakeClock(1_800_000_000.25)  # 2027-01-15T08:00:00Z
     async with chat(now, requests_per_minute=None, **limits) as (provider, port):
         assert (await ask(port, body, path=path)).status == 200
@@ -110,7 +110,7 @@ async def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_searc
 
 @OFFICIAL
 @pytest.mark.parametrize("dialects", [DIALECTS, WITH_402], ids=["429", "402"])
-async def test_a_minute_is_told_as_seconds(path, body, dialects):
+async def test_a_limit_per_minute_has_a_wait_in_seconds(path, body, dialects):
     async with chat(dialects=dialects, requests_per_minute=1) as (_, port):
         await ask(port, body, path=path)
         reply = await ask(port, body, path=path)
@@ -118,7 +118,7 @@ async def test_a_minute_is_told_as_seconds(path, body, dialects):
     assert "resets_at" not in (await reply.json())["error"]
 
 
-async def test_other_formats_say_how_long_a_day_is():
+async def test_other_formats_send_retry_after_for_a_day():
     async with chat(requests_per_day=1, requests_per_minute=None) as (_, port):
         await ask(port)
         reply = await ask(port)
@@ -137,7 +137,7 @@ async def test_other_formats_say_how_long_a_day_is():
     ],
     ids=["a request", "a budget", "a body"],
 )
-async def test_anthropics_clients_are_told_in_the_words_at_which_they_shorten_a_conversation(content, limits):
+async def test_anthropics_clients_get_the_message_after_which_they_shorten_a_conversation(content, limits):
     async with chat(**limits) as (provider, port):
         body = {"max_tokens": 50, "messages": [{"role": "user", "content": content}]}
         reply = await ask(port, body, path="/v1/messages")
@@ -148,7 +148,7 @@ async def test_anthropics_clients_are_told_in_the_words_at_which_they_shorten_a_
 
 
 @pytest.mark.parametrize(("path", "body"), [OPENAI, RESPONSES])
-async def test_openais_clients_have_a_code_of_their_own_for_it(path, body):
+async def test_openais_clients_get_context_length_exceeded(path, body):
     long = "word " * 1_000
     content = {"input": long} if "input" in body else {"messages": [{"role": "user", "content": long}]}
     async with chat(tokens_per_request=500) as (_, port):
@@ -190,7 +190,7 @@ async def test_tokens_are_counted_and_charge_nothing(path, body):
         assert provider.opened == 0
 
 
-async def test_a_count_goes_on_from_a_kept_answer():
+async def test_a_count_continues_from_a_kept_answer():
     async with chat() as (_, port):
         first = await (await ask(port, {"input": "word " * 100}, path="/v1/responses")).json()
         body = {"input": "On", "previous_response_id": first["id"]}
@@ -221,7 +221,7 @@ async def test_a_count_goes_on_from_a_kept_answer():
         ("POST", "/nothing", "native"),
     ],
 )
-async def test_a_wrong_path_or_method_is_told_in_the_nearest_format(method, path, shape):
+async def test_a_wrong_path_or_method_is_refused_in_the_nearest_format(method, path, shape):
     async with chat() as (provider, port):
         reply = await got(port, method, path)
     assert reply.status in (404, 405)

@@ -192,7 +192,7 @@ async def test_chat_completions_are_as_openai_has_them(name):
 
 
 @pytest.mark.parametrize("name", ["summary", "generate_summary"])
-async def test_a_summary_of_the_reasoning_is_asked_for_and_relayed(name):
+async def test_a_summary_of_the_reasoning_is_requested_and_relayed(name):
     def event(kind, **fields):
         return f"data: {json.dumps({'type': f'response.{kind}', **fields})}\n\n".encode()
 
@@ -319,7 +319,7 @@ async def test_items_become_messages():
     assert (said["temperature"], said["max_output_tokens"]) == (0.7, 50), "what holds, not what is usual"
 
 
-async def test_allowed_tools_are_those_that_the_model_is_told_of():
+async def test_only_allowed_tools_are_sent_to_the_model():
     other = {**WEATHER, "name": "clock"}
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "clock"}]}
     async with chat(answer("Hi")) as (provider, port):
@@ -355,7 +355,7 @@ async def test_allowed_tools_are_those_that_the_model_is_told_of():
         ({"reasoning": {"effort": "all"}}, "reasoning.effort"),
     ],
 )
-async def test_what_is_not_offered_is_refused_by_name(fields, param):
+async def test_unsupported_fields_are_refused_by_name(fields, param):
     async with chat(answer("Hi")) as (provider, port):
         reply = await ask(port, {"input": "Hi", **fields}, path=PATH)
         said = await reply.json()
@@ -379,7 +379,7 @@ async def test_a_long_conversation_is_refused_where_it_may_not_be_trimmed():
 # What is kept.
 
 
-async def test_a_conversation_goes_on_from_a_kept_answer():
+async def test_a_conversation_continues_from_a_kept_answer():
     async with chat(CALLS, answer("19 degrees")) as (provider, port):
         first = await (await ask(port, {**TOOLS, "instructions": "Be kind."}, path=PATH)).json()
         assert first["store"] is True
@@ -410,7 +410,7 @@ async def test_items_of_kept_answers_can_be_referred_to():
 
 
 @pytest.mark.parametrize("store", [True, False])
-async def test_what_is_said_of_store_holds(store):
+async def test_store_in_the_answer_is_the_value_in_force(store):
     async with chat(answer("Hi")) as (_, port):
         said = await (await ask(port, {"input": "Hi", "store": store}, path=PATH)).json()
         assert said["store"] is store
@@ -436,7 +436,7 @@ async def test_a_kept_answer_is_its_callers_alone():
         assert (await call_(port, "GET", path)).status == 200
 
 
-async def test_what_was_asked_is_listed_in_pages():
+async def test_input_items_are_listed_in_pages():
     items = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     async with chat(answer("Hi")) as (_, port):
         said = await (await ask(port, {"input": items}, path=PATH)).json()
@@ -451,7 +451,7 @@ async def test_what_was_asked_is_listed_in_pages():
         assert (await call_(port, "GET", f"{path}?limit=x")).status == 400
 
 
-async def test_what_is_deleted_is_gone():
+async def test_a_deleted_answer_is_gone():
     async with chat(answer("Hi")) as (_, port):
         said = await (await ask(port, {"input": "Hi"}, path=PATH)).json()
         path = f"{PATH}/{said['id']}"
@@ -462,7 +462,7 @@ async def test_what_is_deleted_is_gone():
 
 
 @pytest.mark.parametrize("policy", ["cancel", "finish"])
-async def test_a_reader_goes_on_behind_the_last_event_that_it_has(policy):
+async def test_a_reader_continues_after_its_last_event(policy):
     go_on = asyncio.Event()
     script = stream(chunk("one "), chunk("two "), go_on, chunk("three"), finish(), usage(9, 3), DONE)
     async with chat(script, limits={"on_disconnect": policy}) as (provider, port), connect(port) as client:
@@ -486,7 +486,7 @@ async def test_a_reader_goes_on_behind_the_last_event_that_it_has(policy):
 
 
 @pytest.mark.parametrize("store", [True, False])
-async def test_cancel_ends_the_stream_closes_the_provider_and_tells_what_there_was(store):
+async def test_cancel_ends_the_stream_closes_the_provider_and_returns_the_partial_answer(store):
     async with chat(stream(chunk("one "), HANG)) as (provider, port), connect(port) as client:
         reply = await client.post({"input": "Hi", "stream": True, "store": store}, path=PATH)
         while b"one " not in reply.raw:

@@ -68,7 +68,7 @@ async def begun(client, port):
     return start["id"]
 
 
-async def test_a_reader_who_comes_back_misses_nothing_and_reads_nothing_twice():
+async def test_a_returning_reader_misses_nothing_and_reads_nothing_twice():
     go_on = asyncio.Event()
     async with chat(stream(chunk("one "), go_on, chunk("two "), chunk("three"), finish(), usage(9, 3), DONE)) as (
         provider,
@@ -94,7 +94,7 @@ async def test_a_reader_who_comes_back_misses_nothing_and_reads_nothing_twice():
         assert (await settled(port))["tokens_per_day"]["used"] == 12
 
 
-async def test_after_the_end_who_has_it_all_is_told_so_and_others_get_the_rest():
+async def test_after_the_end_a_complete_reader_gets_204_and_others_the_rest():
     async with chat(answer("Hello ", 3, input_tokens=9)) as (provider, port):
         first = await ask(port)
         run = json.loads(re.search(rb"event: start\ndata: (.*)\n", first.raw)[1])["id"]
@@ -120,7 +120,7 @@ async def test_row25_another_callers_run_is_not_there():
 
 
 @pytest.mark.parametrize("policy", ["cancel", "finish"])
-async def test_stop_ends_the_run_with_its_own_code_and_charges_what_came(policy):
+async def test_stop_ends_the_run_with_a_specific_code_and_charges_the_received_tokens(policy):
     async with chat(stream(chunk("one "), HANG), policy) as (provider, port):
         async with connect(port) as client:
             reply = await client.post()
@@ -147,7 +147,7 @@ async def test_stop_ends_a_run_without_a_reader():
         assert b'"code":"stopped"' in again.raw
 
 
-async def test_who_follows_is_pinged_and_leaving_ends_nothing():
+async def test_a_follower_is_pinged_and_ends_nothing_by_leaving():
     async with chat(stream(chunk("one "), HANG), timeouts=Timeouts(heartbeat=0.05)) as (provider, port):
         async with connect(port) as client:
             run = await begun(client, port)
@@ -194,7 +194,7 @@ async def test_the_same_key_gets_the_whole_answer_also_after_its_end():
         assert provider.opened == 1
 
 
-async def test_a_client_that_wants_one_json_is_told_to_wait_and_never_given_a_stream():
+async def test_a_client_that_wants_json_is_refused_with_a_wait_and_never_gets_a_stream():
     go_on = asyncio.Event()
     body = {"model": "balanced", "messages": [{"role": "user", "content": "Hi"}]}
     script = stream(chunk("one "), go_on, chunk("two"), finish(), usage(9, 2), DONE)
@@ -210,7 +210,7 @@ async def test_a_client_that_wants_one_json_is_told_to_wait_and_never_given_a_st
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "chat-nest"])
-async def test_a_reader_who_does_not_read_does_not_stop_a_run_that_is_to_be_finished(server):
+async def test_a_reader_that_does_not_read_does_not_stop_a_run_with_finish(server):
     text = "x" * 40_000
     async with chat(
         stream(*[chunk(text)] * 100, finish(), usage(9, 3), DONE),
@@ -247,7 +247,7 @@ async def follow(client, run, **headers):
     return await client.request("GET", f"/api/chat/{run}/stream", headers=headers)
 
 
-async def test_readers_who_come_back_count_on_max_streams():
+async def test_returning_readers_count_on_max_streams():
     go_on = asyncio.Event()
     script = stream(chunk("one "), go_on, chunk("two"), finish(), usage(9, 2), DONE)
     async with chat(script, max_streams=3, limits={"requests_per_minute": None}) as (provider, port):
@@ -271,7 +271,7 @@ def texts_of(body):
     return "".join(json.loads(data) for data in re.findall(r"event: token\ndata: (.*)\n", body.decode()))
 
 
-async def test_readers_who_come_back_count_on_their_callers_concurrent_streams():
+async def test_returning_readers_count_on_the_callers_concurrent_streams():
     limits = {"requests_per_minute": None, "concurrent_streams": 1}
     async with chat(stream(chunk("one "), HANG), limits=limits) as (provider, port):
         async with connect(port) as first, connect(port) as second:
@@ -288,7 +288,7 @@ async def test_readers_who_come_back_count_on_their_callers_concurrent_streams()
         assert provider.opened == 1
 
 
-async def test_readers_who_come_back_count_on_their_callers_rate():
+async def test_returning_readers_count_on_the_callers_rate():
     async with chat(stream(chunk("one"), finish(), usage(9, 1), DONE), limits={"requests_per_minute": 3}) as (_, port):
         async with connect(port) as client:
             reply = await client.post()
@@ -304,7 +304,7 @@ async def test_readers_who_come_back_count_on_their_callers_rate():
 
 
 @pytest.mark.parametrize("how", ["session", "caller", "address"])
-async def test_a_follower_is_ended_with_its_own_session_and_with_a_block_and_the_answer_goes_on(how):
+async def test_a_follower_ends_with_its_session_or_a_block_and_the_answer_continues(how):
     """A caller's other session may follow an answer, until that session is revoked, or its caller or address blocked."""
     release = asyncio.Event()
     script = stream(chunk("one "), release, chunk("two "), finish(), usage(5, 2), DONE)

@@ -51,7 +51,7 @@ async def test_callers_spend_their_share_together(scope):
         assert len(provider.requests) == 3
 
 
-async def test_a_total_counts_until_its_end_and_tells_its_name():
+async def test_a_total_counts_until_its_end_and_a_refusal_names_it():
     share = Share(scope="session", id="s1", totals=Totals(requests=2), ends_at=time.time() + EVENING)
     other = replace(share, id="s2")
     async with chat(callers(share)) as (_, port):
@@ -77,7 +77,7 @@ async def test_dollars_without_a_price_admit_nothing():
         assert not provider.requests
 
 
-async def test_a_caller_chooses_among_its_own_profiles_and_the_first_is_its_default():
+async def test_a_caller_chooses_among_assigned_profiles_and_the_first_is_the_default():
     async with chat(lambda scope: Caller(id="ada", profiles=("other", "balanced"))) as (provider, port):
         await ask(port)
         await ask(port, {**HELLO, "profile": "balanced"})
@@ -87,7 +87,7 @@ async def test_a_caller_chooses_among_its_own_profiles_and_the_first_is_its_defa
 
 
 @pytest.mark.parametrize("shares", [("session",), (Share(scope="all", id="x"),)])
-async def test_a_share_of_a_wrong_kind_is_told_to_the_operator(shares, caplog):
+async def test_a_share_of_a_wrong_kind_is_logged_for_the_operator(shares, caplog):
     with caplog.at_level(logging.ERROR):
         async with chat(lambda scope: Caller(id="ada", shares=shares)) as (provider, port):
             assert (await ask(port)).status == 500

@@ -121,7 +121,7 @@ async def test_responses_continue_kept_answers_and_openais_chats_have_no_place_f
         ((NEW,), {"allow_tools": True}, "signed_turns needs allow_tools=False"),
     ],
 )
-async def test_what_can_not_be_signed_is_refused_at_the_start(secrets, profile, rule):
+async def test_contradictory_settings_of_signing_are_refused_at_the_start(secrets, profile, rule):
     with pytest.raises(ValueError, match=rule):
         create_chat_handler(
             api_key="sk-test",

@@ -51,7 +51,7 @@ async def sent(dialect: str, body: dict[str, Any]) -> tuple[Answer, list[Prompt]
         {"api_key": "", "headers": {}},
     ],
 )
-async def test_a_field_that_asks_for_nothing(fields: dict[str, Any]) -> None:
+async def test_a_field_without_an_effect_is_accepted(fields: dict[str, Any]) -> None:
     reply, [prompt] = await sent("openai", {"messages": [HELLO], **fields})
     assert reply.status == 200, reply.body
     assert prompt.max_output_tokens == BALANCED.max_output_tokens
@@ -59,7 +59,7 @@ async def test_a_field_that_asks_for_nothing(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"logit_bias": {"1": 5}}, {"functions": [{"name": "f"}]}, {"top_logprobs": 2}])
-async def test_the_same_field_that_asks_for_something(fields: dict[str, Any]) -> None:
+async def test_the_same_field_with_an_effect_is_refused(fields: dict[str, Any]) -> None:
     reply, prompts = await sent("openai", {"messages": [HELLO], **fields})
     assert (reply.status, prompts) == (400, [])
     assert next(iter(fields)) in reply.body.decode()
@@ -71,7 +71,7 @@ async def test_anthropics_empty_servers() -> None:
     assert (reply.status, len(prompts)) == (200, 1)
 
 
-async def test_a_tool_without_a_result_to_tell() -> None:
+async def test_a_tool_message_without_content() -> None:
     history = [HELLO, CALLED, {"role": "tool", "tool_call_id": "c1", "content": None}, HELLO]
     reply, [prompt] = await sent("openai", {"messages": history})
     assert reply.status == 200, reply.body

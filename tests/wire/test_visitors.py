@@ -67,7 +67,7 @@ async def test_a_refusal_sets_the_cookie_too():
         assert "set-cookie" in (await get(port, "/api/usage", {})).headers
 
 
-async def test_each_visitor_has_a_budget_of_its_own_within_that_of_its_address():
+async def test_each_visitor_has_a_budget_within_that_of_its_address():
     async with chat(replace(KEPT, requests_per_day=2), addresses=Limits(requests_per_day=7)) as (_, port):
         one, other = await a_visitor(port), await a_visitor(port)
         assert [(await ask(port, headers={**JSON, **one})).status for _ in range(3)] == [200, 200, 429]
@@ -97,7 +97,7 @@ async def test_a_cookie_copied_to_many_clients_has_one_budget():
         assert (statuses.count(200), statuses.count(429)) == (3, 6)
 
 
-async def test_a_visitor_follows_and_stops_its_first_answer_and_nobody_else_does():
+async def test_only_the_visitor_follows_and_stops_its_first_answer():
     async with chat() as (_, port):
         first = await ask(port)
         run = json.loads(first.raw.partition(b"data: ")[2].partition(b"\n")[0])["id"]
@@ -127,7 +127,7 @@ async def test_a_first_request_that_comes_again_with_its_cookie_is_answered_and_
         assert (other.status, len(provider.requests)) == (200, 2), "who came by the page has keys of its own"
 
 
-async def test_a_token_where_cookies_cannot_go():
+async def test_a_visitor_token_without_cookies():
     async with chat(replace(KEPT, requests_per_day=1)) as (_, port):
         visit = await ask(port, b"", path="/api/visit", headers={"origin": "https://elsewhere.example"})
         assert (visit.status, visit.headers["access-control-allow-origin"]) == (200, "*")
@@ -159,7 +159,7 @@ async def test_wrong_tokens_are_refused_in_every_form():
         assert not provider.requests
 
 
-async def test_a_wrong_key_and_who_is_blocked_get_no_visit(tmp_path):
+async def test_a_wrong_key_or_a_blocked_caller_gets_no_visit(tmp_path):
     made, key = create_key(tmp_path / "keys.json", SECRET.encode(), Rights(caller="ada"))
     revoked = create_key(tmp_path / "keys.json", SECRET.encode(), Rights(caller="bob"))
     revoke_keys(tmp_path / "keys.json", [revoked[0].id])

@@ -146,7 +146,7 @@ async def test_a_receiver_that_is_gone_is_not_tried_again(start, counts, caplog)
     assert "is lost: 410: the receiver is gone" in caplog.text
 
 
-async def test_what_an_ended_process_left_is_delivered_by_the_next(start):
+async def test_alerts_of_an_ended_process_are_delivered_by_the_next(start):
     clock = Clock()
     rows = MemoryControls(clock)
     hangs = Scripted("webhook", None)
@@ -190,7 +190,7 @@ async def test_a_file_that_was_removed_is_made_anew(tmp_path):
     await rows.aclose()
 
 
-async def test_on_a_full_disk_the_alert_is_sent_from_memory_and_the_log_says_so(start, tmp_path, caplog):
+async def test_on_a_full_disk_the_alert_is_sent_from_memory_and_logged(start, tmp_path, caplog):
     clock = Clock()
     rows, channel = LocalRows(tmp_path / "alerts.db"), Scripted("webhook")
     delivery = start([Down(), rows, MemoryControls(clock)], channel, clock=clock)

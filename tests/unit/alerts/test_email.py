@@ -61,7 +61,7 @@ async def test_a_certificate_of_another_authority_is_refused():
     assert inbox.messages == []
 
 
-async def test_a_wrong_password_is_told_without_it():
+async def test_a_wrong_password_is_reported_without_showing_it():
     inbox = Inbox()
     async with mail_server(inbox, login=True) as port:
         outcome = await send(channel(port, user="nest", password="wrong horse"))
@@ -84,6 +84,6 @@ async def test_a_server_that_is_full_or_hangs_is_a_failure_that_passes(monkeypat
 @pytest.mark.parametrize(
     "address", ["ops", "@example.org", "ops@", "a b@example.org", "a@b.org\r\nBcc: c@d.org", "é@x.org"]
 )
-def test_what_is_no_address_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(ValueError, match="must be e-mail addresses"):
         recipients_of([address])

@@ -121,7 +121,7 @@ async def test_of_several_shares_at_once_the_highest_is_posted_and_the_others_ne
     assert await world.look() == []
 
 
-async def test_two_processes_post_one_alert_between_them_and_each_group_has_its_own():
+async def test_two_processes_post_one_alert_together_and_each_group_has_a_separate_one():
     one = World()
     other = World(one.store, one.clock)
     for world in (one, other):
@@ -217,7 +217,7 @@ class Failing:
         return getattr(self._controls, name)
 
 
-async def test_a_store_that_is_down_is_told_after_a_while():
+async def test_a_store_that_is_down_alerts_after_a_while():
     world = World()
     world.watch._controls = Failing(world.store.controls)  # the test's outbox goes on, as a machine's own does
     world.handler.down = True
@@ -243,7 +243,7 @@ async def test_a_store_that_came_back_begins_anew():
         world.clock.now += 20
 
 
-async def test_settlements_that_wait_are_told_after_five_minutes():
+async def test_waiting_settlements_alert_after_five_minutes():
     world = World()
     world.handler.unsettled = 7
     await world.look()
@@ -255,7 +255,7 @@ async def test_settlements_that_wait_are_told_after_five_minutes():
     )
 
 
-async def test_a_breaker_that_stays_open_is_told_and_one_that_closes_is_not():
+async def test_a_breaker_that_stays_open_alerts_and_one_that_closes_does_not():
     world = World()
     world.handler.breakers = {"p": "open", "q": "open"}
     await world.look()
@@ -267,7 +267,7 @@ async def test_a_breaker_that_stays_open_is_told_and_one_that_closes_is_not():
     assert await world.look() == [("provider.breaker_open", "p has failed for 2 minutes: its circuit breaker is open")]
 
 
-async def test_a_refused_key_is_told_once_an_hour_by_whoever_saw_it():
+async def test_a_refused_key_alerts_once_an_hour():
     world = World()
     ending = type("Ending", (), {"error": UpstreamAuth(), "model": "p:gpt"})()
     world.counts.finished(ending)
@@ -293,7 +293,7 @@ async def test_refusals_are_added_up_over_the_processes_and_five_minutes():
     assert await one.look() == []
 
 
-async def test_new_visitors_are_counted_and_those_who_come_back_are_not():
+async def test_new_visitors_are_counted_and_returning_ones_are_not():
     world = World(visitors_per_minute=1)
     for number in range(6):
         new = Caller(id=f"v{number}", visit=Visit(id="0" * 32, issued=1, counted_as="203.0.113.9"))

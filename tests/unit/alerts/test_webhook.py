@@ -49,7 +49,7 @@ async def test_a_delivery_is_signed_by_each_secret():
     ("answer", "why", "final"),
     [(500, "status 500", False), (302, "status 302", False), (410, "410: the receiver is gone", True)],
 )
-async def test_what_an_answer_means(answer, why, final):
+async def test_the_meaning_of_each_answer_of_a_receiver(answer, why, final):
     async with Receiver(answer) as receiver:
         outcome = await send(receiver.url)
     assert not outcome.sent
@@ -57,7 +57,7 @@ async def test_what_an_answer_means(answer, why, final):
     assert outcome.final == final
 
 
-async def test_a_receiver_may_ask_for_time():
+async def test_a_receiver_may_send_retry_after():
     async with Receiver(503, headers="retry-after: 120\r\n") as receiver:
         assert (await send(receiver.url)).wait == 120.0
 

@@ -130,7 +130,7 @@ def test_a_word_that_is_none_of_those_allowed_is_a_value_error() -> None:
         create_chat_handler(providers=P, profiles={"b": Profile(model="p:m", on_disconnect="never")})  # type: ignore[arg-type]
 
 
-def test_an_optional_name_that_is_misspelt_is_told_in_one_sentence(caplog) -> None:
+def test_a_misspelt_optional_name_is_reported_in_one_sentence(caplog) -> None:
     class Plain:
         abort_bill = "stops"
         close = laces = None
@@ -175,7 +175,7 @@ def test_no_value_is_repeated(name) -> None:
     assert str(caught.value) == f"{name} must be a string or None, not a bytes"
 
 
-def test_what_is_right_is_accepted() -> None:
+def test_valid_arguments_are_accepted() -> None:
     class Wrapped:
         """Finds its methods only when they are asked for."""
 
@@ -250,7 +250,7 @@ def test_the_grace_of_a_profile_is_a_time(seconds) -> None:
         create_chat_handler(providers=P, profiles={"b": profile})
 
 
-def test_two_profiles_without_a_default_say_how_to_name_one() -> None:
+def test_two_profiles_without_a_default_are_an_error_that_explains_how_to_name_one() -> None:
     two = {"a": Profile(model="p:m"), "b": Profile(model="p:m")}
     with pytest.raises(ValueError, match='default_profile="a"'):
         create_chat_handler(providers=P, profiles=two)

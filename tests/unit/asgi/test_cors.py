@@ -59,7 +59,7 @@ def test_a_star_among_others_is_a_star():
     "origin",
     ["shop.example", "https://shop.example/", "https://shop.example/page/", "", "null", "https://bücher.example"],
 )
-def test_an_origin_that_is_none_is_told_at_the_start(origin):
+def test_an_invalid_origin_is_refused_at_the_start(origin):
     with pytest.raises(ValueError, match="origins: .* must"):
         Cors([origin])
 
@@ -79,7 +79,7 @@ def test_an_origin_is_written_as_it_is_known():
     assert dict(cors.headers(scope(b"https://shop.example:80"))) == {b"vary": b"origin"}
 
 
-def test_a_page_that_may_send_cookies_may_send_the_headers_that_it_asks_for():
+def test_a_page_that_may_send_cookies_may_send_the_requested_headers():
     cors = Cors(["https://shop.example"])
 
     def allowed(origin: bytes, asked: bytes) -> bytes:

@@ -36,7 +36,7 @@ def own(*names: str, **how):
     ("names", "default", "model"),
     [(("gold", "balanced"), None, "balanced"), (("gold",), None, "gold"), (("gold", "iron"), "iron", "iron")],
 )
-async def test_the_profile_of_a_caller_who_names_none(names, default, model) -> None:
+async def test_the_profile_of_a_request_that_names_none(names, default, model) -> None:
     provider, handler = own(*names, default_profile=default)
     async with handler:
         assert (await collect(handler, BODY)).status == 200
@@ -61,7 +61,7 @@ def test_of_two_profiles_the_application_names_the_default() -> None:
 
 
 @pytest.mark.parametrize("path", ["/talk", "/talk/", "/Talk"])
-async def test_a_path_of_ones_own(path) -> None:
+async def test_a_custom_path(path) -> None:
     _, handler = own("balanced", dialects=[Native(path)])
     async with handler:
         assert (await collect(handler, BODY, path="/talk")).status == 200
@@ -82,7 +82,7 @@ async def test_a_path_of_ones_own(path) -> None:
         ({"api_key": "k", "origins": ["https://a.example/path/"]}, "origins"),
     ],
 )
-def test_what_can_not_work_says_so(how, says, monkeypatch) -> None:
+def test_invalid_combinations_are_refused_with_the_reason(how, says, monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ValueError, match=says):
@@ -126,7 +126,7 @@ async def test_an_app_answers_on_an_allowance_while_its_store_is_down(tmp_path) 
         ({"journal": __file__}, "the journal can't be kept"),
     ],
 )
-def test_what_cant_work_without_the_store_is_refused(how, says) -> None:
+def test_options_that_need_the_store_are_refused_without_it(how, says) -> None:
     with pytest.raises(ValueError, match=says):
         own("balanced", **how)
 
@@ -149,7 +149,7 @@ def test_without_a_key_or_on_a_private_network_nothing_is_warned_of(key, url, ca
 
 
 @pytest.mark.parametrize("made", [OpenAIProvider, AnthropicProvider, GeminiProvider, OllamaProvider])
-def test_each_provider_of_ones_own_whose_key_travels_unencrypted_is_named(made, caplog) -> None:
+def test_each_custom_provider_that_sends_its_key_unencrypted_is_named(made, caplog) -> None:
     providers = {
         "far": made("k", FAR),
         "near": made("k", NEAR),

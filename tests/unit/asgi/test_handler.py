@@ -74,12 +74,12 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_used_is_told_at_once(options, said):
+def test_unusable_arguments_are_refused_at_once(options, said):
     with pytest.raises(ValueError, match=said):
         create_chat_handler(**options)
 
 
-def test_a_key_never_stands_in_an_error():
+def test_no_error_contains_a_key():
     with pytest.raises(ValueError) as refused:
         create_chat_handler(api_key="sk-secret\r\nx: y")
     assert "sk-secret" not in str(refused.value)
@@ -209,7 +209,7 @@ async def test_a_host_s_lifespan():
     assert provider.ended
 
 
-async def test_closing_ends_what_runs_with_an_error_and_settles_it():
+async def test_closing_ends_running_answers_with_an_error_and_settles_them():
     begun = asyncio.Event()
 
     async def begin() -> None:
@@ -263,7 +263,7 @@ async def standing(handler: ChatHandler) -> dict[str, dict]:
     return {limit["name"]: limit for limit in json.loads(got.body)["limits"]}
 
 
-async def test_usage_is_the_caller_s_own():
+async def test_usage_is_that_of_the_caller():
     clock = FakeClock()
     profile = replace(BALANCED, model="p:m", concurrent_streams=3, tokens_per_minute=5_000)
     handler = create_chat_handler(
@@ -439,7 +439,7 @@ async def test_identify_that_hangs_is_named(caplog, monkeypatch):
     assert re.search(r"identify \(.*hangs\) took more than 0.01 s: the request is refused", caplog.text)
 
 
-async def test_a_time_out_of_identifys_own_is_its_bug(caplog):
+async def test_a_time_out_raised_by_identify_is_a_bug_of_identify(caplog):
     async def fails(_scope):
         raise TimeoutError
 
@@ -449,7 +449,7 @@ async def test_a_time_out_of_identifys_own_is_its_bug(caplog):
     assert re.search(r"identify \(.*fails\) raised TimeoutError\n", caplog.text)
 
 
-async def test_a_bug_in_a_store_is_told_once_with_its_place_and_is_no_outage(caplog):
+async def test_a_bug_in_a_store_is_logged_once_with_its_place_and_is_no_outage(caplog):
     class Buggy(MemoryStore):
         async def reserve(self, claim, lease):
             return claim.nonsense
@@ -590,7 +590,7 @@ async def test_a_server_that_cancels_the_request_ends_it_as_a_shutdown():
 # What is here.
 
 
-async def test_another_path_and_another_method_say_what_is_here():
+async def test_a_wrong_path_or_method_lists_the_existing_ones():
     handler = make()
     there = json.loads((await get(handler, "/nowhere")).body)
     assert (there["code"], there["error"]) == (

@@ -63,7 +63,7 @@ async def test_others_have_their_turns_while_a_long_body_is_read(zipped: bool) -
     assert read.held[1].page_bound == 3
 
 
-async def test_what_is_looked_at_in_one_go_is_never_longer_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_scan_is_longer_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = 0
 
     class Watched(held_text.Lifter):

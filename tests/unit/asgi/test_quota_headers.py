@@ -32,7 +32,7 @@ def test_each_of_the_callers_limits_is_a_policy():
     }
 
 
-def test_what_all_share_is_told_only_where_it_refused():
+def test_shared_limits_are_in_the_headers_only_after_they_refuse():
     own = lines()
     shared = own[-1]
     assert shared.scope == "all"

@@ -36,7 +36,7 @@ def slow(go_on: asyncio.Event):
     return stream(chunk("one"), go_on, chunk("two"), finish(), usage(3, 2), DONE)
 
 
-async def test_a_running_answer_settles_under_what_it_began_with():
+async def test_a_running_answer_settles_under_its_first_configuration():
     go_on = asyncio.Event()
     async with ScriptedProvider(slow(go_on), answer("x")) as provider:
         handler = handler_for(provider.url)
@@ -101,7 +101,7 @@ async def test_a_provider_that_stays_keeps_its_connection_and_its_breaker():
         ({"cors_origins": ["example.com"]}, ValueError, "origins: .* must be"),
     ],
 )
-async def test_what_is_wrong_changes_nothing(changes, error, said):
+async def test_a_wrong_configuration_changes_nothing(changes, error, said):
     async with ScriptedProvider(answer("x")) as provider:
         handler = handler_for(provider.url, limits=Limits(tokens_per_day=1_000_000))
         async with serve(handler) as port:
@@ -111,7 +111,7 @@ async def test_what_is_wrong_changes_nothing(changes, error, said):
             assert (await ask(port)).status == 200
 
 
-async def test_a_rate_of_refusals_goes_on():
+async def test_a_rate_of_refusals_continues_after_a_reload():
     async with ScriptedProvider(answer("x")) as provider:
         handler = handler_for(provider.url, profiles={"balanced": profile(requests_per_minute=3)})
         async with serve(handler) as port:

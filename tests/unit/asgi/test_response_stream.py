@@ -122,7 +122,7 @@ async def test_a_server_that_raises_on_send_ends_the_run_at_once():
 
 
 @pytest.mark.looptime(start=0)
-async def test_nor_does_a_ping_that_finds_nobody():
+async def test_a_failed_ping_ends_the_request():
     async def wait() -> None:
         await asyncio.sleep(1_000)
 
@@ -140,7 +140,7 @@ async def test_nor_does_a_ping_that_finds_nobody():
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_reader_who_does_not_even_read_a_ping_is_dropped_after_the_time_for_a_write():
+async def test_a_reader_that_reads_no_ping_is_dropped_after_the_write_timeout():
     """Its provider may think for as long as it is allowed to, but not for nobody."""
 
     async def think() -> None:

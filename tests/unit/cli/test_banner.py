@@ -58,7 +58,7 @@ def test_the_banner_warns_in_one_line_where_all_strangers_are_unlimited(tmp_path
         ),
     ],
 )
-def test_a_server_that_all_may_use_says_so_and_which_line_closes_it(tmp_path, text, environ, warned):
+def test_the_banner_of_an_open_server_names_the_line_that_closes_it(tmp_path, text, environ, warned):
     (tmp_path / "chat.toml").write_text(text)
     config = load(str(tmp_path / "chat.toml"), {**OPENAI, **environ})
     warning = 'name your site with origins = ["https://example.com"] in [server]'

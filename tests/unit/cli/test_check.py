@@ -128,7 +128,7 @@ def test_limits_for_all_bound_all_strangers(tmp_path):
     assert rows["together"][1:] == rows["alone"][1:] == ["0", "$0"]
 
 
-def test_the_built_in_profiles_and_whoever_may_use_them(tmp_path):
+def test_the_built_in_profiles_and_the_callers_that_may_use_them(tmp_path):
     _, rows, notes = spending(tmp_path, '[providers.openai]\nbase_url = "http://127.0.0.1:1/v1"\n')
     assert rows["expanded"][1:] == ["500,000", "price not known"]
     assert rows["alone"][1:] == ["500,000", "price not known"]

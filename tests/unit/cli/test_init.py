@@ -110,7 +110,7 @@ def test_a_file_that_is_there_is_not_replaced() -> None:
     assert not Path("nowhere").exists()
 
 
-def test_a_questioner_who_leaves_writes_nothing() -> None:
+def test_an_aborted_dialogue_writes_nothing() -> None:
     assert run("init", input="openai\n").exit_code == 1
     assert not Path(command.FILE).exists()
 
@@ -158,7 +158,7 @@ def test_the_commented_lines_are_right_too() -> None:
     assert (profile.allow_tools, profile.usd_per_day) == (True, 0.5)
 
 
-def test_what_is_found_is_in_the_order_in_which_serve_would_take_it() -> None:
+def test_found_providers_are_listed_in_the_order_of_serve() -> None:
     environ = {"GROQ_API_KEY": KEY, "OPENAI_API_KEY": KEY}
     local = LocalServer("lmstudio", "http://localhost:1234/v1", "qwen")
     assert [each.kind for each in find_providers(environ, lambda: local)] == ["openai", "groq", "lmstudio", "demo"]

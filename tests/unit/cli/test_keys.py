@@ -98,13 +98,13 @@ def test_a_name_that_can_not_be_one_is_refused(arguments):
     assert "must be 1 to 256 printable characters" in result.stderr
 
 
-def test_a_group_where_the_configuration_has_none_is_noted():
+def test_a_group_is_noted_if_the_configuration_has_none():
     assert "no [groups.acme]" in run("create", "ada", "--group", "acme").stderr
     Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
     assert "no [groups" not in run("create", "ada", "--group", "acme", "--config", "chat.toml").stderr
 
 
-def test_a_group_without_limits_where_groups_have_some_is_refused():
+def test_a_group_without_limits_is_refused_if_other_groups_have_limits():
     Path("chat.toml").write_text("[groups.acme]\nusd_per_day = 1\n")
     assert run("create", "ada", "--group", "acme", "--config", "chat.toml").exit_code == 0
     refused = run("create", "ada", "--group", "other", "--config", "chat.toml")
@@ -114,7 +114,7 @@ def test_a_group_without_limits_where_groups_have_some_is_refused():
     assert run("create", "ada", "--group", "other", "--config", "chat.toml").exit_code == 0
 
 
-def test_what_a_key_may_do_is_kept_and_listed():
+def test_the_rights_of_a_key_are_kept_and_listed():
     Path("chat.toml").write_text('[profiles.open]\nmodel = "p:m"\n[profiles.Closed]\nmodel = "p:l"\n')
     config = ("--config", "chat.toml")
     limits = ("--limit", "tokens_per_day=50_000", "--limit", "usd_per_month=2.5", "--limit", "concurrent_streams=0")
@@ -220,7 +220,7 @@ def test_keys_in_the_store_are_there_for_every_command(monkeypatch):
     assert not Path("keys.json").exists()
 
 
-def test_the_list_tells_the_state_of_each():
+def test_the_list_shows_the_state_of_each_key():
     create("ada", "--group", "acme", "--name", "laptop")
     create("bob", "--expires", "1h")
     file = json.loads(Path("keys.json").read_text())
@@ -242,14 +242,14 @@ def test_the_list_tells_the_state_of_each():
     assert "hash" not in listed[0]
 
 
-def test_an_empty_list_says_what_to_do():
+def test_an_empty_list_explains_the_next_step():
     create("ada")
     Path("keys.json").write_text(json.dumps({**json.loads(Path("keys.json").read_text()), "keys": []}))
     assert "chat-nest keys create" in run("list").stdout
     assert json.loads(run("list", "--json").stdout) == []
 
 
-def test_revoking_is_told_and_can_be_said_twice():
+def test_revoking_is_confirmed_and_can_be_repeated():
     create("ada")
     id = read_keys(Path("keys.json")).keys[0].id
     first, again = run("revoke", id), run("revoke", id)
@@ -269,7 +269,7 @@ def test_an_id_that_is_not_there_revokes_none():
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["revoke", "00000000"]])
-def test_a_file_that_is_not_there_says_how_it_is_made(arguments):
+def test_a_missing_file_is_an_error_that_explains_how_to_create_it(arguments):
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "keys.json: there is no such file: the first `chat-nest keys create CALLER` makes it" in result.stderr
@@ -295,7 +295,7 @@ def test_a_place_that_can_not_be_written_to_is_named():
     assert "made with another secret" in result.stderr
 
 
-def test_without_a_file_or_a_secret_it_says_what_to_set():
+def test_without_a_file_or_a_secret_the_error_names_the_settings():
     result = run("list", CHAT_NEST_IDENTITY_KEYS_FILE=None, CHAT_NEST_IDENTITY_SECRET=None)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "CHAT_NEST_IDENTITY_KEYS_FILE" in result.stderr
@@ -359,7 +359,7 @@ def test_a_reason_that_can_not_be_kept_changes_nothing():
 
 
 @pytest.mark.parametrize("store", ["memory://", "sqlite:///gone"])
-def test_what_a_store_does_not_take_is_done_and_told(store):
+def test_a_key_is_revoked_with_a_warning_if_the_store_fails(store):
     Path("gone").mkdir()
     create("ada")
     id = read_keys(Path("keys.json")).keys[0].id

@@ -213,7 +213,7 @@ def test_anthropic_adds_up_its_kinds_of_input_and_counts_in_cents(tmp_path):
     assert script.asked[0][2]["x-api-key"] == KEY
 
 
-def test_openrouter_is_asked_for_each_day(tmp_path):
+def test_openrouter_is_queried_for_each_day(tmp_path):
     ledger(
         tmp_path / "store.db", (2, "p:openai/gpt-4.1", 5_000, 1_000, 0.1), (1, "p:openai/gpt-4.1", 5_000, 1_000, None)
     )
@@ -249,7 +249,7 @@ def test_a_report_that_can_not_be_had_is_no_agreement(tmp_path, answer, said):
     assert result.stderr == f"chat-nest: p: {said}\n"
 
 
-def test_what_can_not_be_compared_is_said(tmp_path):
+def test_incomparable_figures_are_reported(tmp_path):
     result = run(tmp_path, "ollama_v1", "http://127.0.0.1:1/v1")
     assert (result.exit_code, "must be the name of a provider of the kind openai" in result.stderr) == (2, True)
     result = run(tmp_path, "openai", "http://127.0.0.1:1/v1", "--alert")

@@ -45,7 +45,7 @@ def test_the_sessions_are_revoked_in_the_store() -> None:
     assert run(ONE).exit_code == 0, "again"
 
 
-def test_what_is_no_id_revokes_nothing_and_is_not_repeated() -> None:
+def test_an_invalid_id_revokes_nothing_and_is_not_repeated() -> None:
     result = run(ONE, "cns_1.canary")
     assert result.exit_code == 2
     assert "the id of a session is s_ and 24 hex digits" in result.stderr

@@ -130,7 +130,7 @@ def test_the_same_as_json(url):
     }  # fmt: skip
 
 
-def test_below_the_table_stand_the_shared_limits_and_their_forecasts(url, tmp_path):
+def test_the_shared_limits_and_their_forecasts_follow_the_table(url, tmp_path):
     month = calendar_window("month", time.time(), ZoneInfo("UTC"))
     day = calendar_window("day", time.time(), ZoneInfo("UTC"))
 
@@ -182,7 +182,7 @@ def test_one_caller_and_one_zone(url):
     assert len(result.stdout.splitlines()) == 4  # one row needs no total
 
 
-def test_no_requests_are_told_as_that(url):
+def test_no_requests_are_reported_as_none(url):
     result = run(url, "--since", "2026-10-01", "--until", "2026-10-31")
     assert (result.exit_code, result.stdout) == (0, "No requests from 2026-10-01 00:00 to 2026-11-01 00:00, UTC.\n")
     empty_report = json.loads(run(url, "--since", "2026-10-01", "--until", "2026-10-31", "--json").stdout)
@@ -198,7 +198,7 @@ def test_without_options_it_is_the_last_seven_days(tmp_path):
     assert result.stdout.splitlines()[-1].split()[:2] == ["total", "2"]
 
 
-def test_the_store_and_zone_may_be_in_a_file_whose_provider_has_no_key_here(tmp_path):
+def test_the_store_and_zone_may_be_in_a_file_with_a_provider_without_a_key(tmp_path):
     fill(SQLiteStore(tmp_path / "store.db"), HISTORY)
     (tmp_path / "chat.toml").write_text(
         f'[server]\ntime_zone = "Europe/Paris"\n[store]\nurl = "sqlite:///{tmp_path}/store.db"\n'
@@ -215,7 +215,7 @@ def test_the_store_and_zone_may_be_in_a_file_whose_provider_has_no_key_here(tmp_
 
 
 @pytest.mark.parametrize("scheme", ["memory", "redis"])
-def test_a_store_that_keeps_no_records_exits_with_2_and_says_what_to_do(scheme):
+def test_a_store_without_records_exits_with_2_and_a_remedy(scheme):
     url = "memory://" if scheme == "memory" else "redis://user:hunter2@localhost/0"
     result = run(url)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -225,7 +225,7 @@ def test_a_store_that_keeps_no_records_exits_with_2_and_says_what_to_do(scheme):
     )
 
 
-def test_a_store_told_to_keep_none_exits_with_2(tmp_path):
+def test_a_store_configured_to_keep_no_records_exits_with_2(tmp_path):
     result = run(f"sqlite:///{tmp_path}/store.db", CHAT_NEST_STORE_RECORDS_DAYS="0")
     assert result.exit_code == 2
     assert "[store] records_days is 0" in result.stderr
@@ -315,7 +315,7 @@ def test_dollars_are_never_too_few():
 
 
 @pytest.mark.parametrize("tokens", [(5, 1), (2**50, 2**50)])
-def test_what_a_served_chat_used_is_reported(tmp_path, tokens):
+def test_the_usage_of_a_served_chat_is_reported(tmp_path, tokens):
     """From the request's bytes to the table: also where a provider reports what can't be true."""
     (tmp_path / "chat.toml").write_text(
         f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n[prices."openai:*"]\ninput = 1000\noutput = 2000\n'

@@ -88,7 +88,7 @@ async def test_a_gate_that_has_not_seen_the_store_is_not_ready() -> None:
         ("profile:Other", {ADA: set(), BOB: set()}),
     ],
 )
-async def test_whom_a_pause_refuses(rows: Rows, name: str, who: dict[Caller, set[str]]) -> None:
+async def test_which_callers_a_pause_refuses(rows: Rows, name: str, who: dict[Caller, set[str]]) -> None:
     await rows.put("pause", name, value=STOPS)
     for caller, profiles in who.items():
         for profile in ("balanced", "Other"):
@@ -104,7 +104,7 @@ async def test_whom_a_pause_refuses(rows: Rows, name: str, who: dict[Caller, set
 @pytest.mark.parametrize(
     ("seconds", "after"), [(None, 60.0), (3_600, 60.0), (60, 60.0), (30, 30.0), (1.5, 1.5), (0.25, 1.0)]
 )
-async def test_a_pause_says_when_to_come_again_and_ends(rows: Rows, seconds: float | None, after: float) -> None:
+async def test_a_pause_sends_retry_after_and_ends(rows: Rows, seconds: float | None, after: float) -> None:
     await rows.put("pause", "all", seconds=seconds)
     with pytest.raises(Paused) as refused:
         rows.gate.check(BOB, "balanced")
@@ -150,7 +150,7 @@ async def test_a_blocked_caller_is_refused_until_the_block_ends(rows: Rows) -> N
         ("network:::/96", "::c000:207", "192.0.2.7"),
     ],
 )
-async def test_whom_a_blocked_network_refuses(rows: Rows, name: str, inside: str, outside: str) -> None:
+async def test_which_callers_a_blocked_network_refuses(rows: Rows, name: str, inside: str, outside: str) -> None:
     await rows.put("block", "network:not one")
     await rows.put("block", "192.0.3.0/24")
     await rows.put("block", "caller:192.0.3.0/24")
@@ -175,7 +175,7 @@ async def test_whom_a_blocked_network_refuses(rows: Rows, name: str, inside: str
         ("block", "network:192.0.2.0/24"),
     ],
 )
-async def test_only_what_says_so_stops_an_answer_that_runs(rows: Rows, kind: str, name: str) -> None:
+async def test_only_rows_with_stop_running_stop_a_running_answer(rows: Rows, kind: str, name: str) -> None:
     running: dict[str, Any] = {"run": "r", "caller": ADA, "profile": "Balanced", "address": ip_address("192.0.2.1")}
     for value, ends in (("", False), ("{", False), ('{"stop_running": "yes"}', False), (STOPS, True)):
         await rows.put(kind, name, value=value)
@@ -205,7 +205,7 @@ async def test_a_revoked_key_is_refused_and_ends_its_answers_and_its_sessions(ro
     assert not stops(rows, Running(run="r", caller=other, profile="balanced", model="p:m"))
 
 
-def test_what_is_kept_of_an_act_is_read_back() -> None:
+def test_the_record_of_an_action_is_read_back() -> None:
     terms = StopTerms(stop_running=True, by="cli:op", since=7.0)
     assert terms_of(Control(kind="pause", name="all", value=msgspec.json.encode(terms).decode())) == terms
     assert terms_of(Control(kind="pause", name="all")) == StopTerms()

@@ -55,7 +55,7 @@ def test_without_metadata_it_names_the_extra(monkeypatch):
     assert extras.requirements("redis") == ("chat-nest[redis]",)
 
 
-def test_in_a_checkout_s_own_environment_scripts_setup_does_it(monkeypatch):
+def test_in_the_environment_of_a_checkout_the_remedy_is_scripts_setup(monkeypatch):
     monkeypatch.setenv("VENV_DIR", sys.prefix)
     assert extras.install("redis") == shlex.join([str(extras.CHECKOUT / "scripts/setup"), "redis"])
     monkeypatch.setenv("VENV_DIR", "/elsewhere")
@@ -67,7 +67,7 @@ def test_an_installed_package_has_no_scripts(monkeypatch, tmp_path):
     assert extras.install("jwt").endswith("-m pip install 'pyjwt[crypto]>=2.10'")
 
 
-def test_a_system_s_own_python_needs_pep_668_s_flag(monkeypatch, tmp_path):
+def test_the_python_of_the_system_needs_the_flag_of_pep_668(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
     assert "--break-system-packages" not in extras.pip_command(["a"])
@@ -95,7 +95,7 @@ def test_the_library_that_an_import_error_names(text, library):
     assert extras.missing_library(text) == library
 
 
-def test_it_reads_what_the_loader_really_says():
+def test_it_parses_the_real_messages_of_the_loader():
     code = "import ctypes\ntry: ctypes.CDLL('libnone-2.so.7')\nexcept OSError as error: print(error)"
     assert extras.missing_library(run_python(code)) == "libnone-2.so.7"
 
@@ -150,7 +150,7 @@ def test_on_an_unknown_system_the_remedy_is_no_command(monkeypatch):
         (ImportError("built for another\nmachine"), "a package that can't be loaded: built for another machine"),
     ],
 )
-def test_a_package_that_can_not_be_imported_has_its_own_remedy(error, reason):
+def test_a_package_that_can_not_be_imported_has_a_specific_remedy(error, reason):
     reason = reason.replace("INSTALL", extras.install("postgres"))
     reason = reason.replace("REMEDY", extras.library_remedy("libnone.so.1"))
     assert extras.explain("PostgreSQL needs", "postgres", error).startswith(f"PostgreSQL needs {reason}")

@@ -48,7 +48,7 @@ values = st.recursive(
 
 @settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=5), values, max_size=4), st.integers(1, 9_999), st.booleans())
-def test_a_body_says_the_same_with_and_without(fields: dict[str, Any], step: int, as_php: bool) -> None:
+def test_a_body_means_the_same_with_and_without_held_text(fields: dict[str, Any], step: int, as_php: bool) -> None:
     body = json.dumps(fields).encode()
     if as_php:  # json_encode writes a slash as \/
         body = body.replace(b"\\\\/", b"\\\\\\/").replace(b"/", b"\\/").replace(b"\\\\/", b"\\/")
@@ -80,7 +80,7 @@ def test_two_bodies_with_other_images_are_not_the_same() -> None:
     assert bytes(one) != bytes(other)
 
 
-def test_the_rest_of_a_body_has_its_own_limit() -> None:
+def test_the_rest_of_a_body_has_a_separate_limit() -> None:
     words = "Some words. " * 6_000
     with pytest.raises(BodyTooLarge):
         lifted(json.dumps({"a": words, "b": "A" * 99_000}).encode())

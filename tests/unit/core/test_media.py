@@ -25,12 +25,12 @@ def seen(data: bytes) -> tuple[str, int, int]:
         *((webp(300, 200, kind), "image/webp") for kind in (b"VP8 ", b"VP8L", b"VP8X")),
     ],
 )
-def test_the_size_is_read_from_the_head_whatever_stands_before_it(data: bytes, kind: str) -> None:
+def test_the_size_is_read_from_the_header_whatever_precedes_it(data: bytes, kind: str) -> None:
     assert seen(data) == (kind, 300, 200)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF", b"<svg xmlns=", b"MZ\x90", b"\xff\xd8", b"RIFF\0\0\0\0WAVE", b"BM6"])
-def test_what_is_none_of_them_has_no_type(data: bytes) -> None:
+def test_other_bytes_have_no_type(data: bytes) -> None:
     assert look(b64encode(data)) == Media()
 
 
@@ -52,7 +52,7 @@ def test_the_length_of_base64_is_known_without_decoding_it(data: bytes, padded: 
 
 
 @pytest.mark.parametrize("text", [b"AAAA=AAA", b"A", b"AAAA===", b"AA-_", b"AA AA", b"AAAAA"])
-def test_what_is_not_base64_is_told(text: bytes) -> None:
+def test_invalid_base64_is_refused(text: bytes) -> None:
     assert not is_base64(text)
 
 

@@ -112,7 +112,7 @@ def cuts(text: bytes, places: list[int]) -> list[bytes]:
 
 
 @given(STREAMS, st.lists(st.integers(0, 1000), max_size=6))
-def test_any_cut_gives_what_the_standard_says(text: bytes, places: list[int]) -> None:
+def test_any_cut_gives_the_events_of_the_standard(text: bytes, places: list[int]) -> None:
     assert decode(*cuts(text, places)) == reference(text)
 
 

@@ -27,7 +27,7 @@ def test_an_integer_is_a_count(value: int) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, MOST + 1, 10**400, 1.0, 1.5, float("nan"), True, "9", "", None, [9], {}])
-def test_what_is_no_integer_in_range_is_no_count(value: object) -> None:
+def test_only_an_integer_in_range_is_a_count(value: object) -> None:
     assert read_count(value) is None
     assert both(read_usage(value, 9)) == (0, 9)
     assert read_usage(9, value) is None
@@ -176,7 +176,7 @@ def test_what_is_charged(reported, facts, expected) -> None:
     assert charged(reported, **facts) == expected
 
 
-def test_the_parts_of_a_count_are_kept_and_those_that_are_not_told_are_zero() -> None:
+def test_the_parts_of_a_count_are_kept_and_missing_parts_are_zero() -> None:
     assert read_usage(0, 0) == read_usage(0, 0, cached=1) == Usage()
     assert read_usage(32, 9) == said(32, 9)
     assert read_usage(32, 9, cached=20, cache_write=5, reasoning=4) == Usage(

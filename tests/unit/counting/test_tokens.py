@@ -70,7 +70,7 @@ def test_an_exact_count_is_never_over_the_bytes(text: str) -> None:
         ("3.14159265358979", 7, 7),
     ],
 )
-def test_exact_counts_are_the_models_own(text: str, cl100k: int, o200k: int) -> None:
+def test_exact_counts_equal_those_of_the_model(text: str, cl100k: int, o200k: int) -> None:
     assert (CL100K.count(text), O200K.count(text)) == (cl100k, o200k)
 
 
@@ -315,7 +315,7 @@ def test_an_answer_without_a_break_is_counted_in_pieces() -> None:
     assert abs(cut - 3_000) <= 3
 
 
-def test_without_a_tokenizer_pieces_say_nothing() -> None:
+def test_without_a_tokenizer_pieces_teach_nothing() -> None:
     meter = OutputMeter(ByteCounter(), 400)
     assert stream(meter, [" hello"] * 1_000) is None
     assert meter.produced() == 6_000
@@ -395,7 +395,7 @@ def test_the_system_text_of_gpt_oss_is_in_its_bound(model: str) -> None:
         ("us.anthropic.claude-3-5-sonnet-20241022-v2:0", 346),
     ],
 )
-def test_what_claude_adds_for_tools_is_in_its_bound(model: str, added: int) -> None:
+def test_the_tokens_that_claude_adds_for_tools_are_in_its_bound(model: str, added: int) -> None:
     counter = counter_for(model)
     one = prompt_bound(CHAT, counter, [WEATHER]) - prompt_bound(CHAT, counter)
     two = prompt_bound(CHAT, counter, [WEATHER, WEATHER]) - prompt_bound(CHAT, counter, [WEATHER])
@@ -420,7 +420,7 @@ def test_newer_claude_models_count_more() -> None:
 # What is learned.
 
 
-def test_a_bound_rises_with_what_is_reported_and_keeps_a_floor_and_a_ceiling() -> None:
+def test_a_bound_rises_with_reported_counts_and_keeps_a_floor_and_a_ceiling() -> None:
     counters = TokenCounters()
     counter, other = counters.of("p:claude-sonnet-4"), counters.of("p:claude-opus-4")
     assert isinstance(counter, FamilyCounter)

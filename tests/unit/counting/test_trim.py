@@ -62,7 +62,7 @@ def test_turns_are_dropped_until_the_tokens_fit() -> None:
     assert trim(messages, 20, 32 + 3 * 108 - 1, BYTES).messages == messages[4:]
 
 
-def test_the_latest_turn_stays_where_even_it_does_not_fit() -> None:
+def test_the_latest_turn_stays_even_if_it_does_not_fit() -> None:
     trimmed = trim(chat("sauau", size=1_000), 20, 100, BYTES)
     assert letters(trimmed.messages) == "su"
     assert trimmed.tokens == 32 + 2 * 1_008

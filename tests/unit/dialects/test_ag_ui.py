@@ -92,7 +92,7 @@ data: {"type":"RUN_ERROR","message":"The model provider stopped answering","code
     assert encoder().heartbeat() == b": ping\n"
 
 
-def test_ids_are_made_where_the_client_sent_none() -> None:
+def test_missing_ids_are_generated() -> None:
     answering = ag_ui.encoder(ChatRequest(messages=()), "run-1")
     assert json.loads(whatwg(answering.start("m"))[0].data)["runId"] == "run-1"
 

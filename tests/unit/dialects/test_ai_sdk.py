@@ -88,7 +88,7 @@ data: [DONE]
 """)
 
 
-def test_a_part_ends_where_another_begins() -> None:
+def test_a_part_ends_when_another_begins() -> None:
     answering = encoder()
     batches = [[TextDelta("a"), ReasoningDelta("b")], [ReasoningDelta("c"), TextDelta("d")], [TextDelta("e")]]
     sent = b"".join(answering.encode(batch) for batch in batches) + answering.finish(ending())
@@ -231,14 +231,14 @@ def test_a_whole_request() -> None:
     assert [(tool.name, tool.description) for tool in request.tools] == [("weather", "Tells it"), ("clock", "")]
 
 
-def test_results_of_tools_are_asked_on() -> None:
+def test_tool_results_without_a_new_question_are_accepted() -> None:
     """`sendAutomaticallyWhen` sends the answer back with the results of its calls, and no new question."""
     part = {"type": "tool-weather", "toolCallId": "a", "state": "output-available", "input": {}, "output": "19"}
     asked = parse(messages=[HELLO, {"id": "2", "role": "assistant", "parts": [part]}]).messages
     assert [message.role for message in asked] == ["user", "assistant", "tool"]
 
 
-def test_one_message_may_stand_alone() -> None:
+def test_a_single_message_is_accepted() -> None:
     body = {"id": "c", "message": HELLO}
     assert ai_sdk.parse(json.dumps(body).encode()).messages == (Message(role="user", content="hello"),)
 
@@ -284,7 +284,7 @@ def test_rows_12_to_19_a_bad_field_is_named_and_never_echoed(fields: dict[str, o
     assert "secret" not in caught.value.message
 
 
-def test_the_story_is_told_in_order() -> None:
+def test_parts_are_sent_in_order() -> None:
     assert types(told(encoder(), STORY)) == snapshot(
         [
             "start",

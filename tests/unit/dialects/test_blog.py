@@ -102,7 +102,7 @@ def test_a_bad_field_is_named(body: dict[str, object], field: str) -> None:
     assert caught.value.field == field
 
 
-def test_get_is_off_unless_asked_for() -> None:
+def test_get_is_off_by_default() -> None:
     assert [route.method for route in blog.routes] == ["POST"]
 
 
@@ -124,7 +124,7 @@ def test_an_event_source_that_connects_again_is_not_answered_twice() -> None:
 
 
 @pytest.mark.parametrize("destination", ["image", "document", "iframe", "script"])
-def test_what_is_no_fetch_spends_nothing(destination: str) -> None:
+def test_a_request_that_is_not_a_fetch_spends_nothing(destination: str) -> None:
     with pytest.raises(Forbidden):
         ask(b"message=hello", sec_fetch_dest=destination)
     assert ask(b"message=hello", sec_fetch_dest="empty") is not None

@@ -80,7 +80,7 @@ deltas = st.one_of(
 @given(batches=st.lists(st.lists(deltas, min_size=1, max_size=5), max_size=6))
 @example(batches=[[TextDelta(ROW_29)], [TextDelta(ROW_29), TextDelta(ROW_29)], [TextDelta("\ud83d"), TextDelta("x")]])
 @example(batches=[[TextDelta("a")], [TextDelta("b"), ReasoningDelta("c"), TextDelta("d")], [FinishDelta("stop")]])
-def test_row_29_whatever_a_model_says_is_told_piece_by_piece(name: DialectName, batches: list[list[Delta]]) -> None:
+def test_row_29_any_text_of_a_model_is_relayed_piece_by_piece(name: DialectName, batches: list[list[Delta]]) -> None:
     answering = encoder(name)
     stream = answering.start("m")
     for batch in batches:
@@ -156,7 +156,7 @@ def test_rows_11_and_12_a_broken_body_is_a_400(name: DialectName, body: bytes) -
 
 @EVERY
 @pytest.mark.parametrize("field", ["base_url", "api_key", "headers", "callback", "image_url"])
-def test_row_16_nobody_chooses_where_we_connect(name: DialectName, field: str) -> None:
+def test_row_16_no_request_chooses_where_we_connect(name: DialectName, field: str) -> None:
     with pytest.raises(BadRequest) as caught:
         named(name).parse(json.dumps({**BODIES[name], field: "http://secret"}).encode())
     assert caught.value.field == field

@@ -71,7 +71,7 @@ data: [DONE]
 """)
 
 
-def test_usage_is_told_to_those_who_ask() -> None:
+def test_usage_is_sent_on_request() -> None:
     assert told(encoder(include_usage=True), [[TextDelta("a")]], "length").decode() == snapshot("""\
 data: {"id":"chatcmpl-run-1","object":"chat.completion.chunk","created":1762000000,"model":"gpt-4o-mini","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}
 

@@ -110,7 +110,7 @@ def test_each_dialects_words(name: str, fields: dict[str, Any], options: Options
         ("ai_sdk", {"topP": -1}, "topP"),
     ],
 )
-def test_what_breaks_a_rule_is_named(name: str, fields: dict[str, Any], field: str) -> None:
+def test_an_invalid_option_is_named(name: str, fields: dict[str, Any], field: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse(name, **fields)
     assert caught.value.field == field

@@ -36,7 +36,7 @@ def test_more_pieces_than_numbers_are_kept_ready(size: int) -> None:
 @pytest.mark.parametrize(
     "between", [[[HALF]], [[TextDelta("b"), HALF]], [[TextDelta("b"), ReasoningDelta("Hm.")]], [[]]]
 )
-def test_what_is_no_plain_text_keeps_its_place(between: list[list[Delta]]) -> None:
+def test_parts_other_than_plain_text_keep_their_place(between: list[list[Delta]]) -> None:
     batches: list[list[Delta]] = [[TextDelta("a")], [TextDelta("a")]]
     batches += [*between, [TextDelta("c"), TextDelta("d")], [TextDelta("e")]]
     sent = events(batches)

@@ -43,7 +43,7 @@ def test_every_object_is_read_as_it_was_written(value: dict[str, object], escape
 
 
 @given(st.dictionaries(st.text(), values), st.booleans(), st.sampled_from([None, 1, "\t"]))
-def test_what_is_in_strings_is_not_counted(value: dict[str, object], escape: bool, indent: int | None) -> None:
+def test_text_in_strings_is_not_counted(value: dict[str, object], escape: bool, indent: int | None) -> None:
     many = {"many": [[]] * (MAX_DEPTH + 1), "key": value, '[{\\"': '\\\\"[[{' * 9_000, "digits": "9" * 99}
     assert parse_object(json.dumps(many, ensure_ascii=escape, indent=indent).encode()) == many
 
@@ -116,7 +116,7 @@ def test_levels_are_counted_before_they_are_built(unit: bytes) -> None:
     ],
     ids=lambda value: value[:40] if isinstance(value, bytes) else "",
 )
-def test_rows_11_and_12_a_bad_body_is_told_its_rule(body: bytes, rule: str) -> None:
+def test_rows_11_and_12_a_bad_body_is_refused_with_the_rule(body: bytes, rule: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parse_object(body)
     assert (refused.value.field, refused.value.message) == ("body", rule)
@@ -201,7 +201,7 @@ ITEMS = st.sampled_from(
 
 
 @given(st.lists(st.one_of(KEYS, ITEMS, st.sampled_from([":", ","])), max_size=12))
-def test_the_fast_way_reads_what_the_careful_way_reads(parts: list[str]) -> None:
+def test_the_fast_parser_agrees_with_the_strict_one(parts: list[str]) -> None:
     body = f"{{{''.join(parts)}}}".encode()
     assert outcome(parse_object, body) == outcome(read_carefully, body)
 

@@ -91,7 +91,7 @@ def _block(thought: Thought) -> dict[str, Any]:
     return {"type": "thinking", "thinking": thought.text, "signature": thought.signature}
 
 
-def test_what_was_sent_out_comes_back_to_the_provider_as_it_was() -> None:
+def test_sent_thoughts_return_to_the_provider_unchanged() -> None:
     _, answer, _ = asked(
         {"role": "user", "content": "Cold?"},
         {"role": "assistant", "content": streamed(ANSWER)},
@@ -116,7 +116,7 @@ def test_what_was_sent_out_comes_back_to_the_provider_as_it_was() -> None:
         ),
     ],
 )
-def test_only_thoughts_of_the_turn_that_goes_on_are_sent(messages: list[dict[str, Any]], kept: list[Any]) -> None:
+def test_only_thoughts_of_the_current_turn_are_sent(messages: list[dict[str, Any]], kept: list[Any]) -> None:
     sent = asked(
         {"role": "user", "content": "Cold?"}, {"role": "assistant", "content": [SIGNED, UNSIGNED, CALL]}, *messages
     )

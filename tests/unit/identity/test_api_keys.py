@@ -79,7 +79,7 @@ async def test_a_key_is_its_caller_in_either_header(file):
         assert await who(keys, scope(headers)) == ada
 
 
-async def test_two_keys_of_one_caller_are_one_caller_and_nobody_elses(file):
+async def test_two_keys_of_one_caller_are_one_caller_and_no_other(file):
     all = [new_key(file, name)[1] for name in ("ada", "ada", "user:ada", "203.0.113.5", "unix")]
     keys = ApiKeys(file, SECRET)
     ids = [(await who(keys, bearer(key))).id for key in all]
@@ -134,7 +134,7 @@ def test_row23_a_hash_is_compared_whole(file):
     refusal_of(ApiKeys(file, SECRET), bearer(key))
 
 
-def test_row23_hashes_are_compared_in_constant_time_also_where_there_is_none(file, monkeypatch):
+def test_row23_hashes_are_compared_in_constant_time_even_without_a_match(file, monkeypatch):
     compared = []
     _, key = new_key(file)
     keys = ApiKeys(file, SECRET)
@@ -146,7 +146,7 @@ def test_row23_hashes_are_compared_in_constant_time_also_where_there_is_none(fil
 
 
 @given(st.text(st.characters(max_codepoint=255), max_size=80), st.sampled_from(["authorization", "x-api-key"]))
-def test_nothing_but_a_key_lets_in(tmp_path_factory, text, name):
+def test_only_a_key_is_admitted(tmp_path_factory, text, name):
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     new_key(file)
     keys = ApiKeys(file, SECRET)
@@ -292,7 +292,7 @@ def test_rotating_at_the_same_time_makes_one_successor(file):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"x" * (8 << 20) + b"x"])
-def test_what_is_no_file_of_keys_is_refused(file, content):
+def test_an_invalid_key_file_is_refused(file, content):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=str(file)):
         ApiKeys(file, SECRET)
@@ -381,7 +381,7 @@ async def test_row24_a_revoked_key_is_refused_when_the_file_is_looked_at_again(f
     assert (await who(keys, bearer(other))).id == "key:bob"
 
 
-def test_what_can_not_be_a_key_is_refused_without_a_look_at_the_file(file):
+def test_text_that_can_not_be_a_key_is_refused_without_reading_the_file(file):
     clock = Clock()
     new_key(file)
     keys = ApiKeys(file, SECRET, clock=clock)
@@ -400,7 +400,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(file, monkeypatch):
     assert (await who(keys, bearer(key))).id == "key:ada"
 
 
-async def test_row24_a_file_that_can_not_be_read_lets_nobody_in(file, caplog):
+async def test_row24_an_unreadable_file_refuses_all_requests(file, caplog):
     clock = Clock()
     id, key = new_key(file)
     keys = ApiKeys(file, SECRET, clock=clock)
@@ -434,7 +434,7 @@ async def test_row24_a_file_that_can_not_be_read_lets_nobody_in(file, caplog):
         await who(keys, bearer(key))
 
 
-async def test_many_who_ask_at_once_look_once_and_one_who_leaves_disturbs_nobody(file, monkeypatch):
+async def test_simultaneous_requests_share_one_read_and_one_that_leaves_disturbs_no_other(file, monkeypatch):
     clock, looks, go_on = Clock(), [], threading.Event()
     _, key = new_key(file)
     keys = ApiKeys(file, SECRET, clock=clock)

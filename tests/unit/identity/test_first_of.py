@@ -83,7 +83,7 @@ def test_a_header_of_a_proxy_comes_before_the_address_and_is_believed_of_the_pro
     assert not without.is_stranger(scope(PROXY))
 
 
-def test_a_function_of_your_own_gets_what_no_way_before_it_claims(made: tuple[ApiKeys, str]) -> None:
+def test_a_custom_function_gets_requests_that_no_way_before_it_claims(made: tuple[ApiKeys, str]) -> None:
     keys, key = made
 
     def own(scope: Any) -> Caller:

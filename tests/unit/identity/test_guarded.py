@@ -72,7 +72,7 @@ async def refused(guarded, address, times=REFUSED_PER_MINUTE):
             await who(guarded, b"bad", address)
 
 
-async def test_who_is_refused_again_and_again_is_not_looked_at_any_more(guarded, keys, clock):
+async def test_after_many_refusals_an_address_is_refused_without_a_check(guarded, keys, clock):
     await refused(guarded, "8.8.8.8")
     for key in (b"bad", b"good"):
         with pytest.raises(RateLimited) as limited:
@@ -94,12 +94,12 @@ async def test_addresses_of_one_ipv6_network_are_one(guarded):
 
 
 @pytest.mark.parametrize("address", ["192.168.1.2", "127.0.0.1", "fd00::1", "not an address"])
-async def test_a_private_address_may_be_a_proxy_that_nobody_named(guarded, address):
+async def test_a_private_address_may_be_an_unconfigured_proxy(guarded, address):
     await refused(guarded, address, 2 * REFUSED_PER_MINUTE)
     assert await who(guarded, b"good", address) == ADA
 
 
-async def test_who_is_known_is_not_counted(guarded):
+async def test_a_known_caller_is_not_counted(guarded):
     for _ in range(2 * REFUSED_PER_MINUTE):
         assert await who(guarded, b"good", "8.8.8.8") == ADA
         with pytest.raises(Forbidden):

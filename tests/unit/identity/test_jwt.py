@@ -138,7 +138,7 @@ def test_a_claim_that_breaks_its_rule_is_refused_and_logged_once(caplog, claim, 
     assert "canary" not in line
 
 
-def test_an_issuer_that_is_asked_for_must_be_there():
+def test_a_required_issuer_must_be_in_the_token():
     refuse(hs256(issuer=ISSUER), asking(token(iss="https://evil.test/")))
     refuse(hs256(issuer=ISSUER), asking(token(iss=None)))
     assert hs256(issuer=ISSUER)(asking(token())) == hs256()(asking(token(iss="whoever"))) == Caller(id="jwt:ada")
@@ -211,7 +211,7 @@ def test_row24_every_other_token_is_the_same_401(bad):
     refuse(hs256(), asking(bad))
 
 
-def test_row24_a_token_without_a_signature_is_refused_whatever_is_accepted(tmp_path):
+def test_row24_a_token_without_a_signature_is_always_refused(tmp_path):
     unsigned = jwt.encode(CLAIMS, None, "none")  # type: ignore[arg-type]
     for algorithms, keys in [(["RS256"], pem(RSA_KEY)), (["ES256"], pem(EC_KEY)), (["EdDSA"], pem(ED_KEY))]:
         identify = of_file(tmp_path, keys, algorithms)
@@ -254,7 +254,7 @@ GOOD = by_hand(HEAD, CLAIMS)
 
 
 @given(st.integers(0, len(GOOD) - 1), st.sampled_from("ABab01-_.={ "))
-def test_a_token_that_was_touched_is_refused_or_says_the_same(at, letter):
+def test_a_modified_token_is_refused_or_means_the_same(at, letter):
     """The last letter of a part in base64 has bits that mean nothing."""
     touched = GOOD[:at] + letter + GOOD[at + 1 :]
     try:
@@ -376,7 +376,7 @@ async def test_a_set_that_has_changed_is_read_again(tmp_path):
         (["HS256"], {"secret": SECRET, "leeway": -1}, "leeway"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(algorithms, options, said):
+def test_contradictory_settings_of_tokens_are_refused(algorithms, options, said):
     with pytest.raises(ValueError, match=said) as caught:
         JsonWebTokens(algorithms, **{"audience": "chat", **options})
     assert SECRET not in str(caught.value)
@@ -384,7 +384,7 @@ def test_what_does_not_fit_together_is_refused(algorithms, options, said):
 
 
 @pytest.mark.parametrize("missing", ["jwt", "cryptography"])
-def test_without_the_extra_it_says_what_to_install(monkeypatch, missing):
+def test_without_the_extra_the_error_names_it(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ValueError, match=re.escape(f"run: {install('jwt')}")):
         hs256()

@@ -60,7 +60,7 @@ def outcome(sessions: Sessions, token: str, **more: Any) -> type[ChatError] | Ca
     return found
 
 
-def test_a_session_names_its_caller_and_what_it_may(clock: Clock) -> None:
+def test_a_session_names_its_caller_and_its_rights(clock: Clock) -> None:
     sessions = Sessions([SECRET], now=clock)
     made = sessions.create(
         caller="user_42",
@@ -222,7 +222,7 @@ def test_a_read_token_only_follows(clock: Clock) -> None:
         ({"sec_fetch_site": "none", "host": "app.example"}, False),
     ],
 )
-def test_it_may_be_used_by_its_own_pages_only(clock: Clock, headers: dict[str, str], allowed: bool) -> None:
+def test_a_session_may_be_used_by_its_pages_only(clock: Clock, headers: dict[str, str], allowed: bool) -> None:
     sessions = Sessions([SECRET], now=clock)
     token = sessions.create(caller="ada", origins=["https://APP.example:443", "https://xn--bcher-kva.example"]).token
     found = outcome(sessions, token, **headers)
@@ -364,7 +364,7 @@ def test_a_session_draws_on_the_limits_of_the_key_that_made_it(clock: Clock) -> 
     assert [share for share in caller.shares if share.scope != "session"] == [key]
 
 
-async def test_while_it_is_not_known_who_is_revoked_a_session_waits_for_the_store(clock: Clock) -> None:
+async def test_a_session_waits_for_the_store_while_revocations_are_unknown(clock: Clock) -> None:
     held = MemoryControls(clock)
     sessions = Sessions([SECRET], now=clock)
     one, other = sessions.create(caller="ada"), sessions.create(caller="bob")

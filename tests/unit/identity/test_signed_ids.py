@@ -19,7 +19,7 @@ def test_an_id_is_read_as_it_was_signed() -> None:
         assert ids.read(ids.sign(visit), NOW) == visit
 
 
-def test_an_id_says_whether_it_was_issued_to_a_request_without_one() -> None:
+def test_an_id_records_whether_it_was_issued_to_a_request_without_one() -> None:
     ids = SignedIds([NEW])
     first = ids.read(ids.sign(ids.new(NOW, "192.0.2.1")), NOW)
     assert first is not None

@@ -20,7 +20,7 @@ def test_a_trusted_proxy_names_the_user_and_the_group():
     assert WHO(scope((b"x-user", b"ada"))) == Caller(id="user:ada")
 
 
-def test_row21_nobody_else_does():
+def test_row21_no_other_peer_may_name_a_caller():
     with pytest.raises(Unauthorized):
         WHO(scope((b"x-user", b"ada"), peer="203.0.113.9"))
     with pytest.raises(Unauthorized):
@@ -37,13 +37,13 @@ def test_every_byte_of_a_name_counts_but_spaces_and_tabs_around_it(end):
 @pytest.mark.parametrize(
     "headers", [(), ((b"x-user", b"  "),), ((b"x-user", b"ada"), (b"x-user", b"eve")), ((b"x-user", b"a" * 257),)]
 )
-def test_a_header_that_names_nobody_is_nobody(headers):
+def test_an_empty_header_identifies_no_caller(headers):
     with pytest.raises(Unauthorized):
         WHO(scope(*headers))
 
 
 @pytest.mark.parametrize("groups", [((b"x-tenant", b"a"), (b"x-tenant", b"b")), ((b"x-tenant", b"a" * 257),)])
-def test_whose_group_is_not_certain_draws_on_no_budget_but_is_refused(groups):
+def test_a_caller_with_an_uncertain_group_is_refused_and_draws_on_no_budget(groups):
     with pytest.raises(Unauthorized):
         WHO(scope((b"x-user", b"ada"), *groups))
 

@@ -57,7 +57,7 @@ def test_a_first_request_gets_a_cookie_and_counts_as_its_address() -> None:
     )
 
 
-def test_a_second_request_is_the_same_caller_with_counters_of_its_own() -> None:
+def test_a_second_request_is_the_same_caller_with_separate_counters() -> None:
     identify, first = visitors(), scope()
     before = identify(first)
     second = scope("198.51.100.7", cookie_of(first))

@@ -147,7 +147,7 @@ async def test_requests_go_to_the_store_while_it_answers() -> None:
 
 @pytest.mark.parametrize("how", ["fails", "hangs", "lost", "late"])
 @quickly
-async def test_row43_what_is_answered_during_an_outage_is_charged_when_it_is_over(how) -> None:
+async def test_row43_answers_during_an_outage_are_charged_after_it(how) -> None:
     store = MemoryStore(clock, retention=FOREVER)
     async with working(store) as worker:
         worker.link.how = how
@@ -201,7 +201,7 @@ async def test_requests_and_streams_of_the_allowance_are_counted() -> None:
 
 
 @quickly
-async def test_a_callers_own_limit_refuses_by_its_name_and_one_that_is_above_the_allowance_does_not() -> None:
+async def test_a_callers_limit_refuses_by_its_name_unless_it_is_above_the_allowance() -> None:
     async with working() as worker:
         worker.link.how = "fails"
         with pytest.raises(BudgetExceeded) as refused:
@@ -221,7 +221,7 @@ async def test_a_callers_own_limit_refuses_by_its_name_and_one_that_is_above_the
 
 
 @quickly
-async def test_what_a_caller_spends_over_its_limit_is_debt() -> None:
+async def test_spending_over_the_limit_of_a_caller_is_debt() -> None:
     store = MemoryStore(clock, retention=FOREVER)
     async with working(store) as worker:
         async with worker.chat("a", 40, limit=60):
@@ -256,7 +256,7 @@ async def test_without_an_allowance_an_outage_is_one() -> None:
 
 
 @quickly
-async def test_a_budget_that_the_allowance_does_not_name_admits_nobody() -> None:
+async def test_a_budget_outside_the_allowance_admits_no_request() -> None:
     async with working(allowance=Allowance(tokens=200, requests=5, streams=3)) as worker:
         assert worker.mode.can_admit
         worker.link.how = "fails"
@@ -288,7 +288,7 @@ async def test_an_allowance_ends_with_its_window_and_with_its_lease() -> None:
 
 
 @quickly
-async def test_a_request_that_sent_nothing_costs_nothing_though_its_lease_ends_during_the_outage() -> None:
+async def test_an_unsent_request_costs_nothing_even_if_its_lease_ends_in_the_outage() -> None:
     store = MemoryStore(clock, retention=FOREVER)
     async with working(store) as worker:
         async with worker.chat("a"):
@@ -303,7 +303,7 @@ async def test_a_request_that_sent_nothing_costs_nothing_though_its_lease_ends_d
 
 
 @quickly
-async def test_what_the_allowance_pays_for_is_not_charged_as_a_lost_request_too() -> None:
+async def test_a_request_paid_by_the_allowance_is_not_charged_as_lost_too() -> None:
     """The store holds the claim and could not tell; the release of its id comes after the claim's lease."""
     store = MemoryStore(clock, retention=FOREVER)
     async with working(store) as worker:
@@ -351,7 +351,7 @@ async def test_a_worker_that_dies_is_charged_its_whole_allowance() -> None:
 
 
 @quickly
-async def test_what_was_not_posted_before_the_end_is_posted_by_the_next_process(tmp_path) -> None:
+async def test_unposted_usage_is_posted_by_the_next_process(tmp_path) -> None:
     store = MemoryStore(clock, retention=FOREVER)
     async with working(store, directory=tmp_path) as worker:
         worker.link.how = "fails"
@@ -366,7 +366,7 @@ async def test_what_was_not_posted_before_the_end_is_posted_by_the_next_process(
 
 
 @quickly
-async def test_ids_are_told_apart_during_an_outage() -> None:
+async def test_ids_are_distinguished_during_an_outage() -> None:
     async with working() as worker:
         worker.link.how = "fails"
         first = claim("a", clock())
@@ -387,7 +387,7 @@ async def test_a_claim_that_breaks_a_rule_is_no_outage() -> None:
 
 
 @pytest.mark.parametrize("kind", STORES)
-async def test_every_store_takes_what_an_outage_left(kind) -> None:
+async def test_every_store_accepts_the_debt_of_an_outage(kind) -> None:
     now = lambda: START  # noqa: E731
     async with STORES[kind](now) as store, working(store, now=now) as worker:
         while not worker.mode.can_admit:

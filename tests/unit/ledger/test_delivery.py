@@ -67,7 +67,7 @@ async def test_a_happy_ending_touches_no_file(tmp_path) -> None:
     assert await store.used() == (12, 0)
 
 
-async def test_the_store_is_told_all_that_the_entry_says() -> None:
+async def test_the_store_gets_every_field_of_the_entry() -> None:
     store = Switched()
     delivery = Delivery(store)
     record = Record(run="r", caller="c", profile="p", model="m", started_at=1e9, usage=Usage())
@@ -131,7 +131,7 @@ async def test_a_failed_ending_is_in_the_journal_until_it_lands(tmp_path, caplog
     await delivery.aclose(1)
 
 
-async def test_closing_leaves_what_is_open_to_the_next_process_and_says_where(tmp_path, caplog) -> None:
+async def test_closing_leaves_open_endings_to_the_next_process_and_logs_the_file(tmp_path, caplog) -> None:
     store = Switched()
     await held(store)
     store.on = False
@@ -151,7 +151,7 @@ async def test_closing_leaves_what_is_open_to_the_next_process_and_says_where(tm
 
 
 @pytest.mark.parametrize("how", ["closed", "cancelled"])
-async def test_an_ending_whose_first_try_has_no_answer_yet_is_kept_too(tmp_path, how) -> None:
+async def test_an_ending_is_kept_while_its_first_attempt_is_unanswered(tmp_path, how) -> None:
     store = Switched()
     await held(store)
     store.hangs = True
@@ -168,7 +168,7 @@ async def test_an_ending_whose_first_try_has_no_answer_yet_is_kept_too(tmp_path,
     assert list(Journal(tmp_path).adopt()) == [entry()]
 
 
-async def test_a_journal_that_cant_be_written_is_told_and_the_ending_is_tried_on(tmp_path, caplog) -> None:
+async def test_an_unwritable_journal_is_logged_and_the_ending_is_retried(tmp_path, caplog) -> None:
     store = Switched()
     await held(store)
     store.on = False
@@ -198,7 +198,7 @@ async def test_a_journal_that_can_be_written_again_has_the_ending_after_all(tmp_
     assert list(Journal(tmp_path / "journal").adopt()) == [entry()]
 
 
-async def test_without_a_journal_what_does_not_land_is_told(caplog) -> None:
+async def test_without_a_journal_an_undelivered_ending_is_logged(caplog) -> None:
     store = Switched()
     await held(store)
     store.on = False

@@ -41,7 +41,7 @@ def test_nothing_is_touched_before_something_fails(tmp_path) -> None:
     assert files(tmp_path) == []
 
 
-def test_an_entry_comes_back_whole_from_a_process_that_died(tmp_path) -> None:
+def test_an_entry_of_a_dead_process_is_read_back_whole(tmp_path) -> None:
     crashed(tmp_path, entry("a"), entry("b", "post"), entry("c", "release"), landed=[entry("b", "post").key])
     journal = Journal(tmp_path)
     assert list(journal.adopt()) == [entry("a"), entry("c", "release")]

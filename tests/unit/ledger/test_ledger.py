@@ -115,7 +115,9 @@ def test_what_a_stream_that_ended_costs(facts, text, tokens, source) -> None:
 
 @pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "lower", "the same again"])
 @pytest.mark.parametrize(("bills", "tokens", "source"), [("stops", 8, "estimated"), ("full", 53, "assumed")])
-def test_output_behind_the_last_report_is_charged_whatever_the_provider_repeats(bills, tokens, source, again) -> None:
+def test_output_after_the_last_report_is_charged_even_if_the_provider_repeats_a_report(
+    bills, tokens, source, again
+) -> None:
     held = reservation(abort_bills=bills)
     held.meter.add("ab")
     held.report(Usage(input_tokens=3, output_tokens=2), last=True)
@@ -151,14 +153,14 @@ def test_a_finished_answer_with_an_early_report_is_topped_up_and_never_assumed(b
 
 
 @pytest.mark.parametrize("facts", [{}, {"reported": Usage(input_tokens=10), "reported_last": False}])
-def test_what_was_counted_exactly_is_charged_though_it_is_more_than_was_granted(facts) -> None:
+def test_an_exact_count_is_charged_even_above_the_granted_limit(facts) -> None:
     counter = ExactCounter("o200k_base")
     held = reservation(meter=OutputMeter(counter, 50), **facts)
     held.meter.add(" word" * 80)
     assert held.spent() == (Usage(input_tokens=10, output_tokens=80), "estimated")
 
 
-def test_remaining_is_what_is_left_after_the_settlement() -> None:
+def test_remaining_is_the_limit_left_after_the_settlement() -> None:
     lines = (line(limit=100), line(limit=5, fixed=1, kind="rate", name="requests_per_minute", unit="requests"))
     held = Reservation(claim("a", *lines), Granted(output_tokens=50, room=(40, 4)), 10)
     assert held.remaining(Usage(input_tokens=4, output_tokens=3), None) == {
@@ -170,7 +172,7 @@ def test_remaining_is_what_is_left_after_the_settlement() -> None:
     assert Reservation(claim("a", *others), Granted(output_tokens=50, room=(40, 4)), 10).remaining(Usage(), None) == {}
 
 
-def test_a_quota_says_what_is_left_and_in_how_many_seconds_it_is_whole_again() -> None:
+def test_a_quota_has_the_remaining_limit_and_the_seconds_until_it_is_whole() -> None:
     lines = (line(), line(), line(limit=30, kind="rate"), line(limit=30, kind="rate"), line(kind="gauge"))
     held = Reservation(claim("a", *lines), Granted(output_tokens=50, room=(40, 40, 20, 40, 3)), 10)
     assert [(each.room, each.resets_in) for each in held.quotas(2e9 - 0.5)] == [
@@ -183,7 +185,7 @@ def test_a_quota_says_what_is_left_and_in_how_many_seconds_it_is_whole_again() -
     assert held.quotas(2e9 + 1)[0].resets_in == 0
 
 
-def test_a_store_that_does_not_say_what_is_left_of_each_line_is_not_taken_at_its_word() -> None:
+def test_a_store_that_does_not_return_what_is_left_of_each_line_is_not_trusted() -> None:
     held = Reservation(claim("a", line(), line()), Granted(output_tokens=50, room=(40,)), 10)
     for read in (lambda: held.quotas(0), lambda: held.remaining(Usage(), None)):
         with pytest.raises(ValueError, match="zip"):
@@ -202,7 +204,7 @@ def test_a_later_report_adds_to_the_earlier_one_and_may_be_the_last(bills) -> No
     assert held.spent() == (Usage(input_tokens=25, output_tokens=12), "reported")
 
 
-async def test_settled_with_what_was_used_and_released_when_nobody_was_asked() -> None:
+async def test_usage_is_settled_and_a_request_without_a_provider_call_is_released() -> None:
     store = MemoryStore(FakeClock())
     ledger = Ledger(store, refusal)
     async with ledger.reserve(claim("a"), 10) as held:
@@ -407,7 +409,7 @@ async def running(ledger: Ledger, names: Sequence[str], limit: int) -> AsyncGene
 
 
 @pytest.mark.looptime(start=0)
-async def test_streams_that_outlive_an_outage_longer_than_a_lease_are_counted_before_anybody_is_let_in() -> None:
+async def test_streams_that_outlive_an_outage_longer_than_a_lease_are_counted_before_new_ones() -> None:
     store = Away()
     ledgers = [Ledger(store, refusal, lease=60) for _ in range(2)]
     ledgers[1].start()
@@ -437,7 +439,7 @@ async def test_streams_that_outlive_an_outage_longer_than_a_lease_are_counted_be
 
 
 @pytest.mark.looptime(start=0)
-async def test_the_keeper_charges_the_lease_of_a_dead_process_though_nobody_asks_for_anything() -> None:
+async def test_the_keeper_charges_the_lease_of_a_dead_process_without_any_request() -> None:
     store = Away()
     swept: list[int] = []
     sweep = store.sweep
@@ -528,7 +530,7 @@ async def test_a_request_that_is_cancelled_while_it_reserves_stays_cancelled_and
     assert "release" in store.calls
 
 
-async def test_a_refusal_of_the_stores_own_is_passed_on_as_it_is(caplog) -> None:
+async def test_a_refusal_raised_by_the_store_is_passed_on_unchanged(caplog) -> None:
     ledger = Ledger(Answering(full := LimiterUnavailable()), refusal)
     with pytest.raises(ChatError) as refused:
         async with ledger.reserve(claim(), 10):
@@ -537,7 +539,7 @@ async def test_a_refusal_of_the_stores_own_is_passed_on_as_it_is(caplog) -> None
     await ledger.aclose()
 
 
-async def test_the_store_that_reserved_is_told_what_was_spent_and_who_says_so() -> None:
+async def test_the_store_that_reserved_gets_the_usage_and_its_source() -> None:
     store = Answering()
     ledger = Ledger(store, refusal)
     record = recorded(cost=7)
@@ -631,7 +633,7 @@ class Renewing(Away):
 
 
 @pytest.mark.looptime(start=0)
-async def test_leases_are_renewed_thrice_in_their_time_each_second_while_that_fails_and_it_is_said_once(caplog) -> None:
+async def test_leases_are_renewed_thrice_in_their_time_and_each_second_after_a_failure_logged_once(caplog) -> None:
     store = Renewing()
     delivery = Delivery(store)
     adopted = []
@@ -650,7 +652,7 @@ async def test_leases_are_renewed_thrice_in_their_time_each_second_while_that_fa
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_renewal_that_hangs_costs_nobody_the_lease() -> None:
+async def test_a_renewal_that_hangs_loses_no_lease() -> None:
     store = Renewing()
     ledger = Ledger(store, refusal, lease=60)
     async with ledger.reserve(claim("live"), 10):
@@ -661,7 +663,7 @@ async def test_a_renewal_that_hangs_costs_nobody_the_lease() -> None:
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_renewal_that_failed_or_was_late_refuses_nobody_while_the_leases_last() -> None:
+async def test_a_failed_or_late_renewal_refuses_no_request_while_the_leases_last() -> None:
     store = Renewing()
     ledger = Ledger(store, refusal, lease=60)
     ledger.start()
@@ -694,7 +696,7 @@ class Allowing:
 
 @pytest.mark.looptime(start=0)
 @pytest.mark.parametrize("allowance", [True, False])
-async def test_after_leases_have_ended_only_a_store_with_an_allowance_of_its_own_admits(allowance) -> None:
+async def test_after_leases_have_expired_only_a_store_with_an_allowance_admits(allowance) -> None:
     store = Renewing()
     ledger = Ledger(store, refusal, lease=60, degraded=Allowing(store) if allowance else None)  # type: ignore[arg-type]
     ledger.start()

@@ -45,7 +45,7 @@ class Line:
 
 
 @pytest.mark.looptime
-async def test_everybody_has_a_turn_in_order_while_the_store_answers():
+async def test_calls_run_in_order_while_the_store_answers():
     line = Line(Turns(1.0), 0.05)
     assert await line.all(1_000) == [None] * 1_000
     assert line.order == list(range(1_000))
@@ -53,14 +53,14 @@ async def test_everybody_has_a_turn_in_order_while_the_store_answers():
 
 
 @pytest.mark.looptime
-async def test_a_store_that_sends_many_calls_in_one_is_asked_more_at_once():
+async def test_a_store_that_batches_calls_gets_more_at_once():
     line = Line(Turns(1.0, 40), 0.05)
     assert await line.all(4_000) == [None] * 4_000
     assert line.most == 40
 
 
 @pytest.mark.looptime
-async def test_answers_that_come_late_let_fewer_ask():
+async def test_late_answers_reduce_the_calls_at_once():
     line = Line(Turns(1.0), 0.05)
     await line.all(200)
     line.seconds, line.most = 0.3, 0
@@ -78,7 +78,7 @@ async def test_they_begin_few_at_once():
 
 
 @pytest.mark.looptime
-async def test_a_store_that_answers_nobody_refuses_all_within_its_patience():
+async def test_calls_to_a_silent_store_are_refused_within_its_patience():
     refused = await Line(Turns(1.0), 60).all(200)
     assert all(took == pytest.approx(1.0) for took in refused)
 
@@ -97,7 +97,7 @@ async def test_a_store_that_stops_answering_refuses_those_in_line_a_second_later
 
 
 @pytest.mark.looptime
-async def test_nobody_waits_for_ever_for_a_slow_store():
+async def test_no_call_waits_for_ever_for_a_slow_store():
     refused = await Line(Turns(1.0), 0.9).all(1_000)
     assert refused[0] is None
     assert refused[-1] == pytest.approx(LONGEST_WAIT, abs=1)
@@ -117,7 +117,7 @@ async def test_fewer_at_once_after_failures():
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("when", ["in line", "when called"])
-async def test_who_leaves_the_line_takes_no_turn_along(when):
+async def test_a_call_that_leaves_the_queue_takes_no_turn(when):
     turns = Turns(1.0)
     line = Line(turns, 0.1)
     holders = [Turn(turns) for _ in range(FEWEST)]

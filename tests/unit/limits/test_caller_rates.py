@@ -38,7 +38,7 @@ def test_as_many_a_minute_refilled_evenly() -> None:
         rates.count("ada", 30)
 
 
-def test_who_has_no_rate_is_not_counted() -> None:
+def test_a_caller_without_a_rate_is_not_counted() -> None:
     rates = CallerRates(Clock())
     for _ in range(1_000):
         rates.count("ada", None)

@@ -206,7 +206,7 @@ def test_dollars_bound_tokens_and_a_body_bounds_a_request() -> None:
 
 
 @pytest.mark.parametrize("closed", [{"tokens_per_day": 0}, {"requests_per_minute": 0}, {"usd_per_month": 0}])
-def test_what_is_closed_spends_nothing_and_is_no_way_around(closed: dict[str, Any]) -> None:
+def test_a_closed_profile_spends_nothing_and_avoids_no_limit(closed: dict[str, Any]) -> None:
     shut, other = open_profile("shut", **closed), open_profile("other", tokens_per_day=7)
     assert most([]).alone([shut]).tokens == 0
     assert most([]).alone([shut, other]).tokens == 7

@@ -41,7 +41,7 @@ def test_the_limit_is_reached_in_the_window_if_and_only_if_as_much_is_expected(l
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, PERIODS, SHARES)
-def test_who_uses_more_is_full_no_later(limit, one, other, period, share):
+def test_higher_usage_exhausts_a_limit_no_later(limit, one, other, period, share):
     now = START + share * period
     assume(now - START >= LEAST_SHARE * period)
     less, more = (forecast(line(limit, period), used, now) for used in sorted((one, other)))

@@ -61,7 +61,7 @@ def test_a_known_model_has_the_lists_price_and_its_version():
     assert rates.cached_input == int(model.prices.cache_read_mtok * NANO) < rates.input
 
 
-def test_a_url_says_more_than_a_name():
+def test_a_url_outranks_a_name():
     """A server that is called openai, and is not, has nobody's prices."""
     prices = Prices(urls={"openai": "http://127.0.0.1:8080/v1", "mine": "https://api.openai.com/v1"})
     assert prices.of("openai:gpt-4o-mini") is None
@@ -100,7 +100,7 @@ def test_a_price_that_lacks_a_kind_is_none():
     assert _rates([types.ModelPrice(input_mtok=Decimal(1))]) is None
 
 
-def test_the_tables_own_sum_is_ours():
+def test_our_cost_equals_that_of_the_table():
     """The same usage of each priced chat model, by genai-prices itself and by us."""
     for provider, name in [("openai", "gpt-4o-mini"), ("anthropic", "claude-sonnet-4-5"), ("google", "gemini-2.5-pro")]:
         for size in (1_000, 200_001, 900_000):

@@ -87,7 +87,7 @@ def test_a_profile_is_found_by_its_name_or_is_the_default(name: str | None, prof
     assert built_in().resolve(CALLER, ask(name)) == BUILT_IN_PROFILES[profile]
 
 
-def test_an_operator_may_give_an_old_name_to_a_profile_of_their_own() -> None:
+def test_an_operator_may_give_an_old_name_to_a_custom_profile() -> None:
     own = Profile(name="Free", open=True, max_output_tokens=7, min_output_tokens=7)
     profiles = Profiles({**BUILT_IN_PROFILES, "Free": own}, Limits(), HARD_CAPS, "UTC", default="free")
     assert profiles.resolve(CALLER, ask("free")) == own
@@ -142,7 +142,7 @@ def test_a_refused_model_is_answered_with_ten_that_are_offered() -> None:
 
 
 @pytest.mark.parametrize("name", ["profile", "model"])
-def test_a_closed_profile_lowers_a_caller_with_a_profile_of_its_own_but_keeps_its_model_to_itself(name: str) -> None:
+def test_a_closed_profile_lowers_a_caller_with_another_profile_but_does_not_give_its_model(name: str) -> None:
     rules = own(CHEAP, DEAR, default="dear")
     caller = Caller(id="a", profile="cheap")
     asked = ask("dear") if name == "profile" else ask(model="dear")
@@ -151,7 +151,7 @@ def test_a_closed_profile_lowers_a_caller_with_a_profile_of_its_own_but_keeps_it
         rules.resolve(caller, ask("dear", model="b:dear"))
 
 
-def test_where_every_profile_is_closed_only_callers_with_one_of_their_own_chat() -> None:
+def test_with_only_closed_profiles_callers_need_an_assigned_profile() -> None:
     rules = own(replace(CHEAP, open=False), DEAR, default="cheap")
     assert rules.open == ()
     for call in (
@@ -327,7 +327,7 @@ DOLLARS = [-1, -0.01, True, math.nan, math.inf, "nine", 0.000_000_000_1, 1_000_0
         *(("usd_per_month", value) for value in DOLLARS),
     ],
 )
-def test_a_number_that_breaks_its_rule_is_named_wherever_it_stands(name: str, value: Any) -> None:
+def test_an_invalid_number_is_named_at_any_place(name: str, value: Any) -> None:
     rule = "must be 0, or a number of dollars from" if "usd" in name else "must be a whole number from 0 to"
     wrong: dict[str, Any] = {name: value}
     for where, profile, shared, groups in (
@@ -360,7 +360,7 @@ def test_a_cap_that_breaks_its_rule_is_named(numbers: dict[str, Any], rule: str)
         Profiles({"balanced": Profile(**numbers)}, Limits(), HARD_CAPS, "UTC")
 
 
-def test_a_callers_own_profile_is_a_ceiling() -> None:
+def test_the_profile_of_a_caller_is_a_ceiling() -> None:
     paid = Profile(name="paid", model="openai:gpt-4o", fallbacks=("x:y",), max_messages=3, temperature=1.5)
     profiles = Profiles({**BUILT_IN_PROFILES, "paid": paid}, Limits(), HARD_CAPS, "UTC")
     caller = Caller(id="a", profile=" Paid")
@@ -378,7 +378,7 @@ def test_a_callers_own_profile_is_a_ceiling() -> None:
     )
 
 
-def test_a_caller_whose_profile_does_not_exist_gets_nothing() -> None:
+def test_a_caller_with_a_missing_profile_is_refused() -> None:
     with pytest.raises(Forbidden):
         built_in().resolve(Caller(id="a", profile="nosuch"), ask("expanded"))
 
@@ -439,7 +439,7 @@ def test_no_request_raises_a_number(
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_client_speaks_as_the_system_only_where_the_profile_allows_it(role: Role) -> None:
+def test_a_system_prompt_of_a_client_needs_a_profile_that_allows_it(role: Role) -> None:
     request = ChatRequest(messages=(*HELLO, Message(role=role, content="obey"), *HELLO))
     with pytest.raises(BadRequest) as refused:
         built_in().resolve(CALLER, request)
@@ -588,7 +588,7 @@ def test_a_day_ends_at_midnight_in_the_operators_zone() -> None:
     assert [lines[0].resets_at - NOON for lines in keys.values()] == [12 * 3600, 22 * 3600, 17 * 3600]
 
 
-def test_a_caller_who_switches_profiles_keeps_the_same_counters() -> None:
+def test_a_caller_that_switches_profiles_keeps_the_same_counters() -> None:
     profiles = built_in()
     keys = {
         tuple(line.key for line in profiles.lines(CALLER, profiles.resolve(CALLER, ask(name)), 1, NOON))
@@ -669,7 +669,7 @@ def test_a_limit_in_dollars_without_a_price_is_refused_at_once(where: str) -> No
         Profiles({"dear": replace(profile, name="dear")}, limits, WIDE, "UTC", "dear", groups=groups, prices=OWN)
 
 
-def test_groups_have_counters_of_their_own_and_members_share_them() -> None:
+def test_each_group_has_counters_that_its_members_share() -> None:
     groups = {"acme": Limits(tokens_per_day=5), "default": Limits(tokens_per_day=3)}
     rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups=groups)
 
@@ -685,7 +685,7 @@ def test_groups_have_counters_of_their_own_and_members_share_them() -> None:
     assert "acme" not in acme
 
 
-def test_a_group_that_nobody_configured_is_refused() -> None:
+def test_an_unconfigured_group_is_refused() -> None:
     rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups={"acme": Limits(tokens_per_day=5)})
     with pytest.raises(Forbidden):
         rules.lines(Caller(id="a", group="other"), BALANCED, 1, NOON)
@@ -734,7 +734,7 @@ def test_a_conversation_counts_its_questions_as_turns() -> None:
     )
 
 
-def test_the_limits_of_shares_stand_between_the_callers_and_those_of_all() -> None:
+def test_the_limits_of_shares_come_between_those_of_the_caller_and_those_of_all() -> None:
     groups = {"acme": Limits(tokens_per_day=4)}
     profile = Profile(tokens_per_request=None, tokens_per_day=1, requests_per_minute=None, concurrent_streams=None)
     rules = Profiles({"one": profile}, Limits(tokens_per_day=5), WIDE, "UTC", groups=groups)
@@ -814,7 +814,7 @@ def test_of_ten_models_that_are_offered_all_are_named() -> None:
         rules.resolve(CALLER, ask(model="gpt-4o"))
 
 
-def test_a_model_of_another_open_profile_than_the_one_that_is_asked_for_is_refused() -> None:
+def test_a_model_of_another_open_profile_than_the_requested_one_is_refused() -> None:
     rules = own(CHEAP, OPEN, default="cheap")
     assert rules.resolve(CALLER, ask("free", model="free")) == OPEN
     with pytest.raises(BadRequest):
@@ -928,7 +928,7 @@ def test_under_a_ceiling_nothing_gets_more_than_either_profile_gives(
     assert getattr(found, field) == given
 
 
-def test_a_system_prompt_in_a_field_of_its_own_is_refused_by_that_name() -> None:
+def test_a_system_prompt_in_a_separate_field_is_refused_by_that_name() -> None:
     asked = ask(system_prompt="Be brief", system_field="instructions")
     with pytest.raises(BadRequest, match="^is not accepted from this caller: see allow_system_prompt") as refused:
         built_in().resolve(CALLER, asked)
@@ -954,7 +954,7 @@ def test_a_ladder_that_breaks_its_rule_is_named_by_its_profile() -> None:
         own(Profile(name="one", model="a:m", ladder=rungs))
 
 
-def test_the_group_that_is_missing_is_said_to_be() -> None:
+def test_a_missing_group_is_named() -> None:
     rules = Profiles(BUILT_IN_PROFILES, Limits(), HARD_CAPS, "UTC", groups={"acme": Limits(tokens_per_day=5)})
     with pytest.raises(Forbidden, match="^The group of this caller does not exist$"):
         rules.group_of(Caller(id="a", group="other"))

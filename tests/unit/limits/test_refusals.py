@@ -63,7 +63,7 @@ def refused(asked: Claim, room: int, wait: float = 7.5) -> LimitExceeded:
 WORDS = {"hour": ("Hourly", "when the hour is over"), "day": ("Daily", "tomorrow"), "month": ("Monthly", "next month")}
 
 
-def test_a_spent_budget_of_ones_own_has_the_npm_servers_text() -> None:
+def test_an_exhausted_budget_of_a_caller_has_the_text_of_the_npm_server() -> None:
     error = refused(claim(100, tokens_per_day=700), room=0)
     assert type(error) is BudgetExceeded
     assert (error.message, error.retry_after, error.retryable) == (
@@ -76,7 +76,7 @@ def test_a_spent_budget_of_ones_own_has_the_npm_servers_text() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("window", ["minute", "hour", "day", "month"])
 @pytest.mark.parametrize("unit", ["tokens", "usd", "requests"])
-def test_a_spent_window_names_its_span_and_whose_it_is(scope: str, window: str, unit: Unit) -> None:
+def test_an_exhausted_window_names_its_span_and_its_owner(scope: str, window: str, unit: Unit) -> None:
     name = f"{unit}_per_{window}"
     error = refused(claim(100, scope, **{name: 700}), room=0)
     is_rate = unit == "requests" or name == "tokens_per_minute"
@@ -94,7 +94,7 @@ def test_a_spent_window_names_its_span_and_whose_it_is(scope: str, window: str, 
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_what_is_left_and_needed_is_named_where_a_shorter_message_may_fit(scope: str) -> None:
+def test_the_refusal_names_left_and_needed_tokens_if_a_shorter_message_may_fit(scope: str) -> None:
     error = refused(claim(324, scope, tokens_per_day=700), room=127)
     assert type(error) is BudgetExceeded
     assert error.message.startswith(
@@ -114,7 +114,7 @@ def test_dollars_are_named_in_dollars_the_rest_rounded_down_and_the_need_up() ->
 
 
 @pytest.mark.parametrize("room", [1, 15, 50])
-def test_where_not_even_a_short_message_fits_none_is_offered(room: int) -> None:
+def test_a_shorter_message_is_not_suggested_if_none_fits(room: int) -> None:
     error = refused(claim(324, tokens_per_day=700), room)
     left = f"{room} token{'s' * (room > 1)} left"
     assert error.message == f"Daily AI budget nearly used up: {left}, too little for an answer. Try again tomorrow."
@@ -136,7 +136,7 @@ def test_a_request_over_the_whole_window_is_too_large_and_no_wait_helps(scope: s
     assert error.message == "Request too large. Please shorten your message."
 
 
-def test_a_request_over_its_own_limit_is_too_large() -> None:
+def test_a_request_over_the_limit_of_one_request_is_too_large() -> None:
     profile = Profile(tokens_per_request=200)
     rules = Profiles({"balanced": profile}, Limits(), WIDE, "UTC")
     line = rules.lines(CALLER, profile, 300, NOON)[0]
@@ -144,7 +144,7 @@ def test_a_request_over_its_own_limit_is_too_large() -> None:
     assert (type(error), error.message) == (RequestTooLarge, "Request too large. Please shorten your message.")
 
 
-def test_where_the_limit_admits_no_message_at_all_the_user_is_not_sent_to_shorten_one() -> None:
+def test_the_user_is_not_advised_to_shorten_if_the_limit_admits_no_message() -> None:
     error = refused(claim(45, tokens_per_day=10), 10)
     assert error.message == "Request too large: not even a short message fits into this limit."
 
@@ -316,7 +316,7 @@ def test_the_line_that_refused_is_the_one_that_is_named() -> None:
     assert limit_error(asked, Refused(line=1, room=0, retry_after=1.0)).limit == "tokens_per_month"
 
 
-def test_the_shortest_message_is_counted_for_the_model_that_is_asked() -> None:
+def test_the_shortest_message_is_counted_for_the_requested_model() -> None:
     asked = claim(1_000, least=0)
     asked = replace(
         asked,

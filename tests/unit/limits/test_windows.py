@@ -107,7 +107,7 @@ def test_an_hour_cut_by_a_half_hour_change():
     assert (first.id, first.end - first.start, first.end) == ("2026-04-05T01+11:00", 3600, second.start)
 
 
-def test_a_day_whose_midnight_the_clock_skipped_begins_with_the_skip():
+def test_a_day_with_a_skipped_midnight_begins_with_the_skip():
     """No zone has done so yet. At 23:30+00:00 the clock goes forward to 00:30+01:00: a file as of RFC 9636."""
     skip = int(at("2026-07-01T23:30"))
     head = struct.pack(">4sx15x6l", b"TZif", 0, 0, 0, 1, 2, 8)
@@ -218,16 +218,16 @@ def test_a_burst_of_the_limit_then_an_even_refill():
     assert gcra_room(tat, now + 6_000 * US, 30, 60) == 30
 
 
-def test_what_can_never_fit_waits_a_period():
+def test_a_claim_that_never_fits_waits_a_period():
     assert gcra_wait(0, 0, 31, 30, 60) == 60.0
 
 
-def test_what_fits_does_not_wait():
+def test_a_claim_that_fits_does_not_wait():
     assert gcra_wait(0, 5 * US, 30, 30, 60) == 0.0
 
 
 @given(rates, st.integers(0, 2**51), st.integers(-(10**9), 10**9), st.data())
-def test_room_is_exactly_what_can_be_taken(rate, now, ahead, data):
+def test_room_is_exactly_the_largest_claim_that_fits(rate, now, ahead, data):
     tat = max(0, now + ahead)
     room = gcra_room(tat, now, *rate)
     assert 0 <= room <= rate[0]
@@ -261,7 +261,7 @@ def test_debt_ends_within_the_doubles():
     assert gcra_room(tat, 1_800_000_000 * US, 1, 60) == 0
 
 
-def test_what_has_drained_is_not_given_back():
+def test_drained_units_are_not_given_back():
     cost = gcra_cost(30, 30, 60)
     until = gcra_take(0, 0, cost)
     assert gcra_room(gcra_give(until, 0, cost, until), 0, 30, 60) == 30

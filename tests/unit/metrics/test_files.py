@@ -96,14 +96,14 @@ async def test_a_look_writes_what_was_counted_since_the_last_one(start, written,
                 await asyncio.sleep(0)
 
 
-async def test_a_scrape_has_what_its_own_process_counted_just_now(start):
+async def test_a_scrape_has_the_latest_counts_of_its_process(start):
     async with start(0) as (metrics, chat), sampling(metrics):
         await collect(chat, BODY)
         _, body = await metrics.render()
     assert 'chat_nest_requests_total{code="ok",dialect="native",profile="balanced"} 1.0' in body.decode()
 
 
-async def test_the_values_of_processes_are_added_and_a_replaced_one_goes_on(start, written):
+async def test_values_of_processes_are_added_and_a_replacement_continues_them(start, written):
     for place in (0, 1, 0):
         async with start(place) as (_, chat):
             await collect(chat, BODY)

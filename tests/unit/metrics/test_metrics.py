@@ -171,7 +171,7 @@ async def test_failures_of_the_provider_open_the_breaker():
     ]
 
 
-async def test_a_reader_who_leaves_is_timed_until_the_provider_is_closed():
+async def test_a_disconnect_is_timed_until_the_provider_is_closed():
     async def forever():
         await asyncio.Event().wait()
 

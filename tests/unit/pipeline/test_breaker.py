@@ -64,7 +64,7 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_a_minute() -> None:
     assert pauses == [5, 10, 20, 40, 60, 60]
 
 
-def test_a_probe_that_says_nothing_leaves_the_next_one_to_probe() -> None:
+def test_after_a_probe_without_a_result_the_next_request_probes() -> None:
     breaker = Breaker()
     storm(breaker)
     assert breaker.admit(5) == 0
@@ -74,7 +74,7 @@ def test_a_probe_that_says_nothing_leaves_the_next_one_to_probe() -> None:
     assert breaker.admit(5) == 1
 
 
-def test_attempts_from_before_say_nothing_about_now() -> None:
+def test_results_of_earlier_attempts_do_not_count_now() -> None:
     breaker = Breaker()
     before = breaker.era
     storm(breaker)

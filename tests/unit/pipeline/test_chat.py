@@ -55,7 +55,7 @@ def make(script=None, policy="cancel", **more):
     return handler, provider, seen
 
 
-async def test_observers_are_told_of_a_refusal_with_its_request_caller_and_code():
+async def test_observers_get_a_refusal_with_its_request_caller_and_code():
     handler, _, seen = make(limits={"requests_per_minute": 1})
     async with handler:
         await collect(handler, BODY)
@@ -79,7 +79,7 @@ async def test_observers_are_told_of_a_refusal_with_its_request_caller_and_code(
     [(answer("a"), "stop", None), ([*answer("a")[:1], UpstreamTruncated()], None, "upstream_truncated")],
     ids=["ended", "failed"],
 )
-async def test_observers_are_told_how_an_answer_ended_and_when_it_began(script, reason, code):
+async def test_observers_get_the_ending_of_an_answer_and_its_start(script, reason, code):
     handler, _, seen = make(script)
     async with handler:
         await collect(handler, BODY)
@@ -89,14 +89,14 @@ async def test_observers_are_told_how_an_answer_ended_and_when_it_began(script, 
     assert seen.reports[0].code == (code or "ok")
 
 
-async def test_a_profile_that_needs_no_signed_turns_takes_others_though_the_server_can_sign():
+async def test_a_profile_without_signed_turns_accepts_unsigned_ones_on_a_signing_server():
     handler, _, _ = make(turn_secrets=["a secret of signatures that is long enough"])
     said = [*BODY["messages"], {"role": "assistant", "content": "Hi"}, *BODY["messages"]]
     async with handler:
         assert (await collect(handler, {"messages": said})).status == 200
 
 
-async def test_observers_are_told_which_request_followed_the_answer_of_an_earlier_one():
+async def test_observers_learn_which_request_followed_the_answer_of_an_earlier_one():
     never, came = asyncio.Event(), asyncio.Event()
 
     async def wait():
@@ -138,7 +138,7 @@ async def test_a_repeated_request_for_one_json_value_does_not_follow_a_stream():
     assert (again.status, json.loads(again.body)["error"]["code"], provider.opened) == (409, "request_in_progress", 1)
 
 
-async def test_observers_and_the_reader_are_told_of_a_replay():
+async def test_observers_and_the_reader_are_notified_of_a_replay():
     handler, provider, seen = make()
     async with handler:
         await collect(handler, BODY, headers=AGAIN)
@@ -159,7 +159,7 @@ class Forgetful(MemoryStore):
         return replace(found, record=None) if isinstance(found, Duplicate) else found
 
 
-async def test_a_replay_of_what_nobody_knows_is_an_error_and_names_no_model():
+async def test_a_replay_of_an_unknown_run_is_an_error_and_names_no_model():
     handler, provider, _ = make(store=Forgetful())
     async with handler:
         await collect(handler, BODY, headers=AGAIN)
@@ -191,7 +191,7 @@ class Blind(MemoryStore):
         raise OSError
 
 
-async def test_a_bad_request_is_told_its_field_though_the_limits_can_not_be_read():
+async def test_a_bad_request_gets_its_field_even_if_the_limits_can_not_be_read():
     handler, _, _ = make(store=Blind())
     async with handler:
         refused = await collect(handler, {"messages": 5})
@@ -202,7 +202,7 @@ async def test_a_bad_request_is_told_its_field_though_the_limits_can_not_be_read
     )
 
 
-async def test_a_format_that_tells_the_input_first_is_told_its_count():
+async def test_a_format_that_sends_the_input_count_first_gets_it():
     handler, _, _ = make(dialect="anthropic")
     async with handler:
         got = await collect(
@@ -219,7 +219,7 @@ class Unreachable(MemoryRuns):
         raise RunsUnavailable
 
 
-async def test_a_repeated_request_whose_run_can_not_be_reached_is_told_that_the_first_one_runs():
+async def test_a_repeated_request_with_an_unreachable_run_is_refused_as_still_running():
     never, came = asyncio.Event(), asyncio.Event()
 
     async def wait():
@@ -258,7 +258,7 @@ async def test_a_bug_behind_the_last_token_ends_the_answer_with_an_error(caplog)
 
 
 @pytest.mark.parametrize(("profile", "status"), [(None, 400), ("able", 200)])
-async def test_counting_goes_by_the_caller_s_own_profile(profile, status):
+async def test_counting_uses_the_profile_of_the_caller(profile, status):
     handler, provider, _ = make(dialect="anthropic", identify=lambda scope: Caller(id="ada", profile=profile))
     body = {"model": "balanced" if profile is None else "able", "system": "Be brief", **BODY}
     async with handler:

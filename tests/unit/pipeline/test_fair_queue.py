@@ -61,7 +61,7 @@ async def test_in_a_full_queue_the_newest_request_of_the_greediest_makes_room() 
     assert [isinstance(each, Overloaded) for each in done] == [False, False, True, True, True, True]
 
 
-async def test_positions_and_estimates_are_told_each_second_as_they_change() -> None:
+async def test_positions_and_estimates_are_sent_each_second_as_they_change() -> None:
     queue = FairQueue({"p": 1}, seconds=1_000, length=10)
     await answered(queue, "before", seconds=4)
     told: list[tuple[float, int, int | None]] = []
@@ -90,7 +90,7 @@ async def test_a_position_that_stays_is_repeated_for_the_proxies_between() -> No
     assert told == [1.0, 11.0, 21.0]
 
 
-async def test_who_leaves_frees_its_place_at_once() -> None:
+async def test_a_request_that_leaves_frees_its_place_at_once() -> None:
     queue = FairQueue({"p": 1}, seconds=1_000, length=10)
     tasks = [asyncio.create_task(answered(queue, each, seconds=9)) for each in "abc"]
     await asyncio.sleep(1)
@@ -120,7 +120,7 @@ async def test_the_wait_ends_after_its_seconds() -> None:
     first.cancel()
 
 
-async def test_a_drain_empties_it_and_lets_nobody_in() -> None:
+async def test_a_drain_empties_the_queue_and_refuses_new_requests() -> None:
     queue = FairQueue({"p": 1}, seconds=1_000, length=10)
     tasks = [asyncio.create_task(answered(queue, each)) for each in "abc"]
     await asyncio.sleep(0.5)

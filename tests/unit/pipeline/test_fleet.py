@@ -146,7 +146,7 @@ async def test_two_workers_take_turns_at_a_single_stream():
 
 @pytest.mark.asyncio
 @pytest.mark.looptime(start=0)
-async def test_where_nobody_waits_a_request_needs_no_call_of_the_store():
+async def test_without_waiting_requests_a_stream_needs_no_call_of_the_store():
     async with Fleet(2, 8) as fleet:
         await asyncio.gather(*(fleet.ask(0, "a", seconds=0.01) for _ in range(3)))
         before = fleet.store.calls
@@ -186,7 +186,7 @@ async def test_the_streams_of_a_worker_that_died_are_free_after_the_lease():
 
 @pytest.mark.asyncio
 @pytest.mark.looptime(start=0)
-async def test_a_worker_that_lives_keeps_its_streams_for_longer_than_the_lease():
+async def test_a_live_worker_keeps_its_streams_for_longer_than_the_lease():
     async with Fleet(2, 2) as fleet:
         long = [fleet.start(0, "a", seconds=5 * LEASE) for _ in range(2)]
         await asyncio.sleep(1)
@@ -197,7 +197,7 @@ async def test_a_worker_that_lives_keeps_its_streams_for_longer_than_the_lease()
 
 @pytest.mark.asyncio
 @pytest.mark.looptime(start=0)
-async def test_without_the_store_a_worker_uses_what_it_has_and_refuses_what_it_would_have_to_ask_for():
+async def test_without_the_store_a_worker_uses_its_streams_and_refuses_more():
     async with Fleet(2, 4) as fleet:
         running = [fleet.start(0, "a", seconds=30) for _ in range(2)]
         await asyncio.sleep(0.1)
@@ -271,7 +271,7 @@ async def test_positions_count_the_requests_at_other_workers():
 
 @pytest.mark.asyncio
 @pytest.mark.looptime(start=0)
-async def test_who_leaves_while_its_turn_travels_loses_no_stream():
+async def test_leaving_while_a_stream_is_being_granted_loses_no_stream():
     async with Fleet(2, 1) as fleet:
         first = fleet.start(0, "a", seconds=2)
         await asyncio.sleep(0.1)
@@ -285,7 +285,7 @@ async def test_who_leaves_while_its_turn_travels_loses_no_stream():
 
 @pytest.mark.asyncio
 @pytest.mark.looptime(start=0)
-async def test_another_provider_has_streams_of_its_own():
+async def test_each_provider_has_separate_streams():
     async with Fleet(2, 1, names=("p", "q")) as fleet:
         first = fleet.start(0, "a", seconds=9)
         await asyncio.sleep(0.1)

@@ -52,7 +52,7 @@ def test_only_a_life_that_is_settled_can_be_over_and_nothing_leads_out_of_that()
 
 @given(st.lists(st.sampled_from(sorted(set(TRANSITIONS) - {"finish"})), max_size=12))
 @settings(max_examples=examples(200))
-def test_no_order_of_events_settles_twice_or_goes_on_after_the_end(events: list[str]) -> None:
+def test_no_order_of_events_settles_twice_or_continues_after_the_end(events: list[str]) -> None:
     state, settled = State.ARRIVED, 0
     for event in events:
         before, state = state, TRANSITIONS[event].get(state, state)
@@ -81,7 +81,7 @@ async def test_the_story_cant_settle_twice_or_be_admitted_late() -> None:
     assert (life.state, life.has_reader, life.released.done(), life.finished.done()) == (State.OVER, False, True, True)
 
 
-async def test_a_story_whose_cancellation_was_swallowed_is_not_admitted() -> None:
+async def test_a_request_that_swallowed_its_cancellation_is_not_admitted() -> None:
     life = Lifecycle("r")
     task = life.begin(ignoring())
     life.end(stopped := Stopped())
@@ -337,7 +337,7 @@ EVENTS = st.one_of(
     policy="cancel", events=[12, "provider says a word", "the store fails", 3, "client leaves", 1.1, "the store works"]
 )
 @settings(max_examples=examples(80), deadline=None)
-def test_whatever_happens_it_is_settled_once_after_its_provider_was_closed(policy, events) -> None:
+def test_every_request_is_settled_once_after_its_provider_was_closed(policy, events) -> None:
     async def live() -> None:
         world = World(policy)
         await world.play(events)
@@ -390,7 +390,7 @@ class Admitted:
 @pytest.mark.parametrize("log", [None, Log()])
 @pytest.mark.parametrize(("policy", "goes_on"), [("cancel", False), ("grace", True), ("finish", True)])
 @pytest.mark.parametrize("why", [ClientGone(), Stopped()])
-async def test_whose_answer_goes_on_without_its_reader(log, policy, goes_on, why) -> None:
+async def test_which_answers_continue_without_a_reader(log, policy, goes_on, why) -> None:
     life = Lifecycle("r")
     task = life.begin(ignoring())
     await asyncio.sleep(0)
@@ -409,7 +409,7 @@ async def test_whose_answer_goes_on_without_its_reader(log, policy, goes_on, why
     await asyncio.wait([task])
 
 
-async def test_before_it_is_admitted_a_reader_who_leaves_ends_it() -> None:
+async def test_a_reader_that_leaves_before_admission_ends_the_request() -> None:
     life = Lifecycle("r")
     assert (life.has_reader, life.lost, life.ended_by, life.admission, life.log) == (True, False, None, None, None)
     life.leave(gone := ClientGone())
@@ -417,7 +417,7 @@ async def test_before_it_is_admitted_a_reader_who_leaves_ends_it() -> None:
 
 
 @pytest.mark.looptime
-async def test_the_grace_begins_when_the_last_who_follows_has_left() -> None:
+async def test_the_grace_begins_when_the_last_follower_has_left() -> None:
     loop = asyncio.get_running_loop()
     life, log = Lifecycle("r"), Log(readers=1)
     task = life.begin(ignoring())

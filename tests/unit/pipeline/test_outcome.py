@@ -82,7 +82,7 @@ def test_the_last_event_has_what_is_recorded_and_what_is_left() -> None:
     assert make_ending(admission(), held(), RECORD, "stop", None) == ENDING
 
 
-def test_a_reader_who_follows_gets_the_end_of_the_first() -> None:
+def test_a_follower_gets_the_ending_of_the_first_request() -> None:
     assert followed_ending(finale_of(ENDING)) is ENDING
     late = UpstreamTimeout()
     late.message = "Told once"

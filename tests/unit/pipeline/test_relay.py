@@ -100,7 +100,7 @@ async def test_a_call_of_a_tool_is_output() -> None:
 
 
 @pytest.mark.parametrize("delta", [TextDelta(" ab"), ReasoningDelta(" ab"), ToolCallDelta(0, " ab")])
-async def test_whatever_the_model_writes_is_cut_at_the_cap(delta: TextDelta) -> None:
+async def test_any_text_of_the_model_is_cut_at_the_cap(delta: TextDelta) -> None:
     reason, written, _ = await run([[delta]] * 9, 3, ExactCounter("o200k_base"))
     assert (reason, written) == ("length", [[delta]] * 4)
     reason, written, _ = await run([[delta] * 9], 3, ExactCounter("o200k_base"))
@@ -121,7 +121,7 @@ async def test_a_piece_is_not_a_token(counter: TokenCounter, piece: str) -> None
 
 @pytest.mark.parametrize("counter", [*COUNTERS, ExactCounter("o200k_base")])
 @pytest.mark.parametrize("reads", [1, 2_000])
-async def test_what_came_beyond_the_cap_is_charged(counter: TokenCounter, reads: int) -> None:
+async def test_tokens_received_beyond_the_cap_are_charged(counter: TokenCounter, reads: int) -> None:
     pieces = [TextDelta(" token")] * 2_000
     size = len(pieces) // reads
     batches = [pieces[start : start + size] for start in range(0, 2_000, size)]

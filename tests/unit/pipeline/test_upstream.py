@@ -89,7 +89,7 @@ async def ask(providers, models, reservation=None):
     return reservation
 
 
-async def test_the_provider_is_asked_for_what_was_granted() -> None:
+async def test_the_provider_gets_the_granted_limit() -> None:
     provider = Flaky()
     reservation = await ask({"p": provider}, ["p:family:model"])
     (prompt,) = provider.prompts
@@ -131,7 +131,7 @@ async def test_a_refused_key_is_not_tried_again_but_the_fallback_is() -> None:
 
 
 @pytest.mark.parametrize("error", [UpstreamProtocol(), UpstreamError()])
-async def test_what_may_have_cost_something_and_will_fail_again_is_not_repeated(error) -> None:
+async def test_a_billed_attempt_that_will_fail_again_is_not_repeated(error) -> None:
     provider, up = Flaky(error), Flaky()
     reservation = held()
     with pytest.raises(type(error)):
@@ -209,7 +209,7 @@ async def leave(batches, *, read: bool, times: int) -> Reservation:
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("read", [True, False])
-async def test_what_came_and_was_not_taken_is_counted_once(read, times) -> None:
+async def test_received_but_unread_output_is_counted_once(read, times) -> None:
     reservation = await leave(Ahead(TextDelta("two "), TextDelta("three")), read=read, times=times)
     assert reservation.spent() == (used(10, 3), "estimated")
 
@@ -229,7 +229,7 @@ async def test_a_report_behind_a_finish_that_was_taken_is_the_last_word() -> Non
 
 
 @pytest.mark.parametrize("left", [([], True), None])
-async def test_what_nobody_can_count_is_the_whole_hold(left, caplog) -> None:
+async def test_uncountable_output_is_charged_the_whole_hold(left, caplog) -> None:
     batches = Ahead()
     batches.left = left  # without one, asking for it fails
     reservation = await leave(batches, read=True, times=1)
@@ -275,7 +275,7 @@ async def test_it_is_repeated_no_more_than_once(lost) -> None:
     assert reservation.spent() == (used(20, 0), "estimated")
 
 
-async def test_it_is_not_repeated_where_the_whole_hold_may_be_spent() -> None:
+async def test_an_attempt_that_may_have_spent_the_whole_hold_is_not_repeated() -> None:
     for bills, model in (("unknown", "m"), ("full", "m"), ("stops", "o3-mini")):
         provider, up = Flaky(UpstreamTimeout()), Flaky()
         provider.abort_bills = bills
@@ -430,7 +430,7 @@ TIERED = Price(
         ({"p:m": CHEAP}, None),
     ],
 )
-async def test_each_attempt_is_charged_at_the_price_of_its_own_model(prices, cost) -> None:
+async def test_each_attempt_is_charged_at_the_price_of_the_called_model(prices, cost) -> None:
     first = Flaky(*[UpstreamTimeout(), unavailable(), unavailable()])
     second = Flaky(answer=[[TextDelta("a")], [UsageDelta(used(9, 3)), FinishDelta("stop")]])
     reservation = held()
@@ -444,7 +444,7 @@ async def test_each_attempt_is_charged_at_the_price_of_its_own_model(prices, cos
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_lost_prompt_is_charged_at_its_own_model_when_nobody_answers() -> None:
+async def test_a_lost_prompt_is_charged_at_the_price_of_its_model_when_no_model_answers() -> None:
     provider = Flaky(UpstreamTimeout(), *[unavailable() for _ in range(3)])
     reservation = held()
     with pytest.raises(UpstreamAuth):
@@ -458,7 +458,7 @@ async def test_a_lost_prompt_is_charged_at_its_own_model_when_nobody_answers() -
 
 @pytest.mark.looptime(start=0)
 @pytest.mark.parametrize("lost", [UpstreamTruncated, UpstreamUnavailable])
-async def test_a_stream_that_ends_before_its_first_delta_is_asked_for_again(lost) -> None:
+async def test_a_stream_that_ends_before_its_first_delta_is_retried(lost) -> None:
     provider = Flaky(answer=[[UsageDelta(used(7, 0))], lost()])
     reservation = held()
     with pytest.raises(lost):
@@ -468,7 +468,7 @@ async def test_a_stream_that_ends_before_its_first_delta_is_asked_for_again(lost
     assert reservation.spent() == (used(14, 0), "estimated")
 
 
-async def test_a_stream_that_says_it_produced_something_is_not_asked_for_again() -> None:
+async def test_a_stream_that_reports_output_is_not_retried() -> None:
     provider = Flaky(answer=[[UsageDelta(used(7, 1))], UpstreamTruncated()])
     reservation = held()
     with pytest.raises(UpstreamTruncated):
@@ -567,7 +567,7 @@ async def test_refusals_and_error_events_do_not_open_it(error) -> None:
 
 @pytest.mark.looptime(start=0)
 @pytest.mark.parametrize(("seconds", "state"), [(1, "closed"), (30, "open")])
-async def test_only_those_who_waited_long_tell_of_a_silent_provider(seconds, state) -> None:
+async def test_only_long_waits_count_as_a_silent_provider(seconds, state) -> None:
     provider = Flaky(answer=[])
     provider.before = asyncio.Event().wait
     upstream = Upstream({"p": provider}, Timeouts())
@@ -580,7 +580,7 @@ async def test_only_those_who_waited_long_tell_of_a_silent_provider(seconds, sta
 
 
 @pytest.mark.looptime(start=0)
-async def test_a_probe_whose_client_leaves_does_not_block_the_next() -> None:
+async def test_a_probe_does_not_block_the_next_after_its_client_leaves() -> None:
     provider = Flaky()
     upstream = Upstream({"p": provider}, Timeouts())
     for _ in range(STORM):

@@ -104,7 +104,7 @@ def test_nothing_counts_after_the_last_event() -> None:
     codec.end()
 
 
-def test_a_stream_that_is_cut_after_its_start_still_says_what_its_input_was() -> None:
+def test_a_stream_cut_after_its_start_still_reports_its_input() -> None:
     assert read(start(input_tokens=25, cache_read_input_tokens=70, cache_creation_input_tokens=5, output_tokens=1)) == (
         [usage(100, 0, read=70, written=5)],
         UpstreamTruncated,
@@ -171,7 +171,7 @@ def test_thinking_and_tools_cut_at_every_byte() -> None:
         "no stop reason": (last(None), []),
     }.values(),
 )
-def test_what_says_nothing_is_left_out(body: bytes, expected: list[Delta]) -> None:
+def test_empty_parts_are_left_out(body: bytes, expected: list[Delta]) -> None:
     assert read(body + text("a") + last() + STOP) == ([*expected, TextDelta("a"), FinishDelta("stop")], None)
 
 
@@ -202,12 +202,12 @@ def test_stop_reasons(said: str, meant: FinishReason) -> None:
         ([], UpstreamError),
     ],
 )
-def test_an_error_event_is_an_error_after_what_came(kind: object, expected: type[UpstreamError]) -> None:
+def test_an_error_event_is_an_error_after_the_earlier_text(kind: object, expected: type[UpstreamError]) -> None:
     failed = event("error", error={"type": kind, "message": SECRET})
     assert read(START + text("a") + failed + text("b") + STOP) == ([usage(25, 0), TextDelta("a")], expected)
 
 
-def test_an_error_of_another_shape_is_one_all_the_same() -> None:
+def test_an_error_of_another_shape_is_still_an_error() -> None:
     for error in (SECRET, None, 3, [], {}):
         assert read(event("error", error=error) + STOP) == ([], UpstreamError)
 
@@ -223,7 +223,7 @@ def test_an_error_of_another_shape_is_one_all_the_same() -> None:
     ],
     ids=lambda data: repr(data[:60]),
 )
-def test_what_is_not_understood_is_an_error_after_what_was(data: bytes) -> None:
+def test_an_unparsable_event_is_an_error_after_the_earlier_text(data: bytes) -> None:
     assert read(text("a") + b"data: " + data + b"\n\n" + text(SECRET) + STOP) == ([TextDelta("a")], UpstreamProtocol)
 
 
@@ -231,7 +231,7 @@ def test_calls_without_end_are_refused() -> None:
     assert read(b"".join(block(i, type="tool_use", id="a", name="b") for i in range(129)))[1] is UpstreamProtocol
 
 
-def test_an_endless_line_is_refused_after_what_came() -> None:
+def test_an_endless_line_is_an_error_after_the_earlier_text() -> None:
     assert read(text("a") + b"data: " + b"x" * (1 << 20)) == ([TextDelta("a")], UpstreamProtocol)
 
 
@@ -368,7 +368,7 @@ NEWER = (
 
 
 @pytest.mark.parametrize("model", [*OLDER, *NEWER])
-def test_who_takes_a_temperature(model: str) -> None:
+def test_which_models_accept_a_temperature(model: str) -> None:
     assert takes_temperature(model) is (model in OLDER)
     assert ("temperature" in asked(user("a"), model=model, temperature=0.7)) is (model in OLDER)
 
@@ -411,7 +411,7 @@ def test_the_answer_of_another_server_after_a_part_of_the_first_is_a_failure(sai
 
 
 @pytest.mark.parametrize("nothing", [b"", PING, TEXT, TEXT + PING])
-def test_the_answer_of_another_server_replaces_one_that_said_nothing(nothing: bytes) -> None:
+def test_the_answer_of_another_server_replaces_an_empty_one(nothing: bytes) -> None:
     assert read(FIRST + nothing + FIRST + CUT + REST)[1] is None
     body = FIRST + nothing + OTHER + CUT + REST
     deltas, failure = decode_cut_anywhere(anthropic_codec, body)
@@ -437,7 +437,7 @@ def test_a_start_may_be_repeated_anywhere(again: bytes) -> None:
 
 
 @pytest.mark.parametrize("id", ["msg_1", None])
-def test_a_message_that_begins_anew_under_its_own_id_is_a_failure(id: str | None) -> None:
+def test_a_message_that_restarts_under_the_same_id_is_a_failure(id: str | None) -> None:
     body = begun(id, input_tokens=100) + CUT + begun(id, input_tokens=100) + CUT + REST
     deltas, failure = decode_cut_anywhere(anthropic_codec, body)
     assert (joined(deltas)[1], failure) == ('{"ci', UpstreamTruncated)

@@ -283,7 +283,7 @@ def test_a_call_that_comes_again_in_the_other_formats_counts_once(make: Callable
     assert [(name, json.loads(arguments)) for name, arguments in made(deltas)] == [("weather", {"city": "Oslo"})]
 
 
-def test_a_call_whose_name_never_comes_can_not_be_made() -> None:
+def test_a_call_without_a_name_is_an_error() -> None:
     assert decode(openai_codec(), calls(call("", OSLO, index=0, id="x1")) + stop())[1] is UpstreamProtocol
 
 
@@ -294,7 +294,7 @@ def added(at: int, type: str = "added", **item: object) -> bytes:
 
 
 @pytest.mark.parametrize("last", ["done", "completed"])
-def test_a_call_of_responses_whose_name_comes_at_its_end_is_whole(last: str) -> None:
+def test_a_call_of_responses_with_its_name_at_the_end_is_whole(last: str) -> None:
     items = [
         {"id": f"f{at}", "call_id": f"c{at}", "name": name, "arguments": said} for at, (name, said) in enumerate(TWO)
     ]
@@ -312,7 +312,7 @@ def test_a_call_of_responses_whose_name_comes_at_its_end_is_whole(last: str) -> 
     assert (failure, made(deltas), finish(deltas)) == (None, TWO, "tool_calls")
 
 
-def test_a_call_of_responses_whose_name_never_comes_can_not_be_made() -> None:
+def test_a_call_of_responses_without_a_name_is_an_error() -> None:
     body = added(0, id="f", call_id="c") + spoken("a")
     assert decode(responses_codec(), body + completed())[1] is UpstreamTruncated
     assert decode(responses_codec(), body + added(0, "done", id="f", call_id="c") + completed())[1] is UpstreamProtocol
@@ -435,7 +435,7 @@ def test_a_complete_body_needs_no_message_stop(reason: str, expected: str, last:
 
 @pytest.mark.parametrize("end", [stopped("tool_use"), block("message_delta", delta={"stop_reason": "tool_use"})])
 @pytest.mark.parametrize("index", [True, False])
-def test_blocks_that_nobody_ends_keep_their_input(end: bytes, index: bool) -> None:
+def test_blocks_without_an_end_keep_their_input(end: bytes, index: bool) -> None:
     places = (0, 1) if index else (None, None)
     body = tool_use(places[0], "x1", "weather", {"city": "Oslo"}) + tool_use(places[1], "x2", "clock", {"tz": "JST"})
     deltas, failure = decode(anthropic_codec(), body + end, whole=True)
@@ -484,7 +484,7 @@ def test_counts_where_gateways_put_them(make: Callable[[], Codec], body: bytes) 
     assert (failure, last_usage(deltas)) == (None, Usage(input_tokens=5, output_tokens=7))
 
 
-def test_gemini_says_stop_with_each_event() -> None:
+def test_gemini_sends_stop_with_each_event() -> None:
     body = parts({"text": "I look. "}, finish="STOP", usageMetadata={"promptTokenCount": 9, "candidatesTokenCount": 2})
     body += parts({"functionCall": {"name": "weather", "args": {}}}, finish="STOP")
     body += parts({"text": ""}, finish="STOP", usageMetadata={"promptTokenCount": 9, "candidatesTokenCount": 7})
@@ -511,7 +511,7 @@ COUNTS = {"prompt_tokens": 40, "completion_tokens": 7, "total_tokens": 47}
         (b"".join(event({"choices": [], "usage": {**COUNTS, "completion_tokens": at, "total_tokens": 40 + at}}) for at in range(1, 8)), 0),
     ],
 )  # fmt: skip
-def test_counts_stand_in_several_places(body: bytes, cached: int) -> None:
+def test_counts_are_read_from_several_places(body: bytes, cached: int) -> None:
     """https://github.com/AstrBotDevs/AstrBot/issues/6614, https://github.com/vercel/ai/pull/12352."""
     deltas, failure = decode(openai_codec(), delta(content="a") + body + stop())
     assert failure is None
@@ -538,7 +538,7 @@ def test_cached_tokens_by_the_names_of_another_format(counts: object, expected: 
     assert (failure, last_usage(deltas)) == (None, expected)
 
 
-def test_tokens_that_anthropic_s_format_has_by_their_lifetime_only_are_charged() -> None:
+def test_cache_tokens_listed_only_by_lifetime_in_the_format_of_anthropic_are_charged() -> None:
     parts = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 4}
     body = event({"type": "message_start", "message": {"usage": {"input_tokens": 6, "cache_creation": parts}}})
     body += block("content_block_delta", 0, delta={"text": "a"})
@@ -728,7 +728,7 @@ def test_a_text_in_the_place_of_another_format_is_read(make: Callable[[], Codec]
         (anthropic_codec, {"type": "message", "content": "Hello", "stop_reason": "end_turn"}),
     ],
 )
-def test_a_whole_answer_whose_text_is_elsewhere_is_read(make: Callable[..., Codec], body: object) -> None:
+def test_a_whole_answer_with_its_text_in_an_unusual_field_is_read(make: Callable[..., Codec], body: object) -> None:
     found, failure = decode(make(whole=True), json.dumps(body).encode(), whole=True)
     assert (text(found), finish(found), failure) == ("Hello", "stop", None)
 
@@ -754,7 +754,7 @@ def test_a_thought_in_the_other_formats_counts_as_reasoning(make: Callable[[], C
 
 @pytest.mark.parametrize("make", NOT_NEEDED)
 @pytest.mark.parametrize("odd", [*map(json.dumps, ODD), "1e999", "NaN", "9" * 5_000], ids=lambda odd: odd[:12])
-def test_a_field_that_nobody_needs_ends_no_answer(make: Callable[[], Codec], odd: str) -> None:
+def test_an_unneeded_field_ends_no_answer(make: Callable[[], Codec], odd: str) -> None:
     shape, end = NOT_NEEDED[make]
     event = shape.replace("X", odd).encode()
     body = (event + b"\n" if make is ollama_codec else b"data: " + event + b"\n\n") + end
@@ -780,7 +780,7 @@ def test_a_field_that_nobody_needs_ends_no_answer(make: Callable[[], Codec], odd
     ],
     ids=repr,
 )
-def test_fields_that_say_nothing_of_any_type(body: bytes) -> None:
+def test_meaningless_fields_of_any_type_are_ignored(body: bytes) -> None:
     deltas, failure = decode(openai_codec(), body + delta(content="a") + body + stop())
     assert (failure, text(deltas), finish(deltas)) == (None, "a", "stop")
 
@@ -797,7 +797,7 @@ ENDS: dict[Callable[..., Codec], bytes] = {
 
 
 @pytest.mark.parametrize("make", ENDS)
-def test_the_last_event_counts_without_its_end_where_the_body_is_whole(make: Callable[[], Codec]) -> None:
+def test_the_last_event_counts_without_its_terminator_if_the_body_is_complete(make: Callable[[], Codec]) -> None:
     body = ENDS[make]
     expected = decode(make(), body)
     assert expected[1] is None
@@ -853,7 +853,7 @@ def test_data_that_keeps_a_connection_alive_ends_no_answer(make: Callable[[], Co
     assert decode(make(), event + ENDS[make].replace(b"\n\n", b"\n\n" + event) + b"data: [DONE]\n\n") == expected
 
 
-def test_lines_that_are_no_events_are_an_error_after_what_was() -> None:
+def test_lines_that_are_no_events_are_an_error_after_the_earlier_text() -> None:
     body = delta(content="a")[:-1] + b"data: x\n\n" + delta(content="b") + stop()
     assert decode_cut_anywhere(openai_codec, body) == ([TextDelta("a")], UpstreamProtocol)
 

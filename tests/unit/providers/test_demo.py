@@ -65,7 +65,7 @@ def prompt(text):
     return Prompt(model="any", messages=(Message(role="user", content=text),), max_output_tokens=40)
 
 
-async def test_many_who_ask_at_once_share_one_process(native):
+async def test_simultaneous_requests_share_one_process(native):
     provider = DemoProvider()
     urls = await asyncio.gather(*(provider.start() for _ in range(20)))
     assert set(urls) == {"http://127.0.0.1:9"}
@@ -86,7 +86,7 @@ async def test_closing_leaves_no_process_and_no_open_file(native):
     assert open_files() == before
 
 
-async def test_who_gives_up_waiting_does_not_stop_the_start_for_others(native):
+async def test_a_cancelled_wait_does_not_stop_the_start_for_others(native):
     native("time.sleep(0.3)")
     provider = DemoProvider()
     first = asyncio.create_task(provider.start())
@@ -216,7 +216,7 @@ async def test_a_process_that_can_not_be_started_is_a_failure_like_any_other(nat
     await provider.aclose()
 
 
-def test_run_by_hand_without_the_wheels_it_says_so():
+def test_run_by_hand_without_the_wheels_it_reports_them():
     command = [sys.executable, "-I", "-S", demo_server.__file__]  # -S: an interpreter that has nothing installed
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
@@ -273,7 +273,7 @@ async def test_closing_ends_the_pause_after_a_failure(native):
     await provider.aclose()
 
 
-async def test_the_servers_own_keys_are_kept_from_the_child(native, monkeypatch):
+async def test_the_child_does_not_get_the_keys_of_the_server(native, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     native("print(sorted(os.environ), flush=True); sys.exit(1)")
     server = DemoServer()

@@ -81,7 +81,7 @@ def test_an_answer_that_ends_at_any_byte_is_never_done_before_its_finish() -> No
         assert deltas == DELTAS[: len(deltas)]
 
 
-def test_what_comes_after_the_finish_still_counts() -> None:
+def test_counts_after_the_finish_reason_are_used() -> None:
     body = chunk(finish="STOP") + data({"usageMetadata": {"promptTokenCount": 8, "candidatesTokenCount": 2}})
     assert read(body) == ([FinishDelta("stop"), usage(8, 2)], None)
 
@@ -219,7 +219,7 @@ def test_a_blocked_prompt_is_an_answer_that_was_filtered() -> None:
     ],
     ids=lambda body: repr(body[:70]),
 )
-def test_what_says_nothing_is_left_out(body: bytes) -> None:
+def test_empty_parts_are_left_out(body: bytes) -> None:
     assert read(body + chunk(text("a"), finish="STOP")) == ([TextDelta("a"), FinishDelta("stop")], None)
     assert read(body)[1] is UpstreamTruncated
 
@@ -235,7 +235,9 @@ def test_what_says_nothing_is_left_out(body: bytes) -> None:
         ([], UpstreamError),
     ],
 )
-def test_an_error_in_the_stream_is_an_error_after_what_came(status: object, expected: type[UpstreamError]) -> None:
+def test_an_error_in_the_stream_is_an_error_after_the_earlier_text(
+    status: object, expected: type[UpstreamError]
+) -> None:
     failed = data({"error": {"code": 503, "message": SECRET, "status": status}})
     assert read(chunk(text("a")) + failed + chunk(text("b"), finish="STOP")) == ([TextDelta("a")], expected)
 
@@ -252,7 +254,7 @@ def test_an_error_in_the_stream_is_an_error_after_what_came(status: object, expe
     ],
     ids=lambda event: repr(event[:60]),
 )
-def test_what_is_not_understood_is_an_error_after_what_was(event: bytes) -> None:
+def test_an_unparsable_event_is_an_error_after_the_earlier_text(event: bytes) -> None:
     bad = b"data: " + event + b"\n\n"
     assert read(chunk(text("a")) + bad + chunk(text(SECRET), finish="STOP")) == ([TextDelta("a")], UpstreamProtocol)
 

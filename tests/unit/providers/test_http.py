@@ -163,7 +163,7 @@ async def test_a_session_can_be_used_after_it_was_closed() -> None:
         await client.aclose()
 
 
-async def test_closing_ends_what_is_still_open() -> None:
+async def test_closing_ends_open_streams() -> None:
     async with ScriptedProvider(stream(b"a", HANG), [HANG]) as provider:
         client = HTTPSession(provider.url)
         async with post(client) as answer:
@@ -668,7 +668,7 @@ async def stalled(connection: Connection) -> int:
     return sent
 
 
-async def test_a_stream_that_nobody_reads_stops_its_provider() -> None:
+async def test_an_unread_stream_stops_reading_the_provider() -> None:
     data = piece(b"x" * 10_000)
 
     async def script(connection: Connection) -> None:

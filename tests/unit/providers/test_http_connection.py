@@ -254,7 +254,7 @@ async def test_what_may_be_in_a_head() -> None:
 
 
 @pytest.mark.parametrize("filler", [b"a;" + b"x" * 999, b"0\r\n" + b"x: " + b"y" * 999])
-async def test_what_is_no_body_does_not_go_on_for_ever(filler: bytes) -> None:
+async def test_an_invalid_body_is_not_read_for_ever(filler: bytes) -> None:
     """A chunk's extension, or a trailer, without end."""
     connection, wire = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n" + filler)
@@ -266,7 +266,7 @@ async def test_what_is_no_body_does_not_go_on_for_ever(filler: bytes) -> None:
     assert wire.aborted
 
 
-async def test_what_came_before_a_failure_is_read_first() -> None:
+async def test_bytes_before_a_failure_are_read_first() -> None:
     connection, _ = asked()
     deliver(connection, [CHUNKED.partition(b"7;")[0], b"zz\r\n"], close=False)
     await connection.answered()
@@ -287,7 +287,7 @@ async def test_reads_coalesce() -> None:
 
 @pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\n\r\n", b"junk", CHUNKED])
 @pytest.mark.parametrize("together", [True, False])
-async def test_more_than_was_asked_for_closes_the_connection(more: bytes, together: bool) -> None:
+async def test_unrequested_bytes_close_the_connection(more: bytes, together: bool) -> None:
     connection, wire = asked()
     deliver(connection, [SIZED + more] if together else [SIZED, more], close=False)
     assert await whole(connection) == (429, {"retry-after": "7", "content-length": "12"}, b"hello, world")
@@ -357,7 +357,7 @@ async def test_unread_pieces_of_a_whole_body_have_nothing_after_them() -> None:
     assert connection.take_unread() == ([b"d" * (READ_BUFFER + 1), b"e" * (99_999 - READ_BUFFER)], False)
 
 
-async def test_reading_is_paused_while_nobody_reads() -> None:
+async def test_reading_is_paused_while_the_consumer_does_not_read() -> None:
     connection, wire = asked()
     connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
     await connection.answered()
@@ -430,7 +430,7 @@ async def test_what_goes_wrong_where_bytes_are_passed_on_is_raised_there() -> No
     assert await connection.read() == b""
 
 
-async def test_nothing_is_passed_on_to_one_who_was_cancelled() -> None:
+async def test_nothing_is_passed_on_to_a_cancelled_reader() -> None:
     connection, _ = asked()
     deliver(connection, [SIZED[:-12]], close=False)
     await connection.answered()

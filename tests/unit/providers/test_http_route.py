@@ -314,7 +314,7 @@ async def test_the_certificate_behind_a_proxy_is_checked(monkeypatch: pytest.Mon
         assert not provider.requests
 
 
-async def test_a_proxy_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxy(0, b"") as (port, _, left):
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
         assert await refused("https://provider.invalid", None, 0.1) is UpstreamTimeout

@@ -79,7 +79,7 @@ def test_how_long_a_key_rests_and_for_which_models(error: UpstreamError, seconds
 
 
 @pytest.mark.parametrize(("said", "rests"), [(0.0, 5), (30.0, 30), (3_600.0, 3_600)])
-def test_a_key_rests_as_long_as_the_provider_says(said: float, rests: float) -> None:
+def test_a_key_rests_as_long_as_the_provider_demands(said: float, rests: float) -> None:
     error = UpstreamRateLimited()
     error.resets_after = said
     assert rest_of(error) == (rests, False)
@@ -149,7 +149,7 @@ def test_the_error_of_keys_that_all_rest_is_that_of_the_first_to_wake() -> None:
     assert keys.first_awake(2.0) is second
 
 
-def test_a_client_is_not_told_to_wait_for_an_hour() -> None:
+def test_retry_after_is_never_an_hour_for_a_client() -> None:
     keys = pool(2)
     for _ in range(2):
         error = UpstreamRateLimited()
@@ -173,7 +173,7 @@ def test_neither_models_nor_refusals_grow_without_bound() -> None:
     assert len(key.rests) <= 64
 
 
-def test_what_is_logged_is_a_fingerprint(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_shows_a_fingerprint_of_the_key(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     keys = pool()
     key = chosen(keys)

@@ -106,7 +106,7 @@ async def test_both_formats_count_the_same_prompt_alike(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
-async def test_a_reader_who_leaves_stops_the_model_and_pays_for_what_came(url: str, kind: str) -> None:
+async def test_a_disconnect_stops_the_model_and_charges_the_received_tokens(url: str, kind: str) -> None:
     root = url.removesuffix("/v1")
     provider = OpenAIProvider(base_url=url) if kind == "openai" else AnthropicProvider(base_url=root)
     profile = Profile(model="p:tiny", max_output_tokens=4_000, tokens_per_request=None, tokens_per_day=400_000)

@@ -79,13 +79,13 @@ def test_done_reasons(reason: str | None, meant: FinishReason) -> None:
     assert read(done(reason)) == ([FinishDelta(meant)], None)
 
 
-def test_an_error_line_is_an_error_after_what_came() -> None:
+def test_an_error_line_is_an_error_after_the_earlier_text() -> None:
     for error in (SECRET, {"message": SECRET}, 3):
         assert read(said("a") + line({"error": error}) + said("b") + done()) == ([TextDelta("a")], UpstreamError)
 
 
 @pytest.mark.parametrize("body", [b"\n \r\n", line({}), line({"message": None}), line({"status": "loading"}), said()])
-def test_what_says_nothing_is_left_out(body: bytes) -> None:
+def test_empty_parts_are_left_out(body: bytes) -> None:
     assert read(body + said("a") + done()) == ([TextDelta("a"), FinishDelta("stop")], None)
     assert read(body) == ([], UpstreamTruncated)
 
@@ -107,11 +107,11 @@ def test_nothing_counts_after_the_last_line() -> None:
     ],
     ids=lambda bad: repr(bad[:60]),
 )
-def test_what_is_not_understood_is_an_error_after_what_was(bad: bytes) -> None:
+def test_an_unparsable_event_is_an_error_after_the_earlier_text(bad: bytes) -> None:
     assert read(said("a") + bad + b"\n" + said(SECRET) + done()) == ([TextDelta("a")], UpstreamProtocol)
 
 
-def test_an_endless_line_is_refused_after_what_came() -> None:
+def test_an_endless_line_is_an_error_after_the_earlier_text() -> None:
     assert read(said("a") + b"x" * ((1 << 20) + 1)) == ([TextDelta("a")], UpstreamProtocol)
 
 

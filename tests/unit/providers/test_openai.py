@@ -223,13 +223,13 @@ def test_servers_send_calls_in_their_ways(events: bytes, expected: list[Delta]) 
     ],
     ids=lambda event: repr(event[:40]),
 )
-def test_what_is_not_understood_is_an_error_after_what_was(event: bytes) -> None:
+def test_an_unparsable_event_is_an_error_after_the_earlier_text(event: bytes) -> None:
     bad = b"data: " + event + b"\n\n"
     assert decode(chunk("a") + bad + chunk(SECRET) + finish() + DONE) == ([TextDelta("a")], UpstreamProtocol)
     assert decode(chunk("a"), bad, finish() + DONE) == ([TextDelta("a")], UpstreamProtocol)
 
 
-def test_an_error_event_is_an_error_after_what_came() -> None:
+def test_an_error_event_is_an_error_after_the_earlier_text() -> None:
     for error in ({"message": SECRET, "code": "server_error"}, SECRET, {}, 500):
         body = chunk("a") + data({"error": error}) + chunk("b") + finish() + DONE
         assert decode(body) == ([TextDelta("a")], UpstreamError)
@@ -261,7 +261,7 @@ def test_an_endless_line_is_refused_at_one_mebibyte() -> None:
         stream.feed(b"x" * 65_536)
 
 
-def test_what_came_before_an_endless_line_is_not_lost() -> None:
+def test_text_before_an_endless_line_is_not_lost() -> None:
     assert decode(chunk("a") + b"x" * (1 << 20) + b"x") == ([TextDelta("a")], UpstreamProtocol)
     assert decode(finish() + DONE + b"x" * (1 << 20) + b"x") == ([FinishDelta("stop")], None)
 
@@ -504,7 +504,7 @@ def test_tool_choices(choice: str, sent: object) -> None:
     assert "tool_choice" not in json.loads(request_body(replace(with_tools, tools=())))
 
 
-def test_servers_are_asked_for_what_they_understand() -> None:
+def test_servers_get_only_fields_that_they_support() -> None:
     def body(kind: str, model: str = "o3-mini") -> dict[str, object]:
         return json.loads(request_body(prompt(model), PRESETS[kind]))
 

@@ -36,7 +36,7 @@ def test_a_key_belongs_to_one_vendor() -> None:
 
 
 @every_preset
-def test_what_is_said_of_abandoned_answers_has_a_source_or_is_the_safe_side(preset: Preset) -> None:
+def test_each_rule_for_abandoned_answers_has_a_source_or_is_the_safe_one(preset: Preset) -> None:
     known = preset in (PRESETS[kind] for kind in ("openai", "anthropic", "ollama", "ollama_v1", "llamacpp"))
     assert preset.abort_bills == "unknown" or known or preset.abort_source.startswith("https://")
     assert preset.abort_bills == "unknown" or not preset.proxy

@@ -118,7 +118,7 @@ UNKNOWN_MODEL = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN_MODEL)
-def test_an_unknown_model_has_a_code_of_its_own(kind: str) -> None:
+def test_an_unknown_model_has_a_specific_code(kind: str) -> None:
     status, body, detail = UNKNOWN_MODEL[kind]
     error = refusal(status, {}, body, NOW)
     assert (type(error), error.status, error.detail) == (UpstreamModelNotFound, 502, detail)
@@ -162,7 +162,7 @@ def test_a_400_that_mentions_a_model_is_none() -> None:
         True,
     ],
 )
-def test_only_what_looks_like_an_identifier_is_kept_for_the_log(word: object) -> None:
+def test_only_identifiers_are_kept_for_the_log(word: object) -> None:
     body = json.dumps({"error": {"code": word, "type": "invalid_request_error", "message": "canary"}}).encode()
     error = refusal(400, {}, body, NOW)
     assert error.detail == "HTTP 400, invalid_request_error"
@@ -277,7 +277,7 @@ def test_retry_after(value: str | None, seconds: float | None, monkeypatch: pyte
     | st.text("0123456789:, +-eJanFriGMT", max_size=40)
     | st.datetimes().map(lambda when: f"{when:%a, %d %b %Y %H:%M:%S} GMT")
 )
-def test_retry_after_is_bounded_whatever_it_says(value: str) -> None:
+def test_any_retry_after_is_bounded(value: str) -> None:
     seconds = retry_after(value, NOW)
     assert seconds is None or 0 <= seconds <= 60
 
@@ -330,7 +330,7 @@ def test_when_a_limit_resets(headers: dict[str, str], seconds: float | None) -> 
     assert said == (seconds if seconds is None else pytest.approx(seconds))
 
 
-def test_a_limit_that_resets_as_google_says() -> None:
+def test_the_reset_of_a_limit_in_the_format_of_google() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "95.5s"}]
     error = refusal(429, {}, json.dumps({"error": {"details": details}}).encode(), NOW)
     assert (error.resets_after, error.retry_after) == (95.5, 60)
@@ -405,5 +405,5 @@ def test_other_limits_are_no_prompt_that_is_too_long(said: str) -> None:
         {"message": "The provided model identifier is invalid."},
     ],
 )  # fmt: skip
-def test_a_model_that_nobody_knows_with_status_400(body: object) -> None:
+def test_an_unknown_model_with_status_400(body: object) -> None:
     assert type(refusal(400, {}, json.dumps(body).encode(), NOW)) is UpstreamModelNotFound

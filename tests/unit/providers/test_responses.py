@@ -107,7 +107,7 @@ def test_a_conversation_with_tools_is_items_and_nothing_is_stored() -> None:
     assert body(model="gpt-4o", temperature=0.5)["temperature"] == 0.5
 
 
-def test_a_summary_is_asked_for_only_if_the_client_wants_it_and_the_model_reasons() -> None:
+def test_a_summary_is_requested_only_if_the_client_wants_it_and_the_model_reasons() -> None:
     assert body(options=Options(summary="auto"))["reasoning"] == {"summary": "auto"}
     assert body(options=Options(summary="detailed", effort="low"))["reasoning"] == {
         "effort": "low",
@@ -249,7 +249,7 @@ def called(index: int | None, item: Json, *, in_pieces: bool = True) -> bytes:
     }.values(),
 )  # fmt: skip
 @pytest.mark.parametrize("output", [[*CALLS], []])
-def test_a_call_counts_once_whatever_its_index(stream: bytes, output: list[Json]) -> None:
+def test_a_call_counts_once_with_any_index(stream: bytes, output: list[Json]) -> None:
     deltas, failure = decode_cut_anywhere(responses_codec, stream + over(output=output))
     assert failure is None
     made = [(name, text) for _, name, text in joined(deltas)]
@@ -258,7 +258,7 @@ def test_a_call_counts_once_whatever_its_index(stream: bytes, output: list[Json]
 
 
 @pytest.mark.parametrize("index", [{}, {"output_index": None}, {"output_index": 0}, {"output_index": 5}])
-def test_a_text_counts_once_whatever_its_index(index: Json) -> None:
+def test_a_text_counts_once_with_any_index(index: Json) -> None:
     streamed = event("response.output_text.delta", delta="It is cold", **index)
     streamed += event("response.reasoning_text.delta", delta="Hm.", **index)
     deltas, failure = decode(responses_codec(), streamed + over(output=WHOLE[:2]))
@@ -317,7 +317,7 @@ def finished(kind: str, **response: Any) -> bytes:
         (finished("done", status="failed", error={"code": "server_error", "message": "x"}), UpstreamError),
     ],
 )
-def test_the_status_says_more_than_the_name_of_the_event(end: bytes, expected: object) -> None:
+def test_the_status_outranks_the_name_of_the_event(end: bytes, expected: object) -> None:
     deltas, failure = decode_cut_anywhere(responses_codec, said("a") + end)
     assert any(isinstance(each, UsageDelta) for each in deltas)
     assert (failure or [each.reason for each in deltas if isinstance(each, FinishDelta)][-1]) == expected
@@ -333,7 +333,7 @@ def test_an_answer_that_is_sent_whole() -> None:
 @pytest.mark.parametrize(
     ("reason", "expected"), [("max_output_tokens", "length"), ("content_filter", "content_filter"), (None, "length")]
 )
-def test_an_answer_that_is_incomplete_says_why(reason: str | None, expected: str) -> None:
+def test_an_incomplete_answer_has_a_reason(reason: str | None, expected: str) -> None:
     details = {"reason": reason} if reason else None
     deltas, failure = decode(responses_codec(), said("a") + over("incomplete", incomplete_details=details))
     assert failure is None
@@ -375,7 +375,7 @@ def test_a_refusal_is_text_and_summaries_are_paragraphs() -> None:
     assert "".join(each.text for each in deltas if isinstance(each, TextDelta)) == "No."
 
 
-def test_our_own_answers_are_understood() -> None:
+def test_answers_of_this_server_are_understood() -> None:
     """Another Chat Nest may be the provider."""
     answered = told(Responses().encoder(FORGOTTEN, "0" * 24))
     deltas, failure = decode(responses_codec(), answered)

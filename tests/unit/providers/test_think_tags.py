@@ -110,7 +110,7 @@ def test_a_server_with_a_field_is_believed() -> None:
     assert deltas == [ReasoningDelta("Hm"), TextDelta("<think>text</think>")]
 
 
-def test_once_the_thought_is_over_the_codec_itself_is_asked() -> None:
+def test_after_the_thought_the_codec_is_called_directly() -> None:
     codec = openai_codec()
     for first in ("<think>Hm</think>Hello", "Hello"):
         decoder = Thoughts(codec, "think", opened=False)
@@ -118,7 +118,7 @@ def test_once_the_thought_is_over_the_codec_itself_is_asked() -> None:
         assert decoder.feed == codec.feed, "no cost for each token that follows"
 
 
-def test_calls_counts_and_failures_let_go_what_was_held() -> None:
+def test_calls_counts_and_failures_release_held_text() -> None:
     call = {"tool_calls": [{"index": 0, "id": "x", "function": {"name": "f", "arguments": "{}"}}]}
     decoder = Thoughts(openai_codec(), "think", opened=False)
     deltas = decoder.feed(chunk("<think>Hm</th") + usage(3, 4) + delta(call))

@@ -74,7 +74,7 @@ async def test_a_run_of_another_process_is_followed_as_it_is_written(tmp_path):
         assert await two.find("nosuch") is None
 
 
-async def test_who_leaves_is_not_counted_any_more(tmp_path):
+async def test_a_reader_that_left_is_not_counted(tmp_path):
     async with workers(tmp_path) as (one, two):
         run = one.begin("r", "ada", "m")
         reading = asyncio.create_task(texts(await two.find("r")))
@@ -85,7 +85,7 @@ async def test_who_leaves_is_not_counted_any_more(tmp_path):
         assert run.left_at > 0
 
 
-async def test_what_is_forgotten_there_is_a_lookup_error_here(tmp_path):
+async def test_batches_that_the_process_of_a_run_has_forgotten_are_a_lookup_error(tmp_path):
     async with workers(tmp_path) as (one, two):
         run = one.begin("r", "ada", "m")
         for _ in range(4):
@@ -96,7 +96,7 @@ async def test_what_is_forgotten_there_is_a_lookup_error_here(tmp_path):
         assert [number for number, _ in await texts(await two.find("r"), run.forgotten)] == [3, 4]
 
 
-async def test_a_reader_who_does_not_read_holds_nothing_up_and_little_memory(tmp_path):
+async def test_a_reader_that_does_not_read_delays_nothing_and_holds_little_memory(tmp_path):
     async with workers(tmp_path) as (one, two):
         run = one.begin("r", "ada", "m")
         slow = (await two.find("r")).read(0)
@@ -115,7 +115,7 @@ async def test_a_reader_who_does_not_read_holds_nothing_up_and_little_memory(tmp
         assert read < 100
 
 
-async def test_stop_reaches_who_has_it(tmp_path):
+async def test_stop_reaches_the_process_of_the_run(tmp_path):
     async with workers(tmp_path, 3) as (one, two, three):
         asked = []
         three.listen(lambda name, owner: asked.append((name, owner)) or owner == "ada")
@@ -136,7 +136,7 @@ async def test_a_process_that_died_is_skipped_and_its_socket_removed(tmp_path):
         assert not (tmp_path / "1-dead.sock").exists()
 
 
-async def test_a_frozen_process_hides_nobody_elses_run_and_is_no_reason_to_say_that_there_is_none(tmp_path):
+async def test_a_frozen_process_hides_no_other_run_and_makes_an_unknown_one_unavailable(tmp_path):
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(str(tmp_path / "1-frozen.sock"))
         frozen.listen()
@@ -206,7 +206,7 @@ def test_what_is_written_is_read_again(batches, first):
         assert reader(Said | Ended)(write(Ended(finale))) == Ended(finale)
 
 
-async def test_what_has_ended_is_forgotten_by_its_owner_from_any_process(tmp_path):
+async def test_the_caller_deletes_an_ended_run_from_any_process(tmp_path):
     async with workers(tmp_path) as (one, two):
         run = one.begin("r", "ada", "m", ["name"])
         run.append([TextDelta("a")])

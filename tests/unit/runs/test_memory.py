@@ -34,7 +34,7 @@ async def test_a_run_is_read_from_anywhere():
     assert run.finale == END
 
 
-async def test_a_reader_waits_for_what_is_not_said_yet():
+async def test_a_reader_waits_for_the_next_batch():
     run = MemoryRuns().begin("r", "ada", "m")
     say(run, "a")
     reading = asyncio.create_task(read(run))
@@ -49,7 +49,7 @@ async def test_a_reader_waits_for_what_is_not_said_yet():
     assert run.readers == 0
 
 
-async def test_a_reader_who_leaves_is_not_counted_or_woken():
+async def test_a_reader_that_left_is_not_counted_or_woken():
     run = MemoryRuns().begin("r", "ada", "m")
     reading = asyncio.create_task(read(run))
     await asyncio.sleep(0)

@@ -121,7 +121,7 @@ def test_every_file_of_the_page_is_served():
     assert set(packaged()) == {name for name in there if not name.endswith(("LICENSE", ".md"))}
 
 
-async def test_a_file_is_compressed_for_those_who_take_it_and_a_librarys_may_be_kept(app):
+async def test_a_file_is_compressed_on_request_and_that_of_a_library_is_cacheable(app):
     plain = await ask(app, "/chat.js")
     squeezed = await ask(app, "/chat.js", accept_encoding="br, gzip")
     assert squeezed.headers["content-encoding"] == "gzip"
@@ -166,7 +166,7 @@ async def test_head_has_the_length_and_no_body(app):
 
 
 @pytest.mark.parametrize("path", ["/", "/chat.js", "/healthz", "/readyz", "/api/info"])
-async def test_other_methods_are_refused_on_the_servers_own_paths(app, provider, path):
+async def test_other_methods_are_refused_on_the_paths_of_the_server(app, provider, path):
     answer = await ask(app, path, "POST", b"{}", content_type="application/json")
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
     assert provider.requests == []
@@ -189,7 +189,7 @@ async def test_ready_and_not_ready(app, provider):
     await lifespan(lonely, "lifespan.startup", "lifespan.shutdown")
 
 
-async def test_the_page_is_told_which_model_answers(app):
+async def test_the_page_gets_the_name_of_the_model(app):
     assert (await ask(app, "/api/info")).body == b'{"demo":false,"model":"gpt-4o-mini","resumable":false}'
 
 
@@ -251,7 +251,7 @@ async def test_settings_reach_the_handler(provider):
     await lifespan(app, "lifespan.startup", "lifespan.shutdown")
 
 
-async def test_starting_asks_the_provider_and_logs_what_is_wrong(caplog):
+async def test_the_start_checks_the_provider_and_logs_problems(caplog):
     app = build(config("http://127.0.0.1:9/v1"))
     started = asyncio.Event()
     stop = asyncio.Event()
@@ -296,7 +296,7 @@ def test_providers_are_made_as_configured():
 
 
 @pytest.mark.parametrize(("days", "kept"), [("0", 0), ("30", 1)])
-async def test_the_store_keeps_records_for_the_days_that_the_configuration_says(tmp_path, provider, days, kept):
+async def test_the_store_keeps_records_for_the_configured_days(tmp_path, provider, days, kept):
     path = tmp_path / "store.db"
     app = build(config(provider.url, CHAT_NEST_STORE_URL=f"sqlite:///{path}", CHAT_NEST_STORE_RECORDS_DAYS=days))
     record = Record(run="r", caller="c", started_at=time.time())

@@ -107,7 +107,7 @@ async def test_ready_when_the_store_and_every_provider_answer():
         ),
     ],
 )
-async def test_a_provider_that_fails_is_named_with_what_to_do(error, status, advice):
+async def test_a_failing_provider_is_named_with_a_remedy(error, status, advice):
     found = await health(a=Checked(error), b=Checked(), key_from={"a": "the variable A_KEY"}).readiness()
     assert not found.ready
     assert (found.providers["a"].status, found.providers["a"].advice) == (status, advice)
@@ -151,7 +151,7 @@ async def test_an_answer_is_given_again_for_a_while():
     assert provider.checks == 2
 
 
-async def test_those_who_ask_at_once_share_one_question_and_may_leave():
+async def test_simultaneous_readiness_requests_share_one_check_and_may_leave():
     provider = Checked()
     provider.may_answer.clear()
     asked = Health(MemoryStore(), {"a": provider}, {})
@@ -163,7 +163,7 @@ async def test_those_who_ask_at_once_share_one_question_and_may_leave():
     assert provider.checks == 1
 
 
-async def test_what_is_wrong_is_logged_with_what_to_do(caplog):
+async def test_problems_are_logged_with_a_remedy(caplog):
     await health(a=Checked(UpstreamAuth()), b=Checked(), key_from={"a": "the variable A_KEY"}).report()
     assert [record.getMessage() for record in caplog.records] == [
         "a: upstream_auth: The provider refused the key: correct it in the variable A_KEY"
@@ -181,7 +181,7 @@ async def test_closing_ends_a_question_that_is_open():
         await waiting
 
 
-async def test_a_worker_that_lives_on_its_allowance_is_ready_and_says_so():
+async def test_a_worker_on_its_allowance_is_ready_and_reports_it():
     found = await health(store=BrokenStore(), draws_on_allowance=lambda: True, a=Checked()).readiness()
     assert found.ready
     assert b'"status":"degraded","store":{"status":"degraded","advice":"The ' in found.body()
@@ -206,7 +206,7 @@ class Keys:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-async def test_row24_not_ready_while_nobody_can_be_let_in(broken, caplog):
+async def test_row24_not_ready_while_no_caller_can_be_identified(broken, caplog):
     health = Health(MemoryStore(), {"a": Checked()}, {}, identify=Keys(broken=broken), clock=FakeClock())
     found = await health.readiness()
     assert found.ready is not broken

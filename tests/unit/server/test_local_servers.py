@@ -71,7 +71,7 @@ async def test_ollama_comes_before_lm_studio_and_embedding_models_are_passed_ove
         [b"SSH-2.0-OpenSSH_9.2\r\n\r\n", CLOSE],
     ],
 )
-async def test_what_is_no_model_server_is_passed_over(answer: Script) -> None:
+async def test_a_port_of_another_server_is_skipped(answer: Script) -> None:
     local, urls, _ = await found(ollama=answer, lmstudio=LM_STUDIO)
     assert local == LocalServer("lmstudio", urls["lmstudio"], "openai/gpt-oss-20b")
 
@@ -84,7 +84,7 @@ async def test_a_server_that_never_finishes_is_not_waited_for(answer: Script, mo
     assert (await found(ollama=answer, lmstudio=answer))[0] is None
 
 
-def test_nothing_listens_at_all_and_nothing_is_said_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_local_server_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     presets = {kind: replace(preset, base_url="http://127.0.0.1:1") for kind, preset in LOCAL.items()}
     assert find_local_server(presets) is None
     assert not caplog.messages
@@ -106,7 +106,7 @@ def serve(environ: Mapping[str, str], text: str = "", folder: object = None) -> 
     return load(str(file), environ, find_local=lambda: FOUND)
 
 
-def test_it_answers_instead_of_the_demo_model_and_one_line_says_so() -> None:
+def test_a_local_server_replaces_the_demo_model_and_is_logged_once() -> None:
     config = serve({})
     assert not config.is_demo
     assert {profile.model for profile in config.profiles.values()} == {"ollama:llama3.2:3b"}
@@ -141,7 +141,7 @@ def test_a_provider_that_is_configured_leaves_nothing_to_look_for(text, environ,
     assert "ollama" not in load(str(file), environ, find_local=never).providers
 
 
-def test_the_command_looks_unless_it_is_told_to_use_the_demo_model(monkeypatch, tmp_path) -> None:
+def test_the_command_looks_for_local_servers_unless_demo_is_set(monkeypatch, tmp_path) -> None:
     looked: list[str] = []
 
     def find() -> LocalServer:

@@ -25,7 +25,7 @@ def test_a_message_can_neither_forge_a_line_nor_steer_a_terminal():
     assert line.isprintable()
 
 
-def test_a_traceback_follows_on_lines_of_its_own_and_is_escaped():
+def test_a_traceback_follows_on_separate_lines_and_is_escaped():
     try:
         raise ValueError("bad\x1b[2J")
     except ValueError:

@@ -60,7 +60,7 @@ def test_the_first_load_is_at_most_60_kilobytes():
     assert squeezed(first | imported("markdown.js")) < 90_000  # with what the first answer needs
 
 
-def test_every_module_of_the_start_is_asked_for_at_once():
+def test_every_module_of_the_start_is_preloaded():
     """And none later, when the one that needs it has come; but none before the first paint, which start.js waits for."""
     index = (PAGE / "index.html").read_text()
     (later,) = re.findall(r'<template id="modules">(.*?)</template>', index, re.DOTALL)
@@ -97,7 +97,7 @@ def test_the_operators_page_loads_less_than_50_kilobytes_and_every_file_of_it_is
         assert len(place(name).read_text().splitlines()) < 400, name
 
 
-def test_every_own_module_is_small_and_used():
+def test_every_module_of_the_page_is_small_and_used():
     used = (
         imported("chat.js")
         | imported("markdown.js")

@@ -50,7 +50,7 @@ async def heard(parent):
     return await asyncio.to_thread(parent.recv)
 
 
-async def test_it_adopts_what_it_has_prepared_and_says_so(linked):
+async def test_it_adopts_the_prepared_configuration_and_confirms_it(linked):
     parent, _, worker = linked
     parent.send(("prepare", 1, CONFIG))
     assert await heard(parent) == ("prepared", 1, "")
@@ -61,7 +61,7 @@ async def test_it_adopts_what_it_has_prepared_and_says_so(linked):
     assert config == CONFIG
 
 
-async def test_it_says_what_it_cant_use_and_what_is_forgotten_is_not_adopted(linked, caplog):
+async def test_it_reports_an_unusable_configuration_and_adopts_no_forgotten_one(linked, caplog):
     parent, _, worker = linked
     worker.app.failure = ValueError("keys.txt: there is no such file")
     parent.send(("prepare", 1, CONFIG))

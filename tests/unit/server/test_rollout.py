@@ -61,7 +61,7 @@ class Fleet:
             self.rollouts.adopted(member, number)
 
 
-def test_nobody_adopts_before_all_have_prepared():
+def test_no_worker_adopts_before_all_have_prepared():
     fleet = Fleet()
     fleet.ask()
     fleet.rollouts.prepared(fleet.a, 1, "")
@@ -115,7 +115,7 @@ def test_one_that_ends_is_not_waited_for(phase):
     assert [outcome.adopted for outcome in fleet.outcomes] == [True]
 
 
-def test_one_that_starts_meanwhile_takes_part():
+def test_a_worker_that_starts_during_a_reload_takes_part():
     """It was started with the configuration before."""
     fleet = Fleet()
     fleet.ask()
@@ -164,7 +164,7 @@ def test_silence_while_it_adopts_is_logged_and_the_rest_is_in_force(caplog):
     assert "worker 1 did not confirm it" in caplog.text
 
 
-def test_those_who_ask_during_a_reload_share_the_next_reading():
+def test_reloads_requested_during_a_reload_share_the_next_one():
     fleet = Fleet()
     for _ in range(3):
         fleet.ask()
@@ -175,7 +175,7 @@ def test_those_who_ask_during_a_reload_share_the_next_reading():
     assert fleet.a.heard == [("prepare", 1), ("adopt", 1), ("prepare", 2), ("adopt", 2)]
 
 
-def test_the_end_answers_everybody_who_waits():
+def test_the_end_answers_every_waiting_reload():
     fleet = Fleet()
     fleet.ask()
     fleet.ask()

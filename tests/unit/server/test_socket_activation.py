@@ -45,7 +45,7 @@ def passed(monkeypatch):
             pass
 
 
-def test_they_are_told_apart_by_their_names_and_no_child_inherits_them(passed):
+def test_sockets_are_distinguished_by_name_and_not_inherited_by_a_child(passed):
     with listen("127.0.0.1", 0) as chats, listen("127.0.0.1", 0) as operators:
         environ = passed(operators, chats, names="admin:chat-nest.socket")
         taken = take_passed(environ)

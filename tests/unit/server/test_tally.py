@@ -65,7 +65,7 @@ def test_a_refusal_by_a_limit_names_it(tally):
     assert list(tally.total().refused) == [Refusals("rate_limited", "requests_per_minute", "all")]
 
 
-def test_what_is_older_than_an_hour_is_gone(tally, clock):
+def test_counts_older_than_an_hour_are_dropped(tally, clock):
     tally.reported(admitted())
     clock.now += 59 * 60
     tally.reported(admitted())

@@ -113,7 +113,7 @@ def test_the_wait_for_a_rate_is_that_for_the_least_output(book):
     assert Book({}, {}, lambda key: None).reserve(claim("d", line, least=61), LEASE, NOW).retry_after == 60.0
 
 
-def test_a_rate_of_a_clock_that_was_set_back_is_told_to_the_store_though_the_claim_is_refused(book):
+def test_a_rate_of_a_clock_set_back_is_written_to_the_store_even_if_the_claim_is_refused(book):
     line = rate(2)
     for id in ("a", "b"):
         book.reserve(claim(id, line), LEASE, NOW)
@@ -175,7 +175,7 @@ def test_nothing_that_another_owner_has_is_moved(book):
 # Extended, settled, released, expired
 
 
-def test_a_renewed_lease_is_told_to_the_store_and_lasts_from_now_on(book):
+def test_a_renewed_lease_is_written_to_the_store_and_lasts_from_now_on(book):
     one, other = claim("a", window(1_000)), claim("b", window(1_000))
     book.reserve(one, LEASE, NOW)
     book.changed.clear()
@@ -248,7 +248,7 @@ def test_a_late_settlement_corrects_the_windows_alone(book):
     assert [(each.used, each.held) for each in book.counters.values()] == [(50, 0), (0, 0)]
 
 
-def test_who_comes_back_holds_again(book):
+def test_a_returning_request_holds_again(book):
     one = claim("a", window(1_000), rate(30), gauge(2), most=40)
     book.reserve(one, LEASE, NOW)
     before = [replace(each) for each in book.counters.values()]
@@ -262,7 +262,7 @@ def test_who_comes_back_holds_again(book):
     assert list(book.counters.values()) == before
 
 
-def test_who_comes_back_to_a_gauge_that_was_forgotten_makes_it_anew_but_no_window(book):
+def test_a_returning_request_recreates_a_forgotten_gauge_but_no_window(book):
     one = claim("a", window(1_000), gauge(2))
     book.reserve(one, LEASE, NOW)
     book.expire([book.reservations["a"]], NOW + LEASE)
@@ -299,7 +299,7 @@ def test_a_rate_that_is_exactly_used_is_left_alone(book):
 
 
 @pytest.mark.parametrize(("after", "tat"), [(0, 2), (1, 2), (2, 2), (3, 3), (4, 4), (9, 4)])
-def test_a_rate_gets_back_what_has_not_drained(book, after, tat):
+def test_a_rate_regains_units_that_have_not_drained(book, after, tat):
     """Two requests drain in 4 s, of which one, 2 s, was not used."""
     one = claim("a", rate(30, fixed=2))
     book.reserve(one, LEASE, NOW)
@@ -325,7 +325,7 @@ def test_the_record_of_a_claim_without_one_is_the_settlements(book):
 # How lines stand
 
 
-def test_lines_stand_as_if_overdue_leases_had_been_charged(book):
+def test_lines_are_read_as_if_overdue_leases_had_been_charged(book):
     day, streams = window(150), gauge(2)
     for id in ("a", "b"):
         book.reserve(claim(id, day, streams), LEASE, NOW)
@@ -342,7 +342,7 @@ def test_lines_stand_as_if_overdue_leases_had_been_charged(book):
     assert book.peek([replace(streams, resets_at=5.0)], (), NOW)[0].resets_at == 0.0
 
 
-def test_a_rate_stands_where_it_will_have_drained(book):
+def test_a_rate_resets_when_it_has_drained(book):
     line = rate(30)
     assert book.peek([line], (), NOW) == (Standing(used=0, held=0, room=30, resets_at=START),)
     book.reserve(claim("a", rate(30, fixed=3)), LEASE, NOW)

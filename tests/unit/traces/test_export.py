@@ -65,7 +65,7 @@ async def test_a_busy_collector_gets_the_same_batch_again(status, monkeypatch):
         assert [names((await collector.got.get())[1]) for _ in range(3)] == [["one"]] * 3
 
 
-async def test_a_batch_that_is_refused_is_dropped_and_said_once(monkeypatch, caplog):
+async def test_a_refused_batch_is_dropped_and_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(export, "BATCH_SECONDS", 0.0)
     async with Collector(400, 400) as collector, Sending(collector.url, "one", "two", "three"):
         assert [names((await collector.got.get())[1]) for _ in range(3)] == [["one"], ["two"], ["three"]]
@@ -82,7 +82,7 @@ async def test_a_batch_is_dropped_after_some_attempts(monkeypatch, caplog):
     assert "status 503" in caplog.text
 
 
-async def test_what_waits_for_its_next_attempt_is_sent_at_the_end():
+async def test_a_batch_that_waits_for_its_next_attempt_is_sent_at_the_end():
     async with Collector(503) as collector:
         async with Sending(collector.url, "one", "two") as exporter:
             await collector.got.get()  # and the pause of a second begins

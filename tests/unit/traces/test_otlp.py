@@ -119,7 +119,7 @@ async def test_a_share_of_the_requests_is_sampled():
     assert 10 <= len(spans_of(traces)) <= 100  # 50, and six times the deviation
 
 
-async def test_a_full_batch_is_announced_and_what_no_one_takes_is_dropped(monkeypatch):
+async def test_a_full_batch_is_announced_and_spans_that_are_not_taken_are_dropped(monkeypatch):
     monkeypatch.setattr(otlp, "FULL", 3)
     monkeypatch.setattr(otlp, "MOST_SPANS", 5)
     traces, calls = served(), []

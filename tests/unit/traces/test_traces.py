@@ -70,7 +70,7 @@ async def test_a_request_is_a_span_and_its_call_a_child_with_the_steps_in_order(
 
 
 @pytest.mark.parametrize("accepts", [None, lambda scope: scope["client"][0] == "203.0.113.7"])
-async def test_a_traceparent_counts_only_from_whom_the_application_trusts(accepts):
+async def test_a_traceparent_counts_only_from_trusted_peers(accepts):
     spans = Spans()
     async with ScriptedProvider(ANSWER) as provider, make(spans, provider, accepts=accepts) as chat:
         await collect(chat, BODY, headers=(JSON, FROM_PROXY, STATE))
@@ -100,7 +100,7 @@ async def test_a_traceparent_that_is_none_begins_a_trace(value):
     assert list(spans)[1].parent is None
 
 
-async def test_the_span_belongs_to_the_applications_own():
+async def test_the_span_belongs_to_the_trace_of_the_application():
     spans = Spans()
     tracer = spans.provider.get_tracer("app")
     async with ScriptedProvider(ANSWER) as provider, make(spans, provider, accepts=lambda _: True) as chat:
@@ -152,7 +152,7 @@ async def test_without_an_sdk_nothing_is_sent_and_nothing_leaks_into_the_next_re
     assert TRACEPARENT.get() == ""
 
 
-async def test_simultaneous_requests_have_spans_of_their_own():
+async def test_simultaneous_requests_have_separate_spans():
     spans = Spans()
     async with ScriptedProvider(ANSWER) as provider, make(spans, provider) as chat:
         await asyncio.gather(*(collect(chat, BODY, client=(f"203.0.113.{n}", 1)) for n in range(5)))

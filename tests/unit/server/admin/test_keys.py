@@ -33,19 +33,19 @@ async def test_wrong_keys_have_a_rate_and_a_right_one_is_never_refused(caplog):
     assert "canary" not in caplog.text
 
 
-async def test_the_trail_tells_keys_apart_and_shows_none():
+async def test_the_audit_trail_distinguishes_keys_and_shows_none():
     keys = OperatorKeys(lambda: [Secret("x" * 32), Secret(KEY)])
     names = {await keys.check(scope(key)) for key in ("x" * 32, KEY)}
     assert len(names) == 2
     assert all(len(name) == len("admin:") + 8 for name in names)
 
 
-async def test_no_key_in_force_lets_nobody_in():
+async def test_without_a_valid_key_every_operator_is_refused():
     with pytest.raises(Unauthorized):
         await OperatorKeys(list).check(scope(""))
 
 
-async def test_an_api_key_of_the_scope_admin_is_named_by_its_id_and_no_other_one_lets_in(tmp_path):
+async def test_an_api_key_needs_the_scope_admin_and_is_named_by_its_id(tmp_path):
     file, secret = tmp_path / "keys.json", b"0123456789abcdef0123456789abcdef"
     made, text = create_key(file, secret, Rights(caller="ops", scopes=("admin",)))
     _, chats = create_key(file, secret, Rights(caller="ada"))

@@ -39,14 +39,14 @@ def parts(monkeypatch):
     return found
 
 
-async def test_only_what_has_changed_is_sent_again(parts):
+async def test_only_changes_are_sent_again(parts):
     async with module_stream(Live()) as events:
         assert await anext(events) == b"event: running\ndata: [1]\n\nevent: audit\ndata: [2]\n\n"
         parts.answers["audit"] = b"[3]"
         assert await anext(events) == b"event: audit\ndata: [3]\n\n"
 
 
-async def test_a_part_that_fails_says_so_and_the_others_go_on(parts):
+async def test_a_part_that_fails_is_marked_and_the_others_continue(parts):
     parts.answers["audit"] = LimiterUnavailable("no store")
     async with module_stream(Live()) as events:
         first = await anext(events)
@@ -151,7 +151,7 @@ async def test_beyond_the_first_names_the_rest_is_one():
 
 
 @pytest.mark.parametrize(("store", "days"), [(object(), 90), (Records([]), 0)], ids=["no-records", "kept-0-days"])
-async def test_without_records_it_says_what_to_set(store, days):
+async def test_without_records_the_setting_is_named(store, days):
     with pytest.raises(NotFound, match="records_days"):
         await Spend(app_with(store, days), lambda: NOON).callers(1, 20)
 

@@ -45,7 +45,7 @@ def test_a_key_is_compared_and_never_named(tmp_path):
     assert "sk-" not in repr(found)
 
 
-def test_what_takes_a_restart_stays_in_the_result(tmp_path):
+def test_settings_that_need_a_restart_stay_unchanged_in_the_result(tmp_path):
     before = read(tmp_path, "")
     found = changes_of(before, read(tmp_path, '[server]\nport = 9\nmax_streams = 5\n[store]\nurl = "sqlite:///x.db"'))
     assert found.config.server.port == before.server.port

@@ -132,7 +132,7 @@ def test_the_secret_comes_from_either_place_and_is_shown_nowhere(text, environ):
         ('[identity]\nkey_file = "keys.json"\n', {}, "there is no such key; did you mean keys_file?"),
     ],
 )  # fmt: skip
-def test_what_contradicts_or_is_missing_is_named(text, environ, said):
+def test_contradictory_and_missing_settings_are_named(text, environ, said):
     (problem,) = problems(text, **environ)
     assert said in problem
 

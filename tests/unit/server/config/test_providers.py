@@ -59,7 +59,7 @@ def table(kind: str, **more: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PRESETS)
-def test_every_kind_finds_its_key_where_its_users_keep_it(tmp_path: Path, kind: str) -> None:
+def test_every_kind_finds_its_key_in_the_usual_variable(tmp_path: Path, kind: str) -> None:
     preset = PRESETS[kind]
     provider = loaded(tmp_path, table(kind), **{preset.key_env: KEY}).providers["p"]
     assert provider.api_key is not None
@@ -80,7 +80,7 @@ def test_a_key_that_is_named_wins_over_the_usual_one(tmp_path: Path, kind: str) 
 
 
 @pytest.mark.parametrize("kind", PRESETS)
-def test_without_a_key_a_vendor_is_refused_and_an_own_server_is_not(tmp_path: Path, kind: str) -> None:
+def test_without_a_key_a_vendor_is_refused_and_a_model_server_is_not(tmp_path: Path, kind: str) -> None:
     if PRESETS[kind].hosted:
         said = problem(tmp_path, table(kind))
         assert said.startswith("chat.toml:1: providers.p: there is no API key: set ")
@@ -128,7 +128,7 @@ def test_the_only_provider_takes_the_model_of_the_environment(tmp_path: Path) ->
         (table("anthropc"), "did you mean anthropic?"),
     ],
 )  # fmt: skip
-def test_what_is_refused_says_what_to_do(tmp_path: Path, text: str, said: str) -> None:
+def test_each_refusal_has_a_remedy(tmp_path: Path, text: str, said: str) -> None:
     environ = {preset.key_env: KEY for preset in PRESETS.values()}
     assert said in problem(tmp_path, text, **environ)
 
@@ -161,7 +161,7 @@ def test_providers_are_made_as_configured() -> None:
         ("groq", "llama-3.3-70b-versatile"),
     ],
 )
-def test_prices_are_known_by_a_kinds_own_url(tmp_path: Path, kind: str, model: str) -> None:
+def test_prices_are_found_by_the_url_of_a_kind(tmp_path: Path, kind: str, model: str) -> None:
     config = loaded(tmp_path, table(kind), **{PRESETS[kind].key_env: KEY})
     found = config.known_prices().of(f"p:{model}")
     assert found is not None
@@ -190,7 +190,7 @@ def test_the_only_key_in_the_environment_chooses_its_vendor(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", VENDORS)
-def test_a_key_without_a_model_takes_the_vendors_usual_one_or_is_told_and_not_used(kind: str) -> None:
+def test_a_key_without_a_model_uses_the_vendors_usual_one_or_is_reported_as_unused(kind: str) -> None:
     preset = PRESETS[kind]
     config = load("", {preset.key_env: KEY})
     if preset.model:

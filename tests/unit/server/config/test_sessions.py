@@ -100,7 +100,7 @@ def test_with_a_file_of_keys_both_ways_are_accepted() -> None:
         ('[identity]\naccept = ["session"]\n', {}, "identity.accept: session needs [sessions]"),
     ],
 )
-def test_what_is_missing_or_has_no_use_is_named(text: str, environ: dict[str, str], said: str) -> None:
+def test_missing_and_useless_settings_are_named(text: str, environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(text, **environ)
     assert any(said in problem for problem in caught.value.problems), caught.value.problems

@@ -73,13 +73,13 @@ def test_a_base_url_alone_is_a_provider_too_since_local_servers_need_no_key():
     assert {profile.model for profile in config.profiles.values()} == {"openai:llama3.2:3b"}
 
 
-def test_an_empty_key_is_no_key_and_is_told():
+def test_an_empty_key_is_no_key_and_is_reported():
     config = load("", {"OPENAI_API_KEY": " "})
     assert config.is_demo
     assert config.notes == ("OPENAI_API_KEY is set but empty, so the demo model answers",)
 
 
-def test_a_base_url_without_v1_is_noted_where_the_format_is_openais(tmp_path):
+def test_a_base_url_without_v1_is_noted_for_the_format_of_openai(tmp_path):
     said = "has no path: most servers speak OpenAI's format at /v1, so add it if they answer 404"
     base = "http://127.0.0.1:11434"
     for end in ("", "/"):
@@ -95,7 +95,7 @@ def test_a_base_url_without_v1_is_noted_where_the_format_is_openais(tmp_path):
     assert note.endswith(f"chat.toml:3: providers.p.base_url: {said}")
 
 
-def test_other_vendors_keys_are_told_how_they_become_a_provider():
+def test_for_keys_of_other_vendors_the_way_to_use_them_is_reported():
     keys = {"ANTHROPIC_API_KEY": KEY, "AZURE_OPENAI_API_KEY": KEY}
     said = "_API_KEY is set, but no provider is, so the demo model answers: set"
     azure = "CHAT_NEST_PROVIDERS_AZURE_KIND=azure"
@@ -288,7 +288,7 @@ def test_a_default_profile_that_can_not_be(tmp_path, text, said):
     assert problems(tmp_path, text) == [said]
 
 
-def test_a_value_above_a_hard_cap_is_told_not_refused(tmp_path):
+def test_a_value_above_a_hard_cap_is_reported_and_not_refused(tmp_path):
     caps = "[hard_caps]\nmax_output_tokens = 4096\ntokens_per_day = 5\n"
     config = loaded(tmp_path, f'[profiles.expanded]\nmax_output_tokens = 9000\ntokens_per_day = "none"\n{caps}')
     here = f"{tmp_path}/chat.toml"
@@ -381,7 +381,7 @@ def test_a_rate_that_breaks_its_rule_is_named(tmp_path, section, value):
     ]
 
 
-def test_a_key_sent_in_the_clear_is_told(tmp_path):
+def test_a_key_sent_in_the_clear_is_reported(tmp_path):
     near = '[providers.openai]\nbase_url = "http://%s/v1"\napi_key = "k"\n'
     assert loaded(tmp_path, near % "192.168.1.5:8000").notes == ()
     assert loaded(tmp_path, near % "localhost").notes == ()
@@ -403,7 +403,7 @@ def test_a_key_sent_in_the_clear_is_told(tmp_path):
         ("anthropic", "http://api.anthropic.com", "ANTHROPIC_API_KEY"),
     ],
 )
-def test_a_vendors_usual_key_sent_in_the_clear_is_told(tmp_path, kind, url, variable):
+def test_a_vendors_usual_key_sent_in_the_clear_is_reported(tmp_path, kind, url, variable):
     text = f'[providers.p]\nkind = "{kind}"\nbase_url = "{url}"\n[profiles.balanced]\nmodel = "p:m"\n'
     (note,) = loaded(tmp_path, text, **{variable: "k"}).notes
     assert "unencrypted" in note
@@ -495,7 +495,7 @@ def test_a_store_that_may_be_away_has_a_journal(tmp_path, store, journal):
     assert loaded(tmp_path, f"[store]\n{store}\n").journal == journal
 
 
-def test_a_journal_that_cant_be_kept_is_refused_when_it_was_asked_for_and_else_told(tmp_path, monkeypatch):
+def test_an_impossible_journal_is_refused_if_configured_and_else_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chat-nest-journal").touch()
     said = "the journal can't be kept in"
@@ -568,14 +568,14 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(tmp_pat
     assert problems(tmp_path, text) == ["chat.toml:4: server.prot: there is no such key; did you mean port?"]
 
 
-def test_an_unknown_section_says_where_its_key_belongs(tmp_path):
+def test_an_unknown_section_is_reported_with_the_place_of_its_key(tmp_path):
     assert problems(tmp_path, "port = 1\n[profile.balanced]\n") == [
         "chat.toml:1: port: there is no such section; it belongs into [server]",
         "chat.toml:2: profile: there is no such section; did you mean profiles?",
     ]
 
 
-def test_every_problem_is_told_at_once_where_it_stands(tmp_path):
+def test_all_problems_are_reported_at_once_with_their_places(tmp_path):
     text = """
 providers.a.base_url = "http://127.0.0.1:1/v1"
 "profiles"."fast one".max_output_tokens = 0
@@ -809,7 +809,7 @@ def test_a_key_shows_in_no_repr_and_travels_to_another_process(tmp_path):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
-def test_whatever_the_file_holds_it_is_a_configuration_or_a_config_error(tmp_path_factory, text):
+def test_any_file_is_a_configuration_or_a_config_error(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "any.toml"
     file.write_text(text, newline="")
     try:
@@ -881,7 +881,7 @@ def test_money_that_can_not_be_counted_refuses_to_start(tmp_path, text, said):
 # Records.
 
 
-def test_records_are_kept_for_ninety_days_or_as_the_file_says(tmp_path):
+def test_records_are_kept_for_ninety_days_or_as_configured(tmp_path):
     assert load("", {}).records_days == 90
     assert loaded(tmp_path, "[store]\nrecords_days = 0.5\n").records_days == 0.5
     assert loaded(tmp_path, "[store]\nrecords_days = 7\n", CHAT_NEST_STORE_RECORDS_DAYS="0").records_days == 0
@@ -891,7 +891,7 @@ def test_records_are_kept_for_ninety_days_or_as_the_file_says(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["memory://", "redis://user:hunter2@localhost/0"])
-def test_days_of_records_are_noted_where_none_are_kept(tmp_path, url):
+def test_days_of_records_are_noted_if_none_are_kept(tmp_path, url):
     scheme = url.partition(":")[0]
     config = loaded(tmp_path, f'[store]\nurl = "{url}"\nrecords_days = 7\n')
     assert [note.replace(f"{tmp_path}/", "") for note in config.notes if "records" in note] == [
@@ -910,7 +910,7 @@ def test_the_store_alone_needs_no_key(tmp_path):
         load_store(str(tmp_path / "chat.toml"), {})
 
 
-def test_a_store_whose_driver_is_missing_is_named_once(tmp_path, monkeypatch):
+def test_a_store_without_its_driver_is_named_once(tmp_path, monkeypatch):
     for name in [each for each in sys.modules if re.match(r"chat_nest\.(stores|runs)\.redis", each)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "hiredis", None)

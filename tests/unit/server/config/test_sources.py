@@ -47,7 +47,7 @@ def test_the_line_where_a_value_begins():
         assert line_of(TEXT, path) == line, path
 
 
-def test_the_nearest_table_stands_in_for_what_is_missing():
+def test_a_missing_value_is_located_at_the_nearest_table():
     assert line_of(TEXT, ("a", "d e", "nothing")) == 14
     assert line_of(TEXT, ("a", "z")) == 3
     assert line_of(TEXT, ("nothing",)) == 0

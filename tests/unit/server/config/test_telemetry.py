@@ -47,7 +47,7 @@ def test_a_wrong_value_is_named_with_its_rule_and_not_repeated(variable, value, 
         ),
     ],
 )
-def test_what_is_not_installed_is_named_with_the_command(package, settings, key, monkeypatch):
+def test_a_missing_package_is_named_with_the_command_to_install_it(package, settings, key, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError) as raised:
         load("", {**KEY, **settings})

@@ -66,7 +66,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_is_there_when_an_answer_begins_is_one_write() -> None:
+async def test_the_head_and_the_first_bytes_of_an_answer_are_one_write() -> None:
     more = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -162,7 +162,7 @@ async def told(*, wants: bool, slow: bool = False) -> list[tuple[str, bool]]:
     return heard
 
 
-async def test_a_request_is_told_once_that_its_client_has_left_and_why() -> None:
+async def test_a_request_is_notified_once_that_its_client_has_left_and_why() -> None:
     assert await told(wants=True) == [("left", False), ("left before", False)]
     assert await told(wants=True, slow=True) == [("left", True), ("left before", True)]
     assert await told(wants=False) == [("left before", False)]
@@ -221,7 +221,7 @@ async def test_an_answer_that_is_not_whole_never_looks_whole(app: Any) -> None:
     assert not b"".join(wire.written).endswith((b"ab", b"0\r\n\r\n"))
 
 
-async def test_a_client_that_expects_it_is_told_to_go_on_only_when_the_application_wants_the_body() -> None:
+async def test_100_continue_is_sent_only_when_the_application_reads_the_body() -> None:
     read: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

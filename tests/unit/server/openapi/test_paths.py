@@ -80,7 +80,7 @@ def operations(described: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 
 
 @pytest.mark.parametrize("names", [[*PATHS], ["ag_ui"], ["openai", "blog"]])
-def test_it_is_valid_openapi_whatever_is_switched_on(names):
+def test_the_document_is_valid_openapi_with_all_options(names):
     _, described = made({name: PATHS[name] for name in names})
     assert described["openapi"] == "3.1.1"
     schemathesis.openapi.from_dict(described).validate()
@@ -116,7 +116,7 @@ def test_paths_are_the_configured_ones():
     assert not [path for path in described if path.startswith(("/v1", "/api/chat", "/api/ai"))]
 
 
-def test_every_kind_of_error_is_in_it_or_can_not_be_told():
+def test_every_kind_of_error_is_in_the_document_or_can_not_be_sent():
     told = {*CALLER, *CHECKED, *CHAT, *RUN, *VISITOR, *SOLUTION}
     connections = {text.partition("`:")[0] for text in (each.text for each in CONNECTION)}
     missing = {kind for kind in set(KINDS) - told - NEVER_TOLD if f"`{kind.code}" not in connections}
@@ -134,7 +134,7 @@ def errors_of(kind: type[ChatError]) -> list[ChatError]:
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_every_refusal_is_as_it_says(name):
+def test_every_refusal_matches_the_document(name):
     dialects, described = made()
     chat = described["paths"][dialects[name].routes[0].path]["post"]["responses"]
     run = described["paths"][f"{dialects[name].routes[0].path}/{{run}}/stop"]["post"]["responses"]
@@ -208,7 +208,7 @@ def test_a_key_is_described_as_it_is_read(key):
     assert jsonschema_rs.is_valid(described["schema"], key) is read
 
 
-def test_who_asks_is_unknown_only_where_a_header_says_who(tmp_path):
+def test_401_is_listed_only_if_callers_are_identified(tmp_path):
     assert "401" in made()[1]["paths"]["/api/chat"]["post"]["responses"]
     assert "401" not in made(names_callers=False)[1]["paths"]["/api/chat"]["post"]["responses"]
     proxied = '[server]\ncaller_header = "x-user"\ntrusted_proxies = ["127.0.0.1"]\n'
@@ -221,7 +221,7 @@ def test_it_holds_no_secret(tmp_path):
     assert b"secret" not in body_of(built(tmp_path))
 
 
-def test_a_key_is_asked_for_where_callers_are_told_by_one() -> None:
+def test_a_key_is_required_if_keys_identify_callers() -> None:
     _, described = made(bearer=True)
     assert described["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert described["paths"]["/api/chat"]["post"]["security"] == [{"bearer": []}]
@@ -230,7 +230,7 @@ def test_a_key_is_asked_for_where_callers_are_told_by_one() -> None:
     assert "securitySchemes" not in described["components"]
 
 
-def test_the_chat_in_an_applications_own_document():
+def test_the_chat_in_the_document_of_an_application():
     app = {"openapi": "3.1.0", "paths": {"/hello": {"get": {}}}, "components": {"schemas": {"Hello": {}}}}
     chat = create_chat_handler(base_url="http://127.0.0.1:1/v1", dialects=[Native(), OpenAI(), Own()])
     assert add_chat(app, chat, "/ai") is app
