@@ -149,14 +149,15 @@ def _message(message: Message, preset: Preset, model: str) -> dict[str, Any]:
         said["content"] = [_part(each) for each in segments(message)]
     if message.tool_calls:
         said["content"] = message.content or None
-        said["tool_calls"] = [
+        calls: list[dict[str, Any]] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": filled(call.arguments)}}
             for call in message.tool_calls
         ]
+        said["tool_calls"] = calls
         if preset.calls_need == "thoughts":
             said["reasoning_content"] = "".join(thought.text for thought in message.thoughts) or NO_THOUGHT
         elif preset.calls_need == "signatures" and base_name(model).startswith("gemini"):
-            said["tool_calls"][0]["extra_content"] = {"google": {"thought_signature": NO_SIGNATURE}}
+            calls[0]["extra_content"] = {"google": {"thought_signature": NO_SIGNATURE}}
     if message.tool_call_id:
         said["tool_call_id"] = message.tool_call_id
     return said
