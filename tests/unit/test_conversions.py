@@ -107,11 +107,11 @@ READS = [
     # Signatures are this server's own, and checked before; only two APIs read thoughts again.
     *(
         Conversion(Message, f"providers.{name}", "message", ("thoughts", "signature", "ours"))
-        for name in ("openai_codec", "gemini", "ollama")
+        for name in ("gemini", "ollama")
     ),
     *(
         Conversion(Message, f"providers.{name}", "message", ("signature", "ours"))
-        for name in ("anthropic", "responses")
+        for name in ("openai_codec", "anthropic", "responses")
     ),
     # A namespace is in the name of the tool already.
     *(

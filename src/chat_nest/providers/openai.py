@@ -48,10 +48,10 @@ class OpenAIProvider(ModelServer):
         if preset.deployments:
             self._query = f"?api-version={quote(api_version, safe='')}"
             preset = replace(preset, check_path=preset.check_path + self._query)
-        if base_url is not None and urlsplit(base_url).hostname == GOOGLE:
-            preset = replace(preset, calls_need="signatures")
         self.preset = preset
         super().__init__(api_key, base_url, **given)
+        if urlsplit(self.base_url).hostname == GOOGLE:
+            self.preset = replace(preset, calls_need="signatures")
 
     def lacks(self, prompt: Prompt) -> Sequence[str]:
         """See Provider."""

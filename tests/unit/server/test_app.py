@@ -103,17 +103,21 @@ async def test_the_page_and_its_files(app):
     assert b"stylesheet" not in page.body, "the first paint waits for the page only"
     assert styles.startswith((PAGE / "parts.css").read_bytes() + (PAGE / "chat.css").read_bytes())
     digest = b64encode(sha256(styles).digest()).decode()
+    script = page.body.partition(b'<script type="module">')[2].partition(b"</script>")[0]
+    assert script == (PAGE / "start.js").read_bytes()
+    start = b64encode(sha256(script).digest()).decode()
     assert page.headers["content-security-policy"] == (
-        f"default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self' 'sha256-{digest}'; font-src 'self'; "
+        f"default-src 'none'; script-src 'self' 'sha256-{start}'; worker-src 'self'; "
+        f"style-src 'self' 'sha256-{digest}'; font-src 'self'; "
         "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
         "trusted-types dompurify chat-nest; frame-ancestors 'none'"
     )
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"
     assert page.headers["cache-control"] == "no-cache"
-    script = await ask(app, "/chat.js")
-    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
-    assert script.body == (PAGE / "chat.js").read_bytes()
+    chat = await ask(app, "/chat.js")
+    assert chat.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert chat.body == (PAGE / "chat.js").read_bytes()
 
 
 def test_every_file_of_the_page_is_served():
