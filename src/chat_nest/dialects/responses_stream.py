@@ -28,8 +28,18 @@ def _numbered(number: int) -> bytes:
     return b',"sequence_number":%d}\n\n' % number
 
 
-_NUMBERED = [_numbered(number) for number in range(4_096)]
-"""The ends of the events of all but very long answers: to format a number is a fifth of a token's encoding."""
+_STEP, _MOST = 4_096, 32_768
+_NUMBERED = [_numbered(number) for number in range(_STEP)]
+"""The ends of events: to format a number is a fifth of a token's encoding."""
+
+
+def _number_more() -> bool:
+    """Make the ends of more events, for a long answer; False beyond those that take 2.4 MB."""
+    begun = len(_NUMBERED)
+    if begun >= _MOST:
+        return False
+    _NUMBERED.extend(map(_numbered, range(begun, begun + _STEP)))
+    return True
 
 
 class Output:
@@ -91,8 +101,10 @@ class ResponsesEncoder:
             number = self._number
             try:
                 event = head + quick_json(delta.text) + _NUMBERED[number]
-            except (IndexError, UnicodeEncodeError):
+            except UnicodeEncodeError:
                 return self._piece(delta)
+            except IndexError:
+                return self.encode(batch) if _number_more() else self._piece(delta)
             self._said.append(delta)
             self._number = number + 1
             return event
@@ -184,6 +196,8 @@ class ResponsesEncoder:
             return b""
         events = [self._text_head] * (3 * len(batch))
         events[1::3] = pieces
+        while last > len(_NUMBERED) and _number_more():
+            pass
         events[2::3] = _NUMBERED[first:last] if last <= len(_NUMBERED) else map(_numbered, range(first, last))
         self._said += batch
         self._number = last

@@ -24,7 +24,7 @@ def events(batches: list[list[Delta]]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_more_pieces_than_numbers_are_kept_ready(size: int) -> None:
-    pieces: list[Delta] = [TextDelta(f" {number}") for number in range(4_200)]
+    pieces: list[Delta] = [TextDelta(f" {number}") for number in range(33_000)]
     sent = events([pieces[at : at + size] for at in range(0, len(pieces), size)])
     assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
     told = [event["delta"] for event in sent if event["type"] == "response.output_text.delta"]
