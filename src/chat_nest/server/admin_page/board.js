@@ -274,7 +274,8 @@ function drawStatus(cell, { status, advice, breaker, pause }) {
   const [mood, text] = pause
     ? ["low", word("provider.paused", { until: untilText(pause) })]
     : status !== "ok" ? ["bad", advice || status]
-    : breaker !== "closed" ? ["bad", word(`breaker.${breaker}`)] : ["good", advice || word("provider.ok")];
+    : breaker !== "closed" ? ["bad", word(`breaker.${breaker}`)]
+    : advice ? ["low", advice] : ["good", word("provider.ok")];
   cell.dataset.mood = mood;
   setText(cell, text);
 }
