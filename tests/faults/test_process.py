@@ -6,6 +6,8 @@ import asyncio
 import json
 import resource
 import sqlite3
+from base64 import b64encode
+from hashlib import sha256
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -196,7 +198,9 @@ async def test_row32_the_page_runs_and_loads_only_files_of_its_origin(tmp_path) 
             page = (await reply.body()).decode()
     policy = dict(each.strip().partition(" ")[::2] for each in reply.headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'"
-    assert (policy["script-src"], policy["connect-src"]) == ("'self'", "'self'")
+    start = page.partition('<script type="module">')[2].partition("</script>")[0]
+    digest = b64encode(sha256(start.encode()).digest()).decode()
+    assert (policy["script-src"], policy["connect-src"]) == (f"'self' 'sha256-{digest}'", "'self'")
     assert not any("unsafe" in each or "*" in each or "http" in each for each in policy.values())
     assert {"base-uri", "form-action", "frame-ancestors"} <= set(policy)
     assert (

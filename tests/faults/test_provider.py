@@ -569,7 +569,7 @@ FIVE_TWO = counted(prompt_tokens=5, completion_tokens=2)
     ("events", "total"),
     [
         ([finish()], None),
-        ([finish(), counted(prompt_tokens=-5, completion_tokens=2)], None),
+        ([finish(), counted(prompt_tokens=-5, completion_tokens=2)], Usage(input_tokens=0, output_tokens=2)),
         ([finish(), counted(prompt_tokens=5, completion_tokens=2**51)], None),
         ([finish(), counted(prompt_tokens=5, completion_tokens=1.5)], None),
         ([FIVE_TWO, finish(), counted(prompt_tokens=5, completion_tokens=-1)], Usage(input_tokens=5, output_tokens=2)),
