@@ -64,6 +64,7 @@ export async function prepareFormulas() {
   await style();
   const first = document.createElementNS("http://www.w3.org/1998/Math/MathML", "math");
   first.setAttribute("class", "unseen");
+  first.setAttribute("aria-hidden", "true");
   first.append(document.createElementNS(first.namespaceURI, "mi"));
   document.body.append(first);
   requestAnimationFrame(() => setTimeout(() => first.remove()));
