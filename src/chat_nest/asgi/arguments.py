@@ -228,11 +228,11 @@ def _check_part(where: str, part: object, protocol: type, *, or_text: bool = Fal
 
 
 def _observes(part: object) -> Sequence[type]:
-    """Return which of the Protocols of AnyObserver an observer has to keep: those that it has begun, or Observer."""
+    """Return the Protocols of AnyObserver that an observer has to keep: those that its class begins, or Observer."""
     begun = [
         kind
         for kind in (Observer, Reported, FollowsSteps)
-        if any(not member.startswith("_") and _has(part, member) for member in vars(kind))
+        if any(not member.startswith("_") and _has(type(part), member) for member in vars(kind))
     ]
     return begun or [Observer]
 

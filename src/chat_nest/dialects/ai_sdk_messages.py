@@ -79,7 +79,7 @@ def _ui_message(role: Role, fields: dict[str, Any], field: str) -> list[PlacedMe
 
 
 def _only_text(parts: Any) -> str | None:
-    """Return the text of a message whose one part is a text, as nearly all are: a long chat is read twice as fast."""
+    """Return the text of a message whose one part is a text, as nearly all are: a long chat is then read quicker."""
     if not is_array(parts) or not 1 <= len(parts) <= 2:
         return None
     if len(parts) == 2 and not (is_object(parts[0]) and parts[0].get("type") == "step-start"):

@@ -26,9 +26,10 @@ class Observing:
         # By their classes: an observer's attributes may raise anything.
         self._reported = [cast(Reported, each) for each in observers if issubclass(type(each), Reported)]
         self._follow = [cast(FollowsSteps, each) for each in observers if issubclass(type(each), FollowsSteps)]
-        only: list[AnyObserver] = [*self._reported, *self._follow]
         self._observers = [
-            cast(Observer, each) for each in observers if each not in only or issubclass(type(each), Observer)
+            cast(Observer, each)
+            for each in observers
+            if issubclass(type(each), Observer) or not issubclass(type(each), (Reported, FollowsSteps))
         ]
         self._bugs = KnownBugs()
 

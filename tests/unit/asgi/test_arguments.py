@@ -7,6 +7,8 @@ import re
 from contextlib import asynccontextmanager
 from typing import get_args
 
+from types import SimpleNamespace
+
 import pytest
 from msgspec.structs import replace
 
@@ -68,6 +70,7 @@ WRONG = [
     ({"observers": [object()]}, "observers[0] must be an Observer (chat_nest.Observer), not an object, which has no started, refused, finished"),
     ({"observers": [AsyncObserver()]}, "observers[0].started must be a plain function, not an async one"),
     ({"observers": [HalfReporter()]}, "observers[0] must be a FollowsSteps (chat_nest.FollowsSteps), not a HalfReporter, which has no asking"),
+    ({"observers": [SimpleNamespace(reported=print)]}, "observers[0] must be an Observer (chat_nest.Observer), not a SimpleNamespace, which has no started"),
     ({"observers": [AsyncReporter()]}, "observers[0].reported must be a plain function, not an async one"),
     ({"observers": LogObserver()}, "observers must be a list, not a LogObserver"),
     ({"dialect": object()}, "dialect must be a string or a Dialect (chat_nest.Dialect), not an object, which has no routes, parse, encoder, refuse"),
